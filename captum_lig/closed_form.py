@@ -1,0 +1,135 @@
+"""Queries, keys and values along a straight path, without running the block again.
+
+In every usual block what the attention core receives is an affine image of the normed residual
+stream, ``pre_i(x) = A_i n(x) + b_i`` with ``n`` the identity, a LayerNorm or an RMSNorm (without
+their affine parts, which belong to ``A`` and ``b``). Along ``x(a) = (1 - a) x0 + a x1`` then
+
+    pre_i(x(a)) = b_i + w0(a) (pre_i(x0) - b_i) + w1(a) (pre_i(x1) - b_i)
+    w0 = (1 - a) sigma(x0) / sigma(x(a)),   w1 = a sigma(x1) / sigma(x(a)),
+
+and ``sigma(x(a))`` follows from three scalar products. Which ``n`` it is need not be known: the
+candidates are tried on points where they differ, and the one that reproduces ``pre`` is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Mixture", "Norm", "recognise_norm"]
+
+QKV = tuple[Tensor, Tensor, Tensor]
+Pre = Callable[[Tensor], QKV]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The scalar part of a norm: ``n(x) = center(x) / sigma(x)``."""
+
+    kind: Literal["identity", "layer", "rms"]
+    eps: float = 0.0
+
+    def center(self, x: Tensor) -> Tensor:
+        """``x (..., D)`` in float64, without its mean if this is a LayerNorm."""
+        x = x.double()
+        return x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
+
+    def mixture(self, start: Tensor, end: Tensor, dot: Tensor, alphas: Tensor) -> Mixture:
+        """The two weights along the path, and their derivatives.
+
+        Args:
+            start: mean square of ``center(x0)``, any shape that broadcasts with the others.
+            end: mean square of ``center(x1)``.
+            dot: mean product of ``center(x0)`` and ``center(x1)``.
+            alphas: ``(P,)`` path parameters.
+
+        Returns:
+            A :class:`Mixture` of ``(P, ...)`` tensors in float64.
+        """
+        a = alphas.double().view(-1, *[1] * dot.dim())
+        if self.kind == "identity":
+            one = torch.ones_like(a)
+            return Mixture(1 - a, a, -one, one)
+        variance = (1 - a) ** 2 * start + 2 * a * (1 - a) * dot + a**2 * end
+        sigma = (variance.clamp_min(0) + self.eps).sqrt()
+        sigma0, sigma1 = (start + self.eps).sqrt(), (end + self.eps).sqrt()
+        # The derivatives with the cancelling terms already cancelled.
+        return Mixture(
+            (1 - a) * sigma0 / sigma,
+            a * sigma1 / sigma,
+            -sigma0 * (self.eps + a * end + (1 - a) * dot) / sigma**3,
+            sigma1 * (self.eps + (1 - a) * start + a * dot) / sigma**3,
+        )
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Weights of the path's start and end, and their derivatives by ``a``."""
+
+    start: Tensor
+    end: Tensor
+    d_start: Tensor
+    d_end: Tensor
+
+    def to(self, dtype: torch.dtype) -> Mixture:
+        """The same weights in another precision."""
+        return Mixture(*(w.to(dtype) for w in (self.start, self.end, self.d_start, self.d_end)))
+
+
+def recognise_norm(pre: Pre, z: Tensor, epsilons: Iterable[float]) -> Norm | None:
+    """Find the norm with which the closed form reproduces ``pre``.
+
+    Args:
+        pre: ``(N, S, D)`` to queries, keys and values ``(N, heads, S, d)``.
+        z: ``(S, D)`` a residual stream to test around.
+        epsilons: values of eps that the norm may have.
+
+    Returns:
+        The norm, or None if no candidate reproduces ``pre`` to rounding.
+    """
+    start, dot_alphas = z.roll(1, 0), torch.tensor([0.35, 0.8], device=z.device)
+    candidates = [Norm("identity")]
+    epsilons = sorted(set(epsilons))
+    for eps in epsilons:
+        candidates += [Norm("layer", eps), Norm("rms", eps)]
+    # From zero, a norm is decided where the input's mean square is about eps.
+    size = z.double().square().mean().clamp_min(1e-30)
+    zero_alphas = torch.stack(
+        [torch.as_tensor(f * eps, device=z.device).div(size).sqrt() for eps in epsilons for f in (1, 9)]
+        + [torch.as_tensor(0.5, device=z.device, dtype=torch.float64)]
+    ).clamp_max(0.9)
+    points = [torch.zeros_like(z), start, z]
+    points += [(1 - a) * start + a * z for a in dot_alphas.to(z.dtype)]
+    points += [a * z for a in zero_alphas.to(z.dtype)]
+    tables = pre(torch.stack(points))
+    for norm in candidates:
+        if all(_reproduces(norm, z, start, t, dot_alphas, zero_alphas) for t in tables):
+            return norm
+    return None
+
+
+def _reproduces(
+    norm: Norm, z: Tensor, start: Tensor, table: Tensor, dots: Tensor, zeros: Tensor
+) -> bool:
+    bias, from_start, from_end = table[0], table[1] - table[0], table[2] - table[0]
+    c0, c1 = norm.center(start), norm.center(z)
+    n0, n1, dot = (x.mean(-1) for x in (c0 * c0, c1 * c1, c0 * c1))  # (S,)
+    between = norm.mixture(n0, n1, dot, dots)
+    from_zero = norm.mixture(torch.zeros_like(n1), n1, torch.zeros_like(n1), zeros)
+
+    def weigh(weights: Tensor, values: Tensor) -> Tensor:
+        return weights.to(values.dtype).unsqueeze(1).unsqueeze(-1) * values
+
+    predicted = torch.cat(
+        [
+            bias + weigh(between.start, from_start) + weigh(between.end, from_end),
+            bias + weigh(from_zero.end, from_end),
+        ]
+    )
+    gap = (predicted - table[3:]).abs().max()
+    tolerance = 1e-6 if table.dtype == torch.float64 else 2e-4
+    return bool(gap <= tolerance * table.abs().max())

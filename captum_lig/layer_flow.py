@@ -1,0 +1,261 @@
+"""``LayerFlowIG``: Layer-wise Integrated Gradients inside the layers of a Transformer."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from captum_lig import scalarization as scalar
+from captum_lig._captum import GradientAttribution, log_usage
+from captum_lig.attribute_block import BOUNDARIES, Settings, attribute_block
+from captum_lig.baselines import Baseline
+from captum_lig.block import BlockCall, block_candidates, record_blocks, use_interface
+from captum_lig.errors import LigError
+from captum_lig.flow import LayerFlow
+from captum_lig.model_call import ModelCall
+
+__all__ = ["LayerFlowIG"]
+
+Layer = nn.Module | str | int
+Delta = dict[str, Tensor]
+
+
+class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
+    r"""Integrated Gradients on the maps between sets of tokens inside each layer.
+
+    Each layer maps the tokens ``z`` entering it to the tokens ``z'`` leaving it, through per-head
+    attention outputs ``u``. Its boundaries are attributed as set-to-set maps: ``attention``
+    (z -> u), ``mlp`` (u and the residual stream -> z') and ``layer`` (z -> z'). A target's vector
+    output is made a number by its distance from where the path starts, so that each row of a map
+    adds up to a known total.
+
+    After Suzuki, Hino, Murata, "LIG: Layer-wise Integrated Gradients for Within-Layer Flow
+    Analysis in Transformers", arXiv 2606.21564 (2026). The model is used as it is: it is cut at
+    the attention interface of transformers, and left as it was.
+
+    Args:
+        model: a Transformer of the transformers library, in evaluation mode.
+        layer: None for every block; or one block, as a module, a dotted name or a number in the
+            order the blocks run; or a list of those.
+        scalarization: ``"l2"`` (the paper) or ``"projection"`` (on the direction of the change).
+
+    Example::
+
+        >>> lig = LayerFlowIG(model)
+        >>> flows = lig.attribute(tokenizer("The cat sat.", return_tensors="pt"))
+        >>> flows[0].layer.shape   # (texts, targets, sources)
+        torch.Size([1, 6, 6])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: Layer | Sequence[Layer] | None = None,
+        scalarization: str = "l2",
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise LigError(f"model is a {type(model).__name__}: give a torch.nn.Module.")
+        super().__init__(model)
+        self.layer = layer
+        self.scalarization = scalar.check(scalarization)
+
+    @typing.overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Any],
+        baselines: Baseline | Sequence[Baseline] = "target_token",
+        additional_forward_args: object = None,
+        n_steps: int = 16,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: Literal[False] = False,
+        boundaries: Sequence[str] = BOUNDARIES,
+        output_indices: Sequence[int] | Tensor | None = None,
+        show_progress: bool = False,
+    ) -> LayerFlow | list[LayerFlow]: ...
+
+    @typing.overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Any],
+        baselines: Baseline | Sequence[Baseline] = "target_token",
+        additional_forward_args: object = None,
+        n_steps: int = 16,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        *,
+        return_convergence_delta: Literal[True],
+        boundaries: Sequence[str] = BOUNDARIES,
+        output_indices: Sequence[int] | Tensor | None = None,
+        show_progress: bool = False,
+    ) -> tuple[LayerFlow | list[LayerFlow], Delta | list[Delta]]: ...
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Any],
+        baselines: Baseline | Sequence[Baseline] = "target_token",
+        additional_forward_args: object = None,
+        n_steps: int = 16,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+        boundaries: Sequence[str] = BOUNDARIES,
+        output_indices: Sequence[int] | Tensor | None = None,
+        show_progress: bool = False,
+    ) -> Any:
+        r"""Attribute the tokens leaving each layer to the tokens entering it.
+
+        Args:
+            inputs: what the model is called with: token ids ``(B, S)``, a tuple of tensors (with
+                ``additional_forward_args`` after them, as in Captum), or a tokenizer's mapping.
+                Padding is read from the ``attention_mask``, if the model gets one.
+            baselines: where the path of each layer's input starts. ``"target_token"``: for
+                target ``j`` every source starts as token ``j`` (the paper's ITB); ``"zero"`` or
+                None; a number; a tensor ``(D,)``, ``(B or 1, S, D)`` or, for a start per target,
+                ``(B or 1, T, S, D)``. A tuple or list gives one for each layer.
+            additional_forward_args: further arguments of the model after ``inputs``.
+            n_steps: number of quadrature nodes.
+            method: ``"gausslegendre"``, ``"gausslegendre_graded"`` (nodes gathered where the
+                path starts; for zero baselines), ``"riemann_left"``, ``"riemann_right"``,
+                ``"riemann_middle"`` or ``"riemann_trapezoid"``.
+            internal_batch_size: at most so many pairs of a path point and a target at once;
+                None chooses.
+            return_convergence_delta: also return the completeness errors.
+            boundaries: which of ``"attention"``, ``"mlp"`` and ``"layer"``. The composition
+                ``chain`` needs the first two.
+            output_indices: positions of the targets to attribute; None for all tokens.
+            show_progress: show a progress bar over layers.
+
+        Returns:
+            A :class:`~captum_lig.flow.LayerFlow` if ``layer`` is one block, a list of them
+            otherwise; with ``return_convergence_delta`` a pair of that and, for each flow, its
+            ``delta``: sum of attributions minus total by boundary, ``attention (B, H, T)``,
+            ``mlp (B, T)``, ``layer (B, T)``.
+
+        Raises:
+            LigError: for anything that cannot be worked with; the message says what to do.
+        """
+        model: nn.Module = self.forward_func
+        training = [name for name, module in model.named_modules() if module.training]
+        if training:
+            raise LigError(
+                f"the model is in training mode ({training[0] or type(model).__name__}): call "
+                "model.eval() first, dropout makes attributions random."
+            )
+        settings = Settings.checked(
+            self.scalarization, n_steps, method, boundaries, internal_batch_size, output_indices
+        )
+        call = ModelCall.of(model, inputs, additional_forward_args)
+        # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.
+        with torch.inference_mode(False), torch.no_grad(), use_interface(model):
+            calls = self._select(record_blocks(model, call.run, self._candidates()))
+            starts = _one_for_each(baselines, calls)
+            blocks = tqdm(calls, desc="layers", unit="layer", disable=not show_progress)
+            flows = [
+                attribute_block(block, start, settings, call.valid)
+                for block, start in zip(blocks, starts, strict=True)
+            ]
+        single = isinstance(self.layer, (nn.Module, str, int))
+        result = flows[0] if single else flows
+        if not return_convergence_delta:
+            return result
+        return result, flows[0].delta if single else [flow.delta for flow in flows]
+
+    def compute_convergence_delta(  # type: ignore[override]
+        self, flow: LayerFlow | Sequence[LayerFlow]
+    ) -> Delta | list[Delta]:
+        """Completeness errors, sum of attributions minus total, of a flow or a list of flows.
+
+        Unlike Captum's, which adds up over targets and so hides errors of opposite sign, there
+        is one for each row.
+        """
+        return flow.delta if isinstance(flow, LayerFlow) else [f.delta for f in flow]
+
+    def has_convergence_delta(self) -> bool:
+        """True: every row comes with its completeness error."""
+        return True
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """True: attributions are contributions, not sensitivities."""
+        return True
+
+    def _candidates(self) -> dict[str, nn.Module]:
+        found = block_candidates(self.forward_func)
+        names = {id(module): name for name, module in self.forward_func.named_modules()}
+        by_name = {name: id_ for id_, name in names.items()}
+        for layer in self._layers():
+            if isinstance(layer, nn.Module):
+                if id(layer) not in names:
+                    raise LigError(
+                        f"layer {type(layer).__name__} is not a module of the model "
+                        f"{type(self.forward_func).__name__}: {_blocks_there_are(found)}."
+                    )
+                found[names[id(layer)]] = layer
+            elif isinstance(layer, str):
+                if layer not in by_name:
+                    raise LigError(
+                        f"layer {layer!r} is not the name of a module of the model "
+                        f"{type(self.forward_func).__name__}: {_blocks_there_are(found)}."
+                    )
+                found[layer] = self.forward_func.get_submodule(layer)
+        return found
+
+    def _layers(self) -> list[Layer]:
+        if self.layer is None:
+            return []
+        if isinstance(self.layer, (nn.Module, str, int)):
+            return [self.layer]
+        return list(self.layer)
+
+    def _select(self, calls: list[BlockCall]) -> list[BlockCall]:
+        if self.layer is None:
+            return calls
+        chosen: list[BlockCall] = []
+        for layer in self._layers():
+            if isinstance(layer, int):
+                if not -len(calls) <= layer < len(calls):
+                    raise LigError(
+                        f"layer {layer} does not exist: the model has {len(calls)} blocks, "
+                        f"0 to {len(calls) - 1}."
+                    )
+                chosen.append(calls[layer])
+                continue
+            found = [c for c in calls if layer is c.module or layer == c.name]
+            if not found:
+                name = layer if isinstance(layer, str) else type(layer).__name__
+                blocks = {c.name: c.module for c in calls}
+                raise LigError(
+                    f"layer {name!r} is not a block that calls attention: "
+                    f"{_blocks_there_are(blocks)}."
+                )
+            chosen.extend(found)
+        if not chosen:
+            raise LigError("layer is an empty list: give None for every block, or name some.")
+        return chosen
+
+
+def _one_for_each(
+    baselines: Baseline | Sequence[Baseline], calls: list[BlockCall]
+) -> list[Baseline]:
+    if not isinstance(baselines, (list, tuple)):
+        return [baselines] * len(calls)  # type: ignore[list-item]
+    if len(baselines) != len(calls):
+        raise LigError(
+            f"{len(baselines)} baselines for {len(calls)} layers: give one, or one for each."
+        )
+    return list(baselines)
+
+
+def _blocks_there_are(blocks: Mapping[str, nn.Module]) -> str:
+    names = list(blocks)
+    if not names:
+        return "no blocks were found in it"
+    some = ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]}, ... {names[-1]}"
+    return f"its blocks are {some}"

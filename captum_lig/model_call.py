@@ -1,0 +1,112 @@
+"""Calling a model on what the caller gave, in Captum's way or a tokenizer's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from captum_lig._captum import format_additional_forward_args
+from captum_lig.errors import LigError
+
+__all__ = ["ModelCall"]
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """A model with its inputs."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    valid: Tensor | None
+    """``(B, S)`` False at padding, or None if the model gets no attention mask."""
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Any],
+        additional_forward_args: object = None,
+    ) -> ModelCall:
+        """Check the inputs and find the padding.
+
+        Args:
+            model: the model to call.
+            inputs: a tensor, a tuple of tensors, or a tokenizer's mapping of names to tensors.
+            additional_forward_args: positional arguments after ``inputs``, as in Captum.
+
+        Raises:
+            LigError: inputs of another kind, or without tokens.
+        """
+        args: tuple[Any, ...] = ()
+        kwargs: dict[str, Any] = {}
+        if isinstance(inputs, Mapping):
+            if additional_forward_args is not None:
+                raise LigError(
+                    "additional_forward_args go with a tensor or a tuple of tensors: inputs is a "
+                    "mapping, put them into it by name."
+                )
+            kwargs = dict(inputs)
+        elif isinstance(inputs, Tensor):
+            args = (inputs,)
+        elif isinstance(inputs, tuple) and all(isinstance(x, Tensor) for x in inputs):
+            args = inputs
+        else:
+            raise LigError(
+                f"inputs is a {type(inputs).__name__}: give a tensor, a tuple of tensors, or "
+                "what a tokenizer returns with return_tensors='pt'."
+            )
+        args += format_additional_forward_args(additional_forward_args) or ()
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.numel() == 0:
+                raise LigError(
+                    f"inputs hold an empty tensor of shape {tuple(value.shape)}: there is no "
+                    "token to attribute to, give a text that is not empty."
+                )
+        parameters = inspect.signature(model.forward).parameters
+        if "use_cache" in parameters:
+            kwargs["use_cache"] = False
+        try:
+            named = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+        except TypeError as error:
+            raise LigError(
+                f"{type(model).__name__} cannot be called with these inputs: {error}."
+            ) from error
+        mask = named.get("attention_mask", named.get("kwargs", {}).get("attention_mask"))
+        valid = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        if valid is not None and not bool(valid.any(-1).all()):
+            empty = int((~valid.any(-1)).nonzero()[0])
+            raise LigError(
+                f"text {empty} of the batch is empty: its attention_mask is 0 at every token."
+            )
+        return cls(model, args, kwargs, valid)
+
+    def run(self) -> None:
+        """Call the model.
+
+        Raises:
+            LigError: if it cannot embed the tokens (too many, or unknown).
+        """
+        try:
+            self.model(*self.args, **self.kwargs)
+        except IndexError as error:
+            most = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
+            raise LigError(
+                f"{type(self.model).__name__} cannot embed these inputs, {self._describe()}: "
+                f"they are longer than the model's positions ({most}), or hold token ids that "
+                f"it does not know ({error}). Shorten the text or use the model's own tokenizer."
+            ) from error
+
+    def _describe(self) -> str:
+        shapes = [
+            f"{tuple(value.shape)}"
+            for value in (*self.args, *self.kwargs.values())
+            if isinstance(value, Tensor)
+        ]
+        return "of shapes " + ", ".join(shapes)
+
+

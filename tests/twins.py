@@ -1,0 +1,437 @@
+"""The method a second time, from its definitions: slow, literal, and knowing no captum_lig.
+
+A block of a model is a map z -> z' for ONE text: z is (S, D), without a batch dimension. It is
+cut by hand into `pre`, `core` and `post`; every map is then Integrated Gradients by autograd, one
+pass per target, head and node of the quadrature. Matrices are [target, source], T = S here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Nodes = NDArray[np.float64]
+Baseline = str | float | Tensor
+FORBIDDEN = -1e30  # added to a logit: its softmax weight is then 0, exactly
+_jvp: Any = torch.autograd.functional.jvp  # y, and its derivative along the path
+ROUNDING = 1e-13  # a change of y below this part of ||y|| is no change: total 0, attributions 0
+
+
+# ---- a block, cut by hand --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TwinBlock:
+    """One Transformer block for one text.
+
+    pre:  z (S, D) -> q, k, v, each (H, S, d), keys and values repeated to all heads
+    core: q, k, v, mask -> u (H, T, d), what the heads read, before the output projection
+    post: u, z -> z' (T, D), all that follows: projection, residual, norms, feed-forward
+    mask: (T, S), added to the logits: 0 or FORBIDDEN
+    """
+
+    pre: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    core: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    post: Callable[[Tensor, Tensor], Tensor]
+    mask: Tensor
+
+    def attend(self, z: Tensor) -> Tensor:
+        """z (S, D) -> u (H, T, d)."""
+        return self.core(*self.pre(z), self.mask)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """z (S, D) -> z' (T, D)."""
+        return self.post(self.attend(z), z)
+
+
+def bert_block(model: Any, layer: int, attention_mask: Tensor) -> TwinBlock:
+    """Post-norm: z' = norm(h + feed(h)), h = norm(z + W_o u)."""
+    block = model.encoder.layer[layer]
+    attention = block.attention.self
+    heads = model.config.num_attention_heads
+
+    def pre(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            _split_heads(attention.query(z), heads),
+            _split_heads(attention.key(z), heads),
+            _split_heads(attention.value(z), heads),
+        )
+
+    def post(u: Tensor, z: Tensor) -> Tensor:
+        projected = block.attention.output.dense(_join_heads(u))
+        h = block.attention.output.LayerNorm(projected + z)
+        wide = block.intermediate.intermediate_act_fn(block.intermediate.dense(h))
+        fed = block.output.dense(wide)
+        return cast(Tensor, block.output.LayerNorm(fed + h))
+
+    return TwinBlock(pre, _softmax_attention, post, _mask(model, attention_mask, causal=False))
+
+
+def gpt2_block(model: Any, layer: int, attention_mask: Tensor) -> TwinBlock:
+    """Pre-norm: z' = h + mlp(ln_2(h)), h = z + c_proj(u); q, k, v from ln_1(z)."""
+    block = model.h[layer]
+    heads = model.config.num_attention_heads
+
+    def pre(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = block.attn.c_attn(block.ln_1(z)).chunk(3, dim=-1)
+        return _split_heads(q, heads), _split_heads(k, heads), _split_heads(v, heads)
+
+    def post(u: Tensor, z: Tensor) -> Tensor:
+        h = z + block.attn.c_proj(_join_heads(u))
+        return cast(Tensor, h + block.mlp(block.ln_2(h)))
+
+    return TwinBlock(pre, _softmax_attention, post, _mask(model, attention_mask, causal=True))
+
+
+def llama_block(model: Any, layer: int, attention_mask: Tensor) -> TwinBlock:
+    """Pre-norm with rotary positions: q and k are rotated, k and v shared by groups of heads."""
+    block = model.layers[layer]
+    heads = model.config.num_attention_heads
+    key_value_heads = model.config.num_key_value_heads
+
+    def pre(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        positions = torch.arange(len(z), device=z.device)[None]
+        cos, sin = model.rotary_emb(z[None], positions)  # (1, S, d)
+        x = block.input_layernorm(z)
+        q = _rotate(_split_heads(block.self_attn.q_proj(x), heads), cos[0], sin[0])
+        k = _rotate(_split_heads(block.self_attn.k_proj(x), key_value_heads), cos[0], sin[0])
+        v = _split_heads(block.self_attn.v_proj(x), key_value_heads)
+        # head h reads keys and values of group h // (H / groups)
+        group = [h // (heads // key_value_heads) for h in range(heads)]
+        return q, k[group], v[group]
+
+    def post(u: Tensor, z: Tensor) -> Tensor:
+        h = z + block.self_attn.o_proj(_join_heads(u))
+        return cast(Tensor, h + block.mlp(block.post_attention_layernorm(h)))
+
+    return TwinBlock(pre, _softmax_attention, post, _mask(model, attention_mask, causal=True))
+
+
+def twin_block(model: Any, layer: int, attention_mask: Tensor) -> TwinBlock:
+    """The constructor for the model's class; attention_mask (S,), 1 for a token, 0 for padding."""
+    build = {"BertModel": bert_block, "GPT2Model": gpt2_block, "LlamaModel": llama_block}
+    return build[type(model).__name__](model, layer, attention_mask)
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """(S, heads * d) -> (heads, S, d)."""
+    return x.reshape(len(x), heads, -1).transpose(0, 1)
+
+
+def _join_heads(u: Tensor) -> Tensor:
+    """(H, T, d) -> (T, H * d)."""
+    return u.transpose(0, 1).reshape(u.shape[1], -1)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x[c], x[c + d/2]) by their angles. x (heads, S, d), cos and sin (S, d)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + mask  # (H, T, S)
+    return torch.matmul(logits.softmax(-1), v)
+
+
+def _mask(model: Any, attention_mask: Tensor, causal: bool) -> Tensor:
+    length = len(attention_mask)
+    mask = torch.zeros(length, length, dtype=model.dtype, device=model.device)
+    for target in range(length):
+        for source in range(length):
+            if not attention_mask[source] or (causal and source > target):
+                mask[target, source] = FORBIDDEN
+    return mask
+
+
+# ---- quadrature and paths --------------------------------------------------------------------
+
+
+def gauss_legendre(n: int, power: float = 1) -> tuple[Nodes, Nodes]:
+    """n nodes and weights on [0, 1], of the integral over t after a = t**power."""
+    x, w = np.polynomial.legendre.leggauss(n)
+    t = (x + 1) / 2
+    return t**power, w / 2 * power * t ** (power - 1)
+
+
+def panels(edges: list[float], n: int) -> tuple[Nodes, Nodes]:
+    """gauss_legendre(n) on each interval between neighbouring edges: a composite rule.
+
+    Pre-norm blocks with a zero baseline change at every scale of a down to sqrt(eps) / rms(z):
+    edges that grow geometrically integrate them, at a price in nodes.
+    """
+    nodes, node_weights = gauss_legendre(n)
+    pairs = list(zip(edges[:-1], edges[1:], strict=True))
+    return (
+        np.concatenate([left + (right - left) * nodes for left, right in pairs]),
+        np.concatenate([(right - left) * node_weights for left, right in pairs]),
+    )
+
+
+def path_starts(z: Tensor, baseline: Baseline) -> list[Tensor]:
+    """The start x0 (S, D) of the path of each of the T = S targets."""
+    if isinstance(baseline, str):
+        if baseline == "zero":
+            return [torch.zeros_like(z) for _ in z]
+        if baseline == "target_token":
+            return [torch.stack([z[j] for _ in z]) for j in range(len(z))]
+        raise ValueError(f"baseline is 'zero' or 'target_token', got {baseline!r}")
+    if not isinstance(baseline, Tensor):
+        return [torch.full_like(z, baseline) for _ in z]
+    if baseline.shape == z.shape:
+        return [baseline for _ in z]
+    if baseline.shape == (len(z), *z.shape):
+        return list(baseline)
+    raise ValueError(f"baseline {tuple(baseline.shape)} fits no z of shape {tuple(z.shape)}")
+
+
+def mean_gradients(
+    function: Callable[..., Tensor],
+    starts: tuple[Tensor, ...],
+    ends: tuple[Tensor, ...],
+    scalarization: str,
+    alphas: Nodes,
+    weights: Nodes,
+) -> tuple[tuple[Tensor, ...], float]:
+    """The integral over a of dA/dx, for each input x of ONE output vector y = function(*inputs).
+
+    The path is the straight line of all inputs together. A is "l2": ||y - y(0)||, or
+    "projection": <y - y(0), e>, e = (y(1) - y(0)) / N. Also returned: the total N.
+    Integrated Gradients is this mean times the step, x(1) - x(0), which is constant on the path.
+    """
+    if scalarization not in ("l2", "projection"):
+        raise ValueError(f"scalarization is 'l2' or 'projection', got {scalarization!r}")
+    steps = tuple(end - start for start, end in zip(starts, ends, strict=True))
+    with torch.no_grad():
+        y0, y1 = function(*starts), function(*ends)
+    total = _total(y0, y1)
+    means = [torch.zeros_like(step) for step in steps]
+    if total == 0:
+        return tuple(means), 0.0
+    for a, w in zip(alphas.tolist(), weights.tolist(), strict=True):
+        points = tuple(
+            (start + a * step).detach().requires_grad_(True)
+            for start, step in zip(starts, steps, strict=True)
+        )
+        y = function(*points)
+        if scalarization == "projection":
+            scalar = (y - y0) @ ((y1 - y0) / total)
+        elif a == 0:  # the norm has no gradient there: take the limit of its cotangent
+            velocity = _jvp(function, starts, steps)[1]
+            speed = torch.linalg.vector_norm(velocity)
+            scalar = y @ (velocity / speed if speed > 0 else velocity)
+        else:
+            scalar = torch.linalg.vector_norm(y - y0)
+        gradients = torch.autograd.grad(scalar, points, materialize_grads=True)
+        for mean, gradient in zip(means, gradients, strict=True):
+            mean += w * gradient
+    return tuple(means), float(total)
+
+
+def _total(y0: Tensor, y1: Tensor) -> Tensor:
+    """||y(1) - y(0)||, with rounding taken for the 0 that it is.
+
+    Example: RoPE, causal, the first two tokens equal. Both have the same z in every layer, and
+    on target 1's own path nothing changes; in floating point u changes by 1e-15.
+    """
+    total: Tensor = torch.linalg.vector_norm(y1 - y0)
+    size = torch.linalg.vector_norm(y0) + torch.linalg.vector_norm(y1)
+    return total if total > ROUNDING * size else torch.zeros_like(total)
+
+
+# ---- the boundaries --------------------------------------------------------------------------
+
+
+def attention_map(
+    block: TwinBlock,
+    z: Tensor,
+    baseline: Baseline,
+    scalarization: str,
+    alphas: Nodes,
+    weights: Nodes,
+) -> tuple[Tensor, Tensor]:
+    """z -> u. phi (H, T, S) and totals (H, T); for "vector" (H, T, S, d) and (H, T, d)."""
+    targets, heads = len(z), len(block.attend(z))
+
+    def u(h: int, j: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: block.attend(x)[h, j]
+
+    if scalarization == "vector":
+        width = block.attend(z).shape[-1]
+        phi = z.new_zeros(heads, targets, len(z), width)
+        totals = z.new_zeros(heads, targets, width)
+        for j, x0 in enumerate(path_starts(z, baseline)):
+            for h in range(heads):
+                phi[h, j], totals[h, j] = _vector(u(h, j), x0, z, alphas, weights)
+        return phi, totals
+    phi = z.new_zeros(heads, targets, len(z))
+    totals = z.new_zeros(heads, targets)
+    for j, x0 in enumerate(path_starts(z, baseline)):
+        for h in range(heads):
+            (gradient,), totals[h, j] = mean_gradients(
+                u(h, j), (x0,), (z,), scalarization, alphas, weights
+            )
+            phi[h, j] = (gradient * (z - x0)).sum(-1)
+    return phi, totals
+
+
+def layer_map(
+    block: TwinBlock,
+    z: Tensor,
+    baseline: Baseline,
+    scalarization: str,
+    alphas: Nodes,
+    weights: Nodes,
+) -> tuple[Tensor, Tensor]:
+    """z -> z'. phi (T, S) and totals (T,); for "vector" (T, S, D) and (T, D)."""
+
+    def y(j: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: block(x)[j]
+
+    if scalarization == "vector":
+        phi, totals = z.new_zeros(len(z), *z.shape), torch.zeros_like(z)
+        for j, x0 in enumerate(path_starts(z, baseline)):
+            phi[j], totals[j] = _vector(y(j), x0, z, alphas, weights)
+        return phi, totals
+    phi, totals = z.new_zeros(len(z), len(z)), z.new_zeros(len(z))
+    for j, x0 in enumerate(path_starts(z, baseline)):
+        (gradient,), totals[j] = mean_gradients(y(j), (x0,), (z,), scalarization, alphas, weights)
+        phi[j] = (gradient * (z - x0)).sum(-1)
+    return phi, totals
+
+
+def mlp_map(
+    block: TwinBlock,
+    z: Tensor,
+    baseline: Baseline,
+    scalarization: str,
+    alphas: Nodes,
+    weights: Nodes,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(u, z) -> z'. m (T, H), r (T,), totals (T,).
+
+    The path is the straight line from (u(0), z0) to (u(1), z), u(0) the attention output at z0.
+    """
+    heads = len(block.attend(z))
+    m, r, totals = z.new_zeros(len(z), heads), z.new_zeros(len(z)), z.new_zeros(len(z))
+    for j, x0 in enumerate(path_starts(z, baseline)):
+        u0, u1, by_u, by_z, totals[j] = _on_mlp_path(
+            block, z, x0, j, scalarization, alphas, weights
+        )
+        for h in range(heads):
+            m[j, h] = by_u[h, j] @ (u1 - u0)[h, j]
+        r[j] = by_z[j] @ (z - x0)[j]
+    return m, r, totals
+
+
+def chain_map(
+    block: TwinBlock,
+    z: Tensor,
+    baseline: Baseline,
+    scalarization: str,
+    alphas: Nodes,
+    weights: Nodes,
+) -> Tensor:
+    """z -> u with the constant cotangent gbar[h, j], the mean of dA_j/du[h, j] on the mlp path.
+
+    Returns (H, T, S): chain[h, j, i] = integral of <d<gbar[h, j], u[h, j]>/dz_i, z_i - z0_i>.
+    """
+    heads = len(block.attend(z))
+    chained = z.new_zeros(heads, len(z), len(z))
+    for j, x0 in enumerate(path_starts(z, baseline)):
+        gbar = _on_mlp_path(block, z, x0, j, scalarization, alphas, weights)[2][:, j]  # (H, d)
+        for h in range(heads):
+            for a, w in zip(alphas.tolist(), weights.tolist(), strict=True):
+                x = (x0 + a * (z - x0)).detach().requires_grad_(True)
+                (gradient,) = torch.autograd.grad(gbar[h] @ block.attend(x)[h, j], x)
+                chained[h, j] += w * (gradient * (z - x0)).sum(-1)
+    return chained
+
+
+def _on_mlp_path(
+    block: TwinBlock,
+    z: Tensor,
+    x0: Tensor,
+    j: int,
+    scalarization: str,
+    alphas: Nodes,
+    weights: Nodes,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """u(0), u(1), and the means of dA_j/du (H, T, d) and dA_j/dz (S, D), and the total N_j."""
+
+    def y_j(u: Tensor, x: Tensor) -> Tensor:
+        return block.post(u, x)[j]
+
+    with torch.no_grad():
+        u0, u1 = block.attend(x0), block.attend(z)
+    (by_u, by_z), total = mean_gradients(y_j, (u0, x0), (u1, z), scalarization, alphas, weights)
+    return u0, u1, by_u, by_z, total
+
+
+def _vector(
+    function: Callable[[Tensor], Tensor],
+    x0: Tensor,
+    z: Tensor,
+    alphas: Nodes,
+    weights: Nodes,
+) -> tuple[Tensor, Tensor]:
+    """Per source i, the integral of (dy/dx_i)(z_i - x0_i), (S, E), by the full Jacobian of y (E,);
+    and y(1) - y(0)."""
+    with torch.no_grad():
+        total = function(z) - function(x0)
+    every_component = torch.eye(len(total), dtype=z.dtype, device=z.device)
+    phi = z.new_zeros(len(z), len(total))
+    for a, w in zip(alphas.tolist(), weights.tolist(), strict=True):
+        x = (x0 + a * (z - x0)).detach().requires_grad_(True)
+        (jacobian,) = torch.autograd.grad(
+            function(x), x, every_component, is_grads_batched=True
+        )  # (E, S, D)
+        phi += w * torch.einsum("esd,sd->se", jacobian, z - x0)
+    return phi, total
+
+
+# ---- compositions (DESIGN, section 7) --------------------------------------------------------
+
+
+def product(c: Tensor, m: Tensor) -> Tensor:
+    """sum_h c[h,j,i] m[j,h]. c (H, T, S), m (T, H) -> (T, S)."""
+    heads, targets, sources = c.shape
+    composed = c.new_zeros(targets, sources)
+    for h in range(heads):
+        for j in range(targets):
+            for i in range(sources):
+                composed[j, i] += c[h, j, i] * m[j, h]
+    return composed
+
+
+def conserve(c: Tensor, totals: Tensor, m: Tensor, r: Tensor) -> Tensor:
+    """sum_h (c[h,j,i] / U[h,j]) m[j,h] + delta_ij r[j]; a head of total U = 0 passes nothing."""
+    heads, targets, sources = c.shape
+    composed = c.new_zeros(targets, sources)
+    for j in range(targets):
+        for i in range(sources):
+            for h in range(heads):
+                if totals[h, j] != 0:
+                    composed[j, i] += c[h, j, i] / totals[h, j] * m[j, h]
+            if i == j:
+                composed[j, i] += r[j]
+    return composed
+
+
+def chain(chained: Tensor, r: Tensor) -> Tensor:
+    """sum_h chain[h,j,i] + delta_ij r[j]. chained (H, T, S) from `chain_map`, r (T,)."""
+    heads, targets, sources = chained.shape
+    composed = chained.new_zeros(targets, sources)
+    for j in range(targets):
+        for i in range(sources):
+            for h in range(heads):
+                composed[j, i] += chained[h, j, i]
+            if i == j:
+                composed[j, i] += r[j]
+    return composed

@@ -54,11 +54,15 @@ class Values(Protocol):
         """``sum_i p_i v'_i`` for ``p (..., S)``, ``(..., d)``."""
 
     def dots(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """``g.v_i`` and ``g.v'_i`` for ``g (..., d)``, ``(..., S)`` each, up to a constant of the
-        row in the first (which cancels against ``g.u`` if ``mix`` leaves it out too)."""
+        """``g.v_i`` and ``g.v'_i`` for ``g (..., d)``, ``(..., S)`` each."""
 
-    def constant(self) -> Tensor | float:
-        """What ``mix`` and ``dots`` leave out of every value of a row, ``(..., d)``."""
+    @property
+    def reference(self) -> Tensor | float:
+        """What is left out of every value of a row ``(..., d)``, the same all along the path.
+
+        The rates do not depend on it, and without it a head that hardly moves (it looks at the
+        target itself, which stays put) is not lost in rounding.
+        """
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,12 @@ class PointSet:
     @property
     def u(self) -> Tensor:
         """``(P, R, H, d)`` attention outputs."""
-        return self._out(self._mixed + self.values.constant())  # type: ignore[attr-defined]
+        return self._out(self._mixed + self.values.reference)  # type: ignore[attr-defined]
+
+    @property
+    def moved(self) -> Tensor:
+        """``(P, R, H, d)`` attention outputs, up to a constant of the row."""
+        return self._out(self._mixed)  # type: ignore[attr-defined]
 
     def velocity(self) -> Tensor:
         """``(P, R, H, d)`` derivative of ``u`` along the path."""
@@ -244,7 +253,8 @@ class _SharedValues:
             _grouped(g, self.dv.transpose(-1, -2)),
         )
 
-    def constant(self) -> float:
+    @property
+    def reference(self) -> float:
         return 0.0
 
 
@@ -301,7 +311,7 @@ class TargetTokenPath:
             p=torch.softmax(logits, -1),
             ds_key=(w.d_start * start + w.d_end * end).masked_fill_(self.frozen, 0.0),
             ds_query=None,
-            values=_MixtureValues(w, self.start_values, self.end_values, self.bias_values),
+            values=_MixtureValues(w, self.start_values, self.end_values, self.bias_values, self.frozen),
             to_layout=(2, 0, 1),
             rows=self.rows,
             frozen=self.frozen,
@@ -327,7 +337,10 @@ def target_token_weights(
 
 @dataclass(frozen=True)
 class _MixtureValues:
-    """``v_ji = b + w0_ji start_j + w1_ji end_i``; rows ``(H, P, R, .)``, weights ``(P, R, S)``."""
+    """``v_ji = b + w0_ji start_j + w1_ji end_i``; rows ``(H, P, R, .)``, weights ``(P, R, S)``.
+
+    Without ``b + start_j``, the target's own value: ``(w0_ji - 1) start_j + w1_ji end_i``.
+    """
 
     w: Mixture
     start: Tensor
@@ -336,27 +349,32 @@ class _MixtureValues:
     """``(Hkv, S, d)``"""
     bias: Tensor
     """``(H, d)``"""
+    frozen: Tensor
+    """``(R, S)`` where the value is the target's own."""
 
     def _mix(self, from_start: Tensor, from_end: Tensor) -> Tensor:
         end = _grouped(from_end.flatten(1, 2), self.end).view(*from_end.shape[:3], -1)
         return from_start.sum(-1, keepdim=True) * self.start[:, None] + end
 
     def mix(self, p: Tensor) -> Tensor:
-        return self._mix(p * self.w.start, p * self.w.end)
+        p = p.masked_fill(self.frozen, 0.0)
+        return self._mix(p * self.w.less_one, p * self.w.end)
 
     def mix_rates(self, p: Tensor) -> Tensor:
+        p = p.masked_fill(self.frozen, 0.0)
         return self._mix(p * self.w.d_start, p * self.w.d_end)
 
     def dots(self, g: Tensor) -> tuple[Tensor, Tensor]:
         start = (g * self.start[:, None]).sum(-1, keepdim=True)
         end = _grouped(g.flatten(1, 2), self.end.transpose(-1, -2)).view(*g.shape[:3], -1)
         return (
-            self.w.start * start + self.w.end * end,
+            self.w.less_one * start + self.w.end * end,
             self.w.d_start * start + self.w.d_end * end,
         )
 
-    def constant(self) -> Tensor:
-        return self.bias[:, None, None]
+    @property
+    def reference(self) -> Tensor:
+        return (self.bias[:, None] + self.start)[:, None]
 
 
 # --- a path for each target, whatever it is ---------------------------------------------------
@@ -406,11 +424,18 @@ class PerTargetPath:
             p=torch.softmax(logits, -1),
             ds_key=_pairs(q, dk.transpose(-1, -2)),
             ds_query=_pairs(dq, k.transpose(-1, -2)),
-            values=_PairValues(v, dv),
+            values=_PairValues(v, dv, self._own(v), q.shape[2] // k.shape[2]),
             to_layout=(0, 1, 2),
             rows=self.rows,
             frozen=self.frozen,
         )
+
+
+    def _own(self, v: Tensor) -> Tensor:
+        """``(P, R, Hkv, d)`` the value of the targets that the path does not move, else 0."""
+        count = torch.arange(len(self.rows), device=v.device)
+        own = v[:, count, :, self.rows].transpose(0, 1)
+        return own * self.frozen[count, self.rows][:, None, None]
 
 
 def _pairs(x: Tensor, y: Tensor) -> Tensor:
@@ -424,15 +449,24 @@ class _PairValues:
 
     v: Tensor
     dv: Tensor
+    own: Tensor
+    """``(P, R, Hkv, d)``"""
+    groups: int
+    """Query heads that share a key head."""
 
     def mix(self, p: Tensor) -> Tensor:
-        return _pairs(p, self.v)
+        return _pairs(p, self._apart)
 
     def mix_rates(self, p: Tensor) -> Tensor:
         return _pairs(p, self.dv)
 
     def dots(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        return _pairs(g, self.v.transpose(-1, -2)), _pairs(g, self.dv.transpose(-1, -2))
+        return _pairs(g, self._apart.transpose(-1, -2)), _pairs(g, self.dv.transpose(-1, -2))
 
-    def constant(self) -> float:
-        return 0.0
+    @property
+    def reference(self) -> Tensor:
+        return self.own.repeat_interleave(self.groups, 2)
+
+    @property
+    def _apart(self) -> Tensor:
+        return self.v - self.own.unsqueeze(-2)

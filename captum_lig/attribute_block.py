@@ -10,11 +10,21 @@ from torch import Tensor, nn
 
 from captum_lig.baselines import Baseline, Start, describe, start_of
 from captum_lig.block import BlockCall, BlockCut
-from captum_lig.boundaries import RowIntegrand
+from captum_lig.boundaries import (
+    AttentionBoundary,
+    Boundary,
+    Chain,
+    LayerBoundary,
+    MlpBoundary,
+    Rows,
+    sweep_together,
+)
+from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.flow import LayerFlow
 from captum_lig.paths import Structure, inspect_structure, make_path
 from captum_lig.quadrature import rule
+from captum_lig.refinement import refine
 
 __all__ = ["BOUNDARIES", "Settings", "attribute_block"]
 
@@ -23,16 +33,8 @@ BOUNDARIES = ("attention", "mlp", "layer")
 MEMORY = 2**28
 """Bytes that the path points and targets in flight may take, if nothing else is said."""
 
-# The axis of the rows (targets) in each result.
-ROW_AXIS = {
-    "attention": 1,
-    "attention_total": 1,
-    "chain": 1,
-    "mlp": 0,
-    "residual": 0,
-    "layer": 0,
-    "layer_total": 0,
-}
+# Results come rows first, the flow has heads before targets.
+HEADS_FIRST = ("attention", "attention_total", "chain")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Settings:
     scalarization: str
     alphas: Tensor
     weights: Tensor
+    tolerance: float | None
+    max_steps: int
     boundaries: frozenset[str]
     internal_batch_size: int | None
     output_indices: Sequence[int] | Tensor | None
@@ -52,6 +56,8 @@ class Settings:
         scalarization: str,
         n_steps: int,
         method: str,
+        tolerance: float | None,
+        max_steps: int,
         boundaries: Sequence[str],
         internal_batch_size: int | None,
         output_indices: Sequence[int] | Tensor | None,
@@ -71,9 +77,31 @@ class Settings:
         size = internal_batch_size
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise LigError(f"internal_batch_size={size!r}: give a whole number, at least 1.")
+        if tolerance is not None and not 0 < tolerance < 1:
+            raise LigError(
+                f"tolerance={tolerance!r}: give a relative completeness error between 0 and 1, "
+                "or None for the plain rule."
+            )
+        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < n_steps:
+            raise LigError(
+                f"max_steps={max_steps!r}: give a whole number, at least n_steps={n_steps}."
+            )
         return cls(
-            scalarization, alphas, weights, frozenset(asked), internal_batch_size, output_indices
+            scalarization,
+            alphas,
+            weights,
+            tolerance,
+            max_steps,
+            frozenset(asked),
+            internal_batch_size,
+            output_indices,
         )
+
+    def refined(self, boundary: Boundary, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``parts`` with the rows of ``boundary`` that are not within tolerance refined."""
+        if self.tolerance is None:
+            return parts
+        return refine(boundary, parts, self.tolerance, len(self.alphas), self.max_steps)
 
     def targets(self, sources: int, device: torch.device) -> Tensor:
         """Positions ``(T,)`` of the targets among ``sources`` tokens."""
@@ -135,6 +163,8 @@ def attribute_block(
         for text in range(batch)
     ]
     parts = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
+    for name in set(HEADS_FIRST) & parts.keys():
+        parts[name] = parts[name].transpose(1, 2).contiguous()
     return LayerFlow(
         name=call.name,
         index=call.index,
@@ -161,59 +191,71 @@ def _deltas(parts: dict[str, Tensor]) -> dict[str, Tensor]:
 def _attribute_text(
     cut: BlockCut, start: Start, settings: Settings, targets: Tensor, valid: Tensor
 ) -> dict[str, Tensor]:
-    """One block for one text; zeros for padded targets."""
+    """One block for one text, rows first; zeros for padded targets."""
     structure = inspect_structure(cut, _epsilons(cut.call.module))
     kept = valid[targets].nonzero().squeeze(-1)
     at_once = _pairs_at_once(cut, settings)
-    chunks = [
-        _attribute_rows(cut, start.select(chunk), structure, settings, targets[chunk], at_once)
-        for chunk in kept.split(at_once)
-    ]
+    meter = Meter(len(cut.z))
+    chunks = []
+    for chunk in kept.split(at_once):
+        rows = _rows(cut, start.select(chunk), structure, settings, targets[chunk], at_once, meter)
+        chunks.append(_attribute_rows(rows, settings))
     result = {}
-    for name, axis in ROW_AXIS.items():
-        found = [chunk[name] for chunk in chunks if name in chunk]
-        if found:
-            rows = torch.cat(found, axis)
-            shape = (*rows.shape[:axis], len(targets), *rows.shape[axis + 1 :])
-            result[name] = rows.new_zeros(shape).index_copy_(axis, kept, rows)
+    for name in chunks[0]:
+        rows_found = torch.cat([chunk[name] for chunk in chunks])
+        shape = (len(targets), *rows_found.shape[1:])
+        result[name] = rows_found.new_zeros(shape).index_copy_(0, kept, rows_found)
     return result
 
 
-def _attribute_rows(
+def _rows(
     cut: BlockCut,
     start: Start,
     structure: Structure,
     settings: Settings,
     rows: Tensor,
     pairs_at_once: int,
-) -> dict[str, Tensor]:
-    """All boundaries for some rows, none of them padding."""
-    path = make_path(cut, structure, start, rows)
-    z = cut.z[rows]
-    integrand = RowIntegrand(
-        path,
+    meter: Meter,
+) -> Rows:
+    """Some rows, none of them padding, made sure of against the block itself."""
+    made = Rows.between(
+        make_path(cut, structure, start, rows),
         cut.post,
         start.residual(cut.z, rows),
-        z,
+        cut.z[rows],
         _still(cut, start, rows),
         settings.scalarization,
-        points=max(1, pairs_at_once // len(rows)),
+        pairs_at_once,
+        meter,
     )
-    cut.check(rows, integrand.u[1])
-    alphas, weights = settings.alphas.to(z.device), settings.weights.to(z.device)
-    wanted, result = set(settings.boundaries), {}
-    chain = None
+    cut.check(rows, made.u_start + made.u_step)
+    return made
+
+
+def _attribute_rows(rows: Rows, settings: Settings) -> dict[str, Tensor]:
+    """All boundaries for some rows, rows first."""
+    wanted, result = settings.boundaries, {}
+    nodes = settings.alphas, settings.weights
+    on_path: list[AttentionBoundary | Chain | LayerBoundary] = []
     if "mlp" in wanted:
-        mlp = integrand.mlp(alphas, weights)
-        result["mlp"], result["residual"] = mlp.mlp, mlp.residual
+        mlp = MlpBoundary(rows)
+        found = settings.refined(mlp, mlp.sweep(*nodes))
+        gradient = found.pop("gradient")
+        result |= found
         if "attention" in wanted:
-            wanted.add("chain")
-            chain = mlp.gradient
-    result |= integrand.attention(alphas, weights, chain, frozenset(wanted))
+            on_path.append(Chain(rows, gradient))
     if "attention" in wanted:
-        result["attention_total"] = integrand.attention_total.T
+        on_path.append(AttentionBoundary(rows))
+        result["attention_total"] = rows.attention_total
+    if "layer" in wanted:
+        on_path.append(LayerBoundary(rows))
     if wanted & {"mlp", "layer"}:
-        result["layer_total"] = integrand.layer_total
+        result["layer_total"] = rows.layer_total
+    if on_path:
+        together = sweep_together(on_path, *nodes)
+        for boundary in on_path:
+            part = {name: together[name] for name in boundary.gives}
+            result |= settings.refined(boundary, part)
     return result
 
 

@@ -1,172 +1,398 @@
 """The boundaries of one block, for one text: totals, and the integrals of their rates.
 
-Knows the block only as ``pre`` and ``post`` and the path only as an :class:`AttentionPath`.
-Shapes: ``P`` path points, ``R`` rows (targets), ``S`` sources, ``H`` heads, ``d`` head width,
-``D`` width of the residual stream.
+Knows the block only as ``post`` and the path only as an :class:`AttentionPath`. Shapes: ``P`` path
+points, ``R`` rows (targets), ``S`` sources, ``H`` heads, ``d`` head width, ``D`` width of the
+residual stream. Results have their rows first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from captum_lig.attention_path import AttentionPath, PointSet
-from captum_lig.scalarization import cotangent, unit
+from captum_lig.cost import Meter
+from captum_lig.scalarization import cotangent, unit, value
 
-__all__ = ["MlpBoundary", "RowIntegrand"]
+__all__ = ["AttentionBoundary", "Chain", "LayerBoundary", "MlpBoundary", "Rows", "sweep_together"]
 
 Post = Callable[[Tensor, Tensor], Tensor]
 """``(M, H, d)`` attention outputs and ``(M, D)`` residual stream to ``(M, D)``."""
 
+Parts = dict[str, Tensor]
+
 
 @dataclass(frozen=True)
-class MlpBoundary:
-    """The mlp boundary of some rows."""
+class Rows:
+    """Some rows of one block and one text: their path, and what it does at its two ends."""
 
-    mlp: Tensor
-    """``(R, H)``"""
-    residual: Tensor
-    """``(R,)``"""
-    gradient: Tensor
-    """``(R, H, d)`` average over the path of ``dA/du``: the cotangent of the chain rule."""
+    path: AttentionPath
+    post: Post
+    start: Tensor
+    """``(R, D)`` where the residual stream of the targets starts."""
+    step: Tensor
+    """``(R, D)`` how far it goes."""
+    u_start: Tensor
+    """``(R, H, d)``"""
+    moved_start: Tensor
+    """``(R, H, d)`` the same up to the constant of the row that the path leaves out."""
+    u_step: Tensor
+    """``(R, H, d)`` change of the attention outputs along the whole path."""
+    y_start: Tensor
+    """``(R, D)``"""
+    y_step: Tensor
+    """``(R, D)`` change of the block's outputs along the whole path."""
+    scalarization: str
+    pairs_at_once: int
+    """How many pairs of a path point and a row to evaluate at once."""
+    meter: Meter
 
-
-class RowIntegrand:
-    """Everything that one block integrates for some rows of one text.
-
-    Args:
-        path: the path of the residual stream as the attention core sees it.
-        post: what follows the attention core.
-        start: ``(R, D)`` where the residual stream of the targets starts.
-        end: ``(R, D)`` the residual stream of the targets.
-        still: ``(R,)`` rows that the path does not move: their totals are exactly 0.
-        scalarization: ``"l2"`` or ``"projection"``.
-        points: how many path points to evaluate at once.
-    """
-
-    def __init__(
-        self,
+    @classmethod
+    def between(
+        cls,
         path: AttentionPath,
         post: Post,
         start: Tensor,
         end: Tensor,
         still: Tensor,
         scalarization: str,
-        points: int,
-    ) -> None:
-        self._path, self._post, self._scalarization = path, post, scalarization
-        self._start, self._step, self._points = start, end - start, points
-        ends = path.at(torch.tensor([0.0, 1.0], dtype=torch.float64, device=end.device))
-        self.u = ends.u
-        """``(2, R, H, d)`` attention outputs at the start and at the end."""
-        with torch.no_grad():
-            self._y = self._apply(self.u, torch.stack([start, end]))
-        self._du = _change(self.u, still)
-        self._dy = _change(self._y, still)
-        self._e_u, self._e_y = unit(self._du), unit(self._dy)
-        self.attention_total = torch.linalg.vector_norm(self._du, dim=-1)
-        """``(R, H)``"""
-        self.layer_total = torch.linalg.vector_norm(self._dy, dim=-1)
-        """``(R,)``"""
-        self._moving = (~still).to(end.dtype)
-
-    @property
-    def y(self) -> Tensor:
-        """``(2, R, D)`` tokens leaving the block at the start and at the end."""
-        return self._y
-
-    def mlp(self, alphas: Tensor, weights: Tensor) -> MlpBoundary:
-        """Integrate the mlp boundary: ``(u, z)`` on a straight line between the path's ends."""
-        du = self._du
-        gradient_u = torch.zeros_like(du)
-        residual = du.new_zeros(du.shape[0])
-        for a, w in self._batches(alphas, weights):
-            u = self.u[0] + a.view(-1, 1, 1, 1) * du
-            y_start = du.expand_as(u)
-            gu, gz = self._post_gradients(a, u, y_start)
-            gradient_u += (w.view(-1, 1, 1, 1) * gu).sum(0)
-            residual += (w[:, None] * (gz * self._step).sum(-1)).sum(0)
-        return MlpBoundary((gradient_u * du).sum(-1), residual * self._moving, gradient_u)
-
-    def attention(
-        self, alphas: Tensor, weights: Tensor, chain: Tensor | None, boundaries: frozenset[str]
-    ) -> dict[str, Tensor]:
-        """Integrate what depends on the path of the attention core.
+        pairs_at_once: int,
+        meter: Meter,
+    ) -> Rows:
+        """Rows from the two ends of their path.
 
         Args:
-            alphas: ``(P,)`` nodes.
-            weights: ``(P,)`` their weights.
-            chain: ``(R, H, d)`` cotangent for the chain rule.
-            boundaries: which of ``attention``, ``chain`` and ``layer`` are wanted.
+            path: the path of the residual stream as the attention core sees it.
+            post: what follows the attention core.
+            start: ``(R, D)`` where the residual stream of the targets starts.
+            end: ``(R, D)`` the residual stream of the targets.
+            still: ``(R,)`` rows that the path does not move at all.
+            scalarization: ``"l2"`` or ``"projection"``.
+            pairs_at_once: how many pairs of a path point and a row to evaluate at once.
+            meter: counts the work.
+        """
+        ends = path.at(torch.tensor([0.0, 1.0], dtype=torch.float64, device=end.device))
+        u = ends.u
+        y = post(u.flatten(0, 1), torch.cat([start, end])).view(2, len(end), -1)
+        return cls(
+            path=path,
+            post=post,
+            start=start,
+            step=end - start,
+            u_start=u[0],
+            moved_start=ends.moved[0],
+            u_step=_change(ends.moved, still[:, None]),
+            y_start=y[0],
+            y_step=_change(y, still),
+            scalarization=scalarization,
+            pairs_at_once=pairs_at_once,
+            meter=meter,
+        )
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def select(self, rows: Tensor) -> Rows:
+        """Some of the rows: ``(R',)`` indices into them."""
+        tensors = ("start", "step", "u_start", "moved_start", "u_step", "y_start", "y_step")
+        chosen: dict[str, Any] = {name: getattr(self, name)[rows] for name in tensors}
+        return replace(self, path=self.path.select(rows), **chosen)
+
+    @property
+    def attention_total(self) -> Tensor:
+        """``(R, H)``"""
+        return torch.linalg.vector_norm(self.u_step, dim=-1)
+
+    @property
+    def layer_total(self) -> Tensor:
+        """``(R,)``"""
+        return torch.linalg.vector_norm(self.y_step, dim=-1)
+
+    @property
+    def moved_heads(self) -> Tensor:
+        """``(R, H, 1)`` 0 where a head's output does not change, else 1."""
+        return (self.attention_total > 0).to(self.u_step)[..., None]
+
+    @property
+    def moved(self) -> Tensor:
+        """``(R, 1)`` 0 where the block's output does not change, else 1."""
+        return (self.layer_total > 0).to(self.y_step)[:, None]
+
+    # --- evaluation along the path ---
+
+    def batches(self, *along: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """``(P,)`` tensors in the rows' dtype and on their device, some points at a time."""
+        points = max(1, self.pairs_at_once // max(1, len(self)))
+        split = [x.to(self.step).split(points) for x in along]
+        return zip(*split, strict=True)
+
+    def at(self, a: Tensor) -> PointSet:
+        """The attention core at ``a (P,)``."""
+        self.meter.pairs += len(a) * len(self)
+        return self.path.at(a)
+
+    def residual(self, a: Tensor) -> Tensor:
+        """``(P, R, D)`` the residual stream of the targets."""
+        return self.start + a.view(-1, 1, 1) * self.step
+
+    def outputs(self, u: Tensor, z: Tensor) -> Tensor:
+        """``(P, R, D)`` the block's outputs for ``u (P, R, H, d)`` and ``z (P, R, D)``."""
+        return self.post(u.flatten(0, 1), z.flatten(0, 1)).view(*u.shape[:2], -1)
+
+    def gradients(self, a: Tensor, u: Tensor, departure: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Gradients of ``A`` of the block's outputs.
+
+        Args:
+            a: ``(P,)`` path points.
+            u: ``(P, R, H, d)`` attention outputs there.
+            departure: ``(R, H, d)`` velocity of ``u`` at the first point if that is where the
+                path starts, or None: there the l2 norm has no gradient, and its right limit is
+                the direction in which the outputs depart.
 
         Returns:
-            ``attention``, ``chain``: ``(H, R, S)``; ``layer``: ``(R, S)``.
+            ``dA/du (P, R, H, d)`` and ``dA/dz (P, R, D)``.
         """
-        sums: dict[str, Tensor] = {}
-
-        def add(name: str, value: Tensor) -> None:
-            sums[name] = sums[name] + value if name in sums else value
-
-        for a, w in self._batches(alphas, weights):
-            at, weight = self._path.at(a), w.view(-1, 1, 1, 1)
-            if "attention" in boundaries:
-                g = cotangent(self._scalarization, self._u_change(a, at), self._e_u)
-                add("attention", at.rates(weight * self._quiet(g)))
-            if "chain" in boundaries and chain is not None:
-                add("chain", at.rates(weight * self._quiet(chain.expand_as(at.u))))
-            if "layer" in boundaries:
-                gu, gz = self._post_gradients(a, at.u, at.velocity() if a[0] == 0 else None)
-                rates = at.rates(weight * self._quiet(gu)).sum(0)
-                own = (w[:, None] * (gz * self._step).sum(-1)).sum(0) * self._moving
-                rates[torch.arange(len(own), device=own.device), at.rows] += own
-                add("layer", rates)
-        return sums
-
-    def _batches(self, alphas: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        dtype = self._step.dtype
-        for a, w in zip(alphas.split(self._points), weights.split(self._points), strict=True):
-            yield a.to(dtype), w.to(dtype)
-
-    def _apply(self, u: Tensor, z: Tensor) -> Tensor:
-        """``post`` for ``u (P, R, H, d)``, ``z (P, R, D)``."""
-        return self._post(u.flatten(0, 1), z.flatten(0, 1)).view(*u.shape[:2], -1)
-
-    def _u_change(self, a: Tensor, at: PointSet) -> Tensor:
-        """``u(a) - u(0)``, and its direction of departure where ``a`` is 0."""
-        change = at.u - self.u[0]
-        if self._scalarization == "l2" and a[0] == 0:
-            change = torch.cat([at.velocity()[:1], change[1:]])
-        return change
-
-    def _post_gradients(
-        self, a: Tensor, u: Tensor, velocity: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """``dA/du (P, R, H, d)`` and ``dA/dz (P, R, D)`` of the block's outputs."""
-        z = self._start + a.view(-1, 1, 1) * self._step
+        u, z = u.detach().requires_grad_(), self.residual(a).requires_grad_()
         with torch.enable_grad():
-            u, z = u.detach().requires_grad_(), z.requires_grad_()
-            y = self._apply(u, z)
-            change = y.detach() - self._y[0]
-            if self._scalarization == "l2" and a[0] == 0 and velocity is not None:
-                # The norm has no gradient here: its right limit is the direction of departure.
+            y = self.outputs(u, z)
+            change = y.detach() - self.y_start
+            if departure is not None:
                 _, dy = torch.func.jvp(
-                    self._apply,
+                    self.outputs,
                     (u.detach()[:1], z.detach()[:1]),
-                    (velocity[:1], self._step[None]),
+                    (departure[None], self.step[None]),
                 )
                 change = torch.cat([dy.detach(), change[1:]])
-            g = cotangent(self._scalarization, change, self._e_y)
-            gu, gz = torch.autograd.grad(y, (u, z), g)
+            g = cotangent(self.scalarization, change, unit(self.y_step)) * self.moved
+            gu, gz = torch.autograd.grad(y, (u, z), g, materialize_grads=True)
+        self.meter.backward(len(a) * len(self))
         return gu, gz
 
-    def _quiet(self, g: Tensor) -> Tensor:
-        """``g (P, R, H, d)``, 0 for the rows that do not move."""
-        return g * self._moving[:, None, None]
+    def starts_at(self, alphas: Tensor) -> bool:
+        """Whether the first node is where the path starts and the l2 norm needs its limit."""
+        return self.scalarization == "l2" and float(alphas[0]) == 0.0
+
+
+# --- boundaries: what the refinement integrates -------------------------------------------------
+#
+# Each has ``totals (R, K)``: what its ``K`` certified sums per row have to be, and ``scale``: what
+# their errors are measured against.
+
+
+@dataclass(frozen=True)
+class MlpBoundary:
+    """``(u, z) -> z'`` on a straight line between the ends of the path."""
+
+    rows: Rows
+
+    def select(self, rows: Tensor) -> MlpBoundary:
+        """Some of the rows."""
+        return MlpBoundary(self.rows.select(rows))
+
+    @property
+    def totals(self) -> Tensor:
+        """``(R, 1)``"""
+        return self.rows.layer_total[:, None]
+
+    @property
+    def scale(self) -> Tensor:
+        """``(R, 1)``"""
+        return self.totals
+
+    def sweep(self, alphas: Tensor, weights: Tensor) -> Parts:
+        """``mlp (R, H)``, ``residual (R,)``, ``gradient (R, H, d)``: the average of ``dA/du``."""
+        rows, at_start = self.rows, self.rows.starts_at(alphas)
+        gradient, residual = torch.zeros_like(rows.u_step), torch.zeros_like(rows.step[:, 0])
+        for a, w in rows.batches(alphas, weights):
+            rows.meter.pairs += len(a) * len(rows)
+            u = rows.u_start + a.view(-1, 1, 1, 1) * rows.u_step
+            gu, gz = rows.gradients(a, u, rows.u_step if at_start else None)
+            at_start = False
+            gradient += torch.einsum("p,prhd->rhd", w, gu)
+            residual += torch.einsum("p,prd,rd->r", w, gz, rows.step)
+        return {
+            "mlp": (gradient * rows.u_step).sum(-1),
+            "residual": residual,
+            "gradient": gradient,
+        }
+
+    def sums(self, parts: Parts) -> Tensor:
+        """``(R, 1)``"""
+        return (parts["mlp"].sum(-1) + parts["residual"])[:, None]
+
+    def values(self, a: float) -> Tensor:
+        """``A`` at one path point, ``(R, 1)``."""
+        rows = self.rows
+        u = rows.u_start + a * rows.u_step
+        y = rows.post(u, rows.start + a * rows.step)
+        return value(rows.scalarization, y - rows.y_start, unit(rows.y_step))[:, None]
+
+
+@dataclass(frozen=True)
+class AttentionBoundary:
+    """``z -> u``, each head by itself."""
+
+    gives: ClassVar[tuple[str, ...]] = ("attention",)
+    rows: Rows
+
+    def select(self, rows: Tensor) -> AttentionBoundary:
+        """Some of the rows."""
+        return AttentionBoundary(self.rows.select(rows))
+
+    @property
+    def totals(self) -> Tensor:
+        """``(R, H)``"""
+        return self.rows.attention_total
+
+    @property
+    def scale(self) -> Tensor:
+        """``(R, H)``"""
+        return self.totals
+
+    def sweep(self, alphas: Tensor, weights: Tensor) -> Parts:
+        """``attention (R, H, S)``."""
+        return sweep_together([self], alphas, weights)
+
+    def rates(self, a: Tensor, w: Tensor, at: PointSet, first: bool) -> Parts:
+        """The share of some nodes: ``attention (R, H, S)``."""
+        rows = self.rows
+        change = at.moved - rows.moved_start
+        if first:
+            change = torch.cat([at.velocity()[:1], change[1:]])
+        g = cotangent(rows.scalarization, change, unit(rows.u_step)) * rows.moved_heads
+        return {"attention": _rates(at, w, g)}
+
+    def sums(self, parts: Parts) -> Tensor:
+        """``(R, H)``"""
+        return parts["attention"].sum(-1)
+
+    def values(self, a: float) -> Tensor:
+        """``A`` at one path point, ``(R, H)``."""
+        rows = self.rows
+        change = rows.path.at(_one(a, rows)).moved[0] - rows.moved_start
+        return value(rows.scalarization, change, unit(rows.u_step))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """``z -> u`` with the cotangent ``(R, H, d)`` that the mlp boundary hands down."""
+
+    gives: ClassVar[tuple[str, ...]] = ("chain",)
+    rows: Rows
+    gradient: Tensor
+
+    def select(self, rows: Tensor) -> Chain:
+        """Some of the rows."""
+        return Chain(self.rows.select(rows), self.gradient[rows])
+
+    @property
+    def totals(self) -> Tensor:
+        """``(R, H)``"""
+        return (self.gradient * self.rows.u_step).sum(-1)
+
+    @property
+    def scale(self) -> Tensor:
+        """``(R, 1)``: a head's share of a target can be 0, so the target's total counts."""
+        return self.rows.layer_total[:, None]
+
+    def sweep(self, alphas: Tensor, weights: Tensor) -> Parts:
+        """``chain (R, H, S)``."""
+        return sweep_together([self], alphas, weights)
+
+    def rates(self, a: Tensor, w: Tensor, at: PointSet, first: bool) -> Parts:
+        """The share of some nodes: ``chain (R, H, S)``."""
+        return {"chain": _rates(at, w, self.gradient.expand(len(a), -1, -1, -1))}
+
+    def sums(self, parts: Parts) -> Tensor:
+        """``(R, H)``"""
+        return parts["chain"].sum(-1)
+
+    def values(self, a: float) -> Tensor:
+        """``<gradient, u(a) - u(0)>`` at one path point, ``(R, H)``."""
+        moved = self.rows.path.at(_one(a, self.rows)).moved[0] - self.rows.moved_start
+        return (self.gradient * moved).sum(-1)
+
+
+@dataclass(frozen=True)
+class LayerBoundary:
+    """``z -> z'`` in one go."""
+
+    gives: ClassVar[tuple[str, ...]] = ("layer",)
+    rows: Rows
+
+    def select(self, rows: Tensor) -> LayerBoundary:
+        """Some of the rows."""
+        return LayerBoundary(self.rows.select(rows))
+
+    @property
+    def totals(self) -> Tensor:
+        """``(R, 1)``"""
+        return self.rows.layer_total[:, None]
+
+    @property
+    def scale(self) -> Tensor:
+        """``(R, 1)``"""
+        return self.totals
+
+    def sweep(self, alphas: Tensor, weights: Tensor) -> Parts:
+        """``layer (R, S)``."""
+        return sweep_together([self], alphas, weights)
+
+    def rates(self, a: Tensor, w: Tensor, at: PointSet, first: bool) -> Parts:
+        """The share of some nodes: ``layer (R, S)``."""
+        rows = self.rows
+        gu, gz = rows.gradients(a, at.u, at.velocity()[0] if first else None)
+        rates = _rates(at, w, gu).sum(1)
+        own = torch.einsum("p,prd,rd->r", w, gz, rows.step)
+        rates[torch.arange(len(own), device=own.device), at.rows] += own
+        return {"layer": rates}
+
+    def sums(self, parts: Parts) -> Tensor:
+        """``(R, 1)``"""
+        return parts["layer"].sum(-1, keepdim=True)
+
+    def values(self, a: float) -> Tensor:
+        """``A`` at one path point, ``(R, 1)``."""
+        rows = self.rows
+        y = rows.post(rows.path.at(_one(a, rows)).u[0], rows.start + a * rows.step)
+        return value(rows.scalarization, y - rows.y_start, unit(rows.y_step))[:, None]
+
+
+Boundary = MlpBoundary | AttentionBoundary | Chain | LayerBoundary
+
+
+def sweep_together(
+    boundaries: list[AttentionBoundary | Chain | LayerBoundary], alphas: Tensor, weights: Tensor
+) -> Parts:
+    """Integrate boundaries that share their rows, evaluating the attention core once."""
+    rows, sums = boundaries[0].rows, Parts()
+    at_start = rows.starts_at(alphas)
+    for a, w in rows.batches(alphas, weights):
+        at = rows.at(a)
+        for boundary in boundaries:
+            for name, part in boundary.rates(a, w, at, at_start).items():
+                sums[name] = sums[name] + part if name in sums else part
+        at_start = False
+    return sums
+
+
+def _rates(at: PointSet, w: Tensor, g: Tensor) -> Tensor:
+    """Weighted rates ``(R, H, S)`` for cotangents ``g (P, R, H, d)``."""
+    return at.rates(g * w.view(-1, 1, 1, 1)).transpose(0, 1)
 
 
 def _change(ends: Tensor, still: Tensor) -> Tensor:
+    """Change between ``ends (2, ..., d)``; exactly 0 if ``still (...)`` or lost in rounding."""
     change = ends[1] - ends[0]
-    return change.masked_fill(still.view(-1, *[1] * (change.dim() - 1)), 0.0)
+    size = torch.linalg.vector_norm(ends, dim=-1).amax(0)
+    rounding = 2 * torch.finfo(ends.dtype).eps * size
+    nothing = still | (torch.linalg.vector_norm(change, dim=-1) <= rounding)
+    return change.masked_fill(nothing[..., None], 0.0)
+
+
+def _one(a: float, rows: Rows) -> Tensor:
+    return torch.tensor([a], dtype=rows.step.dtype, device=rows.step.device)

@@ -14,7 +14,7 @@ candidates are tried on points where they differ, and the one that reproduces ``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -53,16 +53,18 @@ class Norm:
         a = alphas.double().view(-1, *[1] * dot.dim())
         if self.kind == "identity":
             one = torch.ones_like(a)
-            return Mixture(1 - a, a, -one, one)
+            return Mixture(1 - a, a, -one, one, -a)
         variance = (1 - a) ** 2 * start + 2 * a * (1 - a) * dot + a**2 * end
         sigma = (variance.clamp_min(0) + self.eps).sqrt()
         sigma0, sigma1 = (start + self.eps).sqrt(), (end + self.eps).sqrt()
         # The derivatives with the cancelling terms already cancelled.
+        from_start = (1 - a) * sigma0 / sigma
         return Mixture(
-            (1 - a) * sigma0 / sigma,
+            from_start,
             a * sigma1 / sigma,
             -sigma0 * (self.eps + a * end + (1 - a) * dot) / sigma**3,
             sigma1 * (self.eps + (1 - a) * start + a * dot) / sigma**3,
+            from_start - 1,
         )
 
 
@@ -74,10 +76,12 @@ class Mixture:
     end: Tensor
     d_start: Tensor
     d_end: Tensor
+    less_one: Tensor
+    """``start - 1``, before rounding."""
 
     def to(self, dtype: torch.dtype) -> Mixture:
         """The same weights in another precision."""
-        return Mixture(*(w.to(dtype) for w in (self.start, self.end, self.d_start, self.d_end)))
+        return Mixture(*(getattr(self, field.name).to(dtype) for field in fields(self)))
 
 
 def recognise_norm(pre: Pre, z: Tensor, epsilons: Iterable[float]) -> Norm | None:

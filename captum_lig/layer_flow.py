@@ -76,6 +76,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         return_convergence_delta: Literal[False] = False,
         boundaries: Sequence[str] = BOUNDARIES,
         output_indices: Sequence[int] | Tensor | None = None,
+        tolerance: float | None = 1e-3,
+        max_steps: int = 1024,
         show_progress: bool = False,
     ) -> LayerFlow | list[LayerFlow]: ...
 
@@ -92,6 +94,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         return_convergence_delta: Literal[True],
         boundaries: Sequence[str] = BOUNDARIES,
         output_indices: Sequence[int] | Tensor | None = None,
+        tolerance: float | None = 1e-3,
+        max_steps: int = 1024,
         show_progress: bool = False,
     ) -> tuple[LayerFlow | list[LayerFlow], Delta | list[Delta]]: ...
 
@@ -107,6 +111,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         return_convergence_delta: bool = False,
         boundaries: Sequence[str] = BOUNDARIES,
         output_indices: Sequence[int] | Tensor | None = None,
+        tolerance: float | None = 1e-3,
+        max_steps: int = 1024,
         show_progress: bool = False,
     ) -> Any:
         r"""Attribute the tokens leaving each layer to the tokens entering it.
@@ -130,6 +136,10 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             boundaries: which of ``"attention"``, ``"mlp"`` and ``"layer"``. The composition
                 ``chain`` needs the first two.
             output_indices: positions of the targets to attribute; None for all tokens.
+            tolerance: largest completeness error of a row, relative to its total. Rows that are
+                not within it after ``n_steps`` nodes are refined by panels whose errors are
+                known; rows that do not make it are named in a warning. None: the plain rule.
+            max_steps: most nodes for one row.
             show_progress: show a progress bar over layers.
 
         Returns:
@@ -149,7 +159,14 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 "model.eval() first, dropout makes attributions random."
             )
         settings = Settings.checked(
-            self.scalarization, n_steps, method, boundaries, internal_batch_size, output_indices
+            self.scalarization,
+            n_steps,
+            method,
+            tolerance,
+            max_steps,
+            boundaries,
+            internal_batch_size,
+            output_indices,
         )
         call = ModelCall.of(model, inputs, additional_forward_args)
         # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -167,7 +168,7 @@ def panels(edges: list[float], n: int) -> tuple[Nodes, Nodes]:
     edges that grow geometrically integrate them, at a price in nodes.
     """
     nodes, node_weights = gauss_legendre(n)
-    pairs = list(zip(edges[:-1], edges[1:], strict=True))
+    pairs = list(pairwise(edges))
     return (
         np.concatenate([left + (right - left) * nodes for left, right in pairs]),
         np.concatenate([(right - left) * node_weights for left, right in pairs]),

@@ -1,0 +1,39 @@
+"""What an attribution cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Cost", "Meter"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one layer's attribution cost."""
+
+    path_points: float
+    """Path points evaluated for each target and boundary integral, on average over targets."""
+    forward_equivalents: float
+    """Forward and backward passes through the block's own code, in units of one forward pass over
+    a text (a backward pass counts as one). The attention arithmetic between them is not in it."""
+    seconds: float
+
+
+@dataclass
+class Meter:
+    """Counts the work on one text."""
+
+    tokens: int
+    """Tokens of the text."""
+    pairs: int = 0
+    """Pairs of a path point and a target evaluated."""
+    passed: int = 0
+    """Tokens that went forward or backward through the block's code."""
+
+    def forward(self, tokens: int) -> None:
+        """Count a forward pass over so many tokens."""
+        self.passed += tokens
+
+    def backward(self, tokens: int) -> None:
+        """Count a backward pass over so many tokens."""
+        self.passed += tokens

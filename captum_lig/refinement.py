@@ -1,0 +1,154 @@
+"""Refining an integral, row by row, until its completeness error is within tolerance.
+
+The exact increment of ``A`` over an interval is known from its two ends. So each panel of a
+composite rule carries its own error for each row: panels are halved, and only for the rows that
+are not within tolerance yet.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from captum_lig.quadrature import rule
+
+__all__ = ["Integrable", "Panel", "refine"]
+
+Parts = dict[str, Tensor]
+
+PANEL_SHARE = 1 / 8
+"""Part of a row's tolerance that one panel may use up. Gauss-Legendre errors fall so fast that
+the panels of a row almost never use up theirs; if they do, the row is said not to converge."""
+
+
+class Integrable(Protocol):
+    """A boundary: rates to integrate for ``R`` rows, with ``K`` certified sums each."""
+
+    @property
+    def totals(self) -> Tensor:
+        """``(R, K)`` what the sums have to be."""
+
+    @property
+    def scale(self) -> Tensor:
+        """``(R, K or 1)`` what errors are measured against."""
+
+    def select(self, rows: Tensor) -> Integrable:
+        """Some of the rows."""
+
+    def sweep(self, alphas: Tensor, weights: Tensor) -> Parts:
+        """Integrals by a rule, rows first."""
+
+    def sums(self, parts: Parts) -> Tensor:
+        """``(R, K)``"""
+
+    def values(self, a: float) -> Tensor:
+        """``(R, K)`` of the function whose increments the sums are, at a path point."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """An interval of the path."""
+
+    low: float
+    high: float
+
+    def nodes(self, count: int) -> tuple[Tensor, Tensor]:
+        """Nodes and weights, gathered towards the low end as far as the panel spans scales.
+
+        At the start of a path everything can happen below any scale (scale-invariant norms), so
+        a panel from 0 is graded, and one that spans scales is uniform in log a.
+        """
+        if self.low == 0:
+            t, w = rule("gausslegendre_graded", count)
+            return self.high * t, self.high * w
+        t, w = rule("gausslegendre", count)
+        if self.high <= NARROW * self.low:
+            return self.low + (self.high - self.low) * t, (self.high - self.low) * w
+        ratio = math.log(self.high / self.low)
+        a = self.low * torch.exp(ratio * t)
+        return a, w * ratio * a
+
+    def halves(self) -> tuple[Panel, Panel]:
+        """Two panels in its place."""
+        if self.low == 0:
+            middle = self.high / 16
+        elif self.high <= NARROW * self.low:
+            middle = (self.low + self.high) / 2
+        else:
+            middle = math.sqrt(self.low * self.high)
+        return Panel(self.low, middle), Panel(middle, self.high)
+
+
+NARROW = 4.0
+
+
+def refine(
+    boundary: Integrable, parts: Parts, tolerance: float, n_steps: int, max_steps: int
+) -> Parts:
+    """Replace the rows of ``parts`` that are not within tolerance.
+
+    Args:
+        boundary: what to integrate.
+        parts: its integrals by one rule of ``n_steps`` nodes, rows first.
+        tolerance: largest completeness error of a row, relative to the boundary's scale.
+        n_steps: nodes of the first rule; panels get half as many.
+        max_steps: most nodes for one row, all its panels together.
+
+    Returns:
+        The integrals, with the rows refined.
+    """
+    limit = tolerance * boundary.scale
+    bad = ((boundary.sums(parts) - boundary.totals).abs() > limit).any(-1).nonzero().squeeze(-1)
+    if len(bad) == 0:
+        return parts
+    parts = {name: part.clone() for name, part in parts.items()}
+    for part in parts.values():
+        part[bad] = 0
+    count = max(4, n_steps // 2)
+    used = torch.full((len(boundary.totals),), n_steps, device=bad.device)
+    zeros = torch.zeros_like(boundary.totals[bad])
+    queue = [_Piece(Panel(0.0, 1.0), bad, zeros, boundary.totals[bad])]
+    queue = _split(queue, boundary)
+    while queue:
+        remaining: list[_Piece] = []
+        for piece in queue:
+            here = boundary.select(piece.rows)
+            found = here.sweep(*piece.panel.nodes(count))
+            used[piece.rows] += count
+            error = (here.sums(found) - (piece.at_high - piece.at_low)).abs()
+            done = (error <= PANEL_SHARE * limit[piece.rows]).all(-1)
+            # Halving once more would cost two panels.
+            done |= used[piece.rows] + 2 * count > max_steps
+            for name, part in found.items():
+                parts[name][piece.rows[done]] += part[done]
+            if not bool(done.all()):
+                remaining.append(piece.keep(~done))
+        queue = _split(remaining, boundary)
+    return parts
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A panel, with the rows ``(R',)`` that it is open for and the values at its ends."""
+
+    panel: Panel
+    rows: Tensor
+    at_low: Tensor
+    at_high: Tensor
+
+    def keep(self, chosen: Tensor) -> _Piece:
+        return _Piece(self.panel, self.rows[chosen], self.at_low[chosen], self.at_high[chosen])
+
+
+def _split(pieces: list[_Piece], boundary: Integrable) -> list[_Piece]:
+    halves = []
+    for piece in pieces:
+        low, high = piece.panel.halves()
+        middle = boundary.select(piece.rows).values(low.high)
+        halves.append(_Piece(low, piece.rows, piece.at_low, middle))
+        halves.append(_Piece(high, piece.rows, middle, piece.at_high))
+    return halves

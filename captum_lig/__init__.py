@@ -1,8 +1,30 @@
 """Layer-wise Integrated Gradients for Transformers: a Captum extension."""
 
-from captum_lig.errors import LigError
-from captum_lig.flow import LayerFlow
-from captum_lig.layer_flow import LayerFlowIG
-from captum_lig.set_to_set import SetToSetIG
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from captum_lig.errors import LigError
+    from captum_lig.flow import LayerFlow
+    from captum_lig.layer_flow import LayerFlowIG
+    from captum_lig.set_to_set import SetToSetIG
 
 __all__ = ["LayerFlow", "LayerFlowIG", "LigError", "SetToSetIG"]
+
+_HOME = {
+    "LayerFlow": "captum_lig.flow",
+    "LayerFlowIG": "captum_lig.layer_flow",
+    "LigError": "captum_lig.errors",
+    "SetToSetIG": "captum_lig.set_to_set",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is asked for: the command line's help needs no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -15,7 +15,7 @@ A *path* holds what does not change along it, for some rows (targets); ``path.at
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -25,12 +25,12 @@ from captum_lig.closed_form import QKV, Mixture, Norm, Pre
 
 __all__ = [
     "AttentionPath",
+    "ByRunning",
+    "ClosedForm",
     "PerTargetPath",
     "PointSet",
     "SharedPath",
     "TargetTokenPath",
-    "along_by_jvp",
-    "along_closed_form",
 ]
 
 
@@ -42,6 +42,9 @@ class AttentionPath(Protocol):
 
     def select(self, rows: Tensor) -> AttentionPath:
         """The same path for some of its rows: ``(R',)`` indices into them."""
+
+    def double(self) -> AttentionPath:
+        """The same path with the attention core in float64."""
 
 
 class Values(Protocol):
@@ -132,7 +135,9 @@ class PointSet:
         """Sum over the points: layout ``(..., S)`` to ``(H, R, S)``."""
         axis = self.to_layout.index(0)
         summed = x.sum(axis)
-        return summed if self.to_layout.index(2) < self.to_layout.index(1) else summed.transpose(0, 1)
+        return (
+            summed if self.to_layout.index(2) < self.to_layout.index(1) else summed.transpose(0, 1)
+        )
 
 
 # --- one path for all targets -----------------------------------------------------------------
@@ -150,24 +155,37 @@ class Along:
     dv: Tensor
 
 
-def along_closed_form(
-    norm: Norm, pre: Pre, start: Tensor, end: Tensor
-) -> Callable[[Tensor], Along]:
-    """``pre`` along ``start -> end`` (both ``(S, D)``) from tables at its two ends."""
-    tables = pre(torch.stack([torch.zeros_like(end), start, end]))
-    c0, c1 = norm.center(start), norm.center(end)
-    n0, n1, dot = (x.mean(-1) for x in (c0 * c0, c1 * c1, c0 * c1))  # (S,)
+@dataclass(frozen=True)
+class ClosedForm:
+    """``pre`` along a path from tables at its two ends, without running the block."""
 
-    def along(alphas: Tensor) -> Along:
-        w = norm.mixture(n0, n1, dot, alphas).to(end.dtype)
+    norm: Norm
+    tables: QKV
+    """Of the zero vector, the start and the end, ``(3, heads, S, d)`` each."""
+    moments: tuple[Tensor, Tensor, Tensor]
+    """``(S,)`` mean squares of the start and of the end, and their mean product."""
+
+    @classmethod
+    def between(cls, norm: Norm, pre: Pre, start: Tensor, end: Tensor) -> ClosedForm:
+        """From ``start`` to ``end``, both ``(S, D)``."""
+        c0, c1 = norm.center(start), norm.center(end)
+        moments = tuple(x.mean(-1) for x in (c0 * c0, c1 * c1, c0 * c1))
+        return cls(norm, pre(torch.stack([torch.zeros_like(end), start, end])), moments)  # type: ignore[arg-type]
+
+    def double(self) -> ClosedForm:
+        """The same in float64."""
+        q, k, v = self.tables
+        return ClosedForm(self.norm, (q.double(), k.double(), v.double()), self.moments)
+
+    def __call__(self, alphas: Tensor) -> Along:
+        """At ``alphas (P,)``."""
+        w = self.norm.mixture(*self.moments, alphas).to(self.tables[0].dtype)
         values, rates = [], []
-        for bias, at_start, at_end in tables:
+        for bias, at_start, at_end in self.tables:
             from_start, from_end = at_start - bias, at_end - bias
             values.append(bias + _weigh(w.start, from_start) + _weigh(w.end, from_end))
             rates.append(_weigh(w.d_start, from_start) + _weigh(w.d_end, from_end))
         return Along(*values, *rates)
-
-    return along
 
 
 def _weigh(weights: Tensor, table: Tensor) -> Tensor:
@@ -175,28 +193,39 @@ def _weigh(weights: Tensor, table: Tensor) -> Tensor:
     return weights[:, None, :, None] * table
 
 
-def along_by_jvp(pre: Pre, start: Tensor, end: Tensor) -> Callable[[Tensor], Along]:
+@dataclass(frozen=True)
+class ByRunning:
     """``pre`` along ``start -> end`` (``(..., S, D)``) by running the block: always right.
 
     The points' axis comes out as ``P`` times the leading axes of the path.
     """
-    step = end - start
 
-    def along(alphas: Tensor) -> Along:
-        a = alphas.to(end.dtype).view(-1, *[1] * step.dim())
-        points = (start + a * step).reshape(-1, *step.shape[-2:])
+    pre: Pre
+    start: Tensor
+    end: Tensor
+    in_double: bool = False
+    """Whether what follows is to be computed in float64; the block runs as it is."""
+
+    def double(self) -> ByRunning:
+        """What follows in float64."""
+        return replace(self, in_double=True)
+
+    def __call__(self, alphas: Tensor) -> Along:
+        """At ``alphas (P,)``."""
+        step = self.end - self.start
+        a = alphas.to(step.dtype).view(-1, *[1] * step.dim())
+        points = (self.start + a * step).reshape(-1, *step.shape[-2:])
         tangents = step.expand(len(alphas), *step.shape).reshape(points.shape)
-        values, rates = torch.func.jvp(pre, (points,), (tangents,))
-        return Along(*(x.detach() for x in (*values, *rates)))
-
-    return along
+        values, rates = torch.func.jvp(self.pre, (points,), (tangents,))  # type: ignore[misc]
+        found = [x.detach() for x in (*values, *rates)]
+        return Along(*(x.double() for x in found)) if self.in_double else Along(*found)
 
 
 @dataclass(frozen=True)
 class SharedPath:
     """All targets share one path of the residual stream ``(S, D)``."""
 
-    along: Callable[[Tensor], Along]
+    along: ClosedForm | ByRunning
     rows: Tensor
     scaling: float
     mask: Tensor | None
@@ -206,9 +235,11 @@ class SharedPath:
 
     def select(self, rows: Tensor) -> SharedPath:
         """The same path for some of its rows."""
-        return SharedPath(
-            self.along, self.rows[rows], self.scaling, self.mask, self.frozen[rows]
-        )
+        return replace(self, rows=self.rows[rows], frozen=self.frozen[rows])
+
+    def double(self) -> SharedPath:
+        """The same path in float64."""
+        return replace(self, along=self.along.double())
 
     def at(self, alphas: Tensor) -> PointSet:
         """Layout ``(P, H, R, S)``."""
@@ -289,18 +320,21 @@ class TargetTokenPath:
 
     def select(self, rows: Tensor) -> TargetTokenPath:
         """The same paths for some of their rows."""
-        return TargetTokenPath(
+        return replace(
+            self,
             rows=self.rows[rows],
-            weights=self.weights,
             bias_logits=self.bias_logits[:, rows],
             start_logits=self.start_logits[:, rows],
             end_logits=self.end_logits[:, rows],
             start_values=self.start_values[:, rows],
-            end_values=self.end_values,
-            bias_values=self.bias_values,
             frozen=self.frozen[rows],
             selected=rows if self.selected is None else self.selected[rows],
         )
+
+    def double(self) -> TargetTokenPath:
+        """The same paths in float64."""
+        tables = [f.name for f in fields(self) if f.name.endswith(("_logits", "_values"))]
+        return replace(self, **{name: getattr(self, name).double() for name in tables})
 
     def at(self, alphas: Tensor) -> PointSet:
         """Layout ``(H, P, R, S)``."""
@@ -311,7 +345,9 @@ class TargetTokenPath:
             p=torch.softmax(logits, -1),
             ds_key=(w.d_start * start + w.d_end * end).masked_fill_(self.frozen, 0.0),
             ds_query=None,
-            values=_MixtureValues(w, self.start_values, self.end_values, self.bias_values, self.frozen),
+            values=_MixtureValues(
+                w, self.start_values, self.end_values, self.bias_values, self.frozen
+            ),
             to_layout=(2, 0, 1),
             rows=self.rows,
             frozen=self.frozen,
@@ -384,11 +420,8 @@ class _MixtureValues:
 class PerTargetPath:
     """Each target's own path ``(S, D)``, by running the block on it: slow, and always right."""
 
-    pre: Pre
-    start: Tensor
-    """``(R, S, D)``"""
-    end: Tensor
-    """``(S, D)``"""
+    along: ByRunning
+    """From ``(R, S, D)``."""
     rows: Tensor
     scaling: float
     mask: Tensor | None
@@ -396,19 +429,20 @@ class PerTargetPath:
 
     def select(self, rows: Tensor) -> PerTargetPath:
         """The same paths for some of their rows."""
-        return PerTargetPath(
-            self.pre,
-            self.start[rows],
-            self.end,
-            self.rows[rows],
-            self.scaling,
-            self.mask,
-            self.frozen[rows],
+        return replace(
+            self,
+            along=replace(self.along, start=self.along.start[rows]),
+            rows=self.rows[rows],
+            frozen=self.frozen[rows],
         )
+
+    def double(self) -> PerTargetPath:
+        """The same paths, the attention core in float64."""
+        return replace(self, along=self.along.double())
 
     def at(self, alphas: Tensor) -> PointSet:
         """Layout ``(P, R, H, S)``."""
-        x = along_by_jvp(self.pre, self.start, self.end)(alphas)
+        x = self.along(alphas)
         points, count = len(alphas), len(self.rows)
 
         def split(t: Tensor) -> Tensor:
@@ -429,7 +463,6 @@ class PerTargetPath:
             rows=self.rows,
             frozen=self.frozen,
         )
-
 
     def _own(self, v: Tensor) -> Tensor:
         """``(P, R, Hkv, d)`` the value of the targets that the path does not move, else 0."""

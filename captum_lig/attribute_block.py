@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ from captum_lig.boundaries import (
     Rows,
     sweep_together,
 )
-from captum_lig.cost import Meter
+from captum_lig.checks import brief, fraction, index_list, whole_number
+from captum_lig.cost import Cost, Meter
 from captum_lig.errors import LigError
 from captum_lig.flow import LayerFlow
 from captum_lig.paths import Structure, inspect_structure, make_path
@@ -29,6 +31,9 @@ from captum_lig.refinement import refine
 __all__ = ["BOUNDARIES", "Settings", "attribute_block"]
 
 BOUNDARIES = ("attention", "mlp", "layer")
+
+MASKED = -1e30
+"""A mask below this forbids a source."""
 
 MEMORY = 2**28
 """Bytes that the path points and targets in flight may take, if nothing else is said."""
@@ -68,24 +73,21 @@ class Settings:
             LigError: for anything unknown or out of range.
         """
         alphas, weights = rule(method, n_steps)
-        asked = (boundaries,) if isinstance(boundaries, str) else tuple(boundaries)
-        unknown = [name for name in asked if name not in BOUNDARIES]
-        if unknown or not asked:
-            raise LigError(
-                f"boundaries {asked!r}: name one or more of {', '.join(map(repr, BOUNDARIES))}."
-            )
-        size = internal_batch_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise LigError(f"internal_batch_size={size!r}: give a whole number, at least 1.")
-        if tolerance is not None and not 0 < tolerance < 1:
-            raise LigError(
-                f"tolerance={tolerance!r}: give a relative completeness error between 0 and 1, "
-                "or None for the plain rule."
-            )
-        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < n_steps:
-            raise LigError(
-                f"max_steps={max_steps!r}: give a whole number, at least n_steps={n_steps}."
-            )
+        asked = (boundaries,) if isinstance(boundaries, str) else boundaries
+        names = ", ".join(map(repr, BOUNDARIES))
+        if not isinstance(asked, (tuple, list, set, frozenset)) or not asked:
+            raise LigError(f"boundaries={brief(boundaries)}: name one or more of {names}.")
+        for name in asked:
+            if name not in BOUNDARIES:
+                raise LigError(
+                    f"boundaries={brief(boundaries)}: {brief(name)} is unknown, name one or more "
+                    f"of {names}."
+                )
+        if internal_batch_size is not None:
+            whole_number("internal_batch_size", internal_batch_size, 1)
+        if tolerance is not None:
+            fraction("tolerance", tolerance)
+        whole_number("max_steps", max_steps, n_steps)
         return cls(
             scalarization,
             alphas,
@@ -107,18 +109,7 @@ class Settings:
         """Positions ``(T,)`` of the targets among ``sources`` tokens."""
         if self.output_indices is None:
             return torch.arange(sources, device=device)
-        targets = torch.as_tensor(self.output_indices, device=device).reshape(-1)
-        if targets.numel() == 0 or targets.is_floating_point():
-            raise LigError(
-                f"output_indices={self.output_indices!r}: give one or more token positions."
-            )
-        outside = (targets < -sources) | (targets >= sources)
-        if bool(outside.any()):
-            raise LigError(
-                f"output index {int(targets[outside][0])} is out of range: the text has "
-                f"{sources} tokens, 0 to {sources - 1}."
-            )
-        return targets.long() % sources
+        return index_list(self.output_indices, sources, device, "tokens")
 
 
 def attribute_block(
@@ -151,10 +142,11 @@ def attribute_block(
             f"{call.describe()} has activations that are not finite on these inputs: look at "
             "the weights and the inputs, or load the model in a wider dtype."
         )
-    targets = settings.targets(sources, z.device)
+    began = time.perf_counter()
+    targets, meter = settings.targets(sources, z.device), Meter()
     texts = [
         _attribute_text(
-            BlockCut(call, text),
+            BlockCut(call, text, meter),
             start_of(baseline, z[text], text, batch, targets),
             settings,
             targets,
@@ -173,7 +165,13 @@ def attribute_block(
         scalarization=settings.scalarization,
         baseline=describe(baseline),
         delta=_deltas(parts),
-        **{name: part for name, part in parts.items()},
+        tolerance=settings.tolerance,
+        cost=Cost(
+            path_points=meter.pairs / max(1, int(valid[:, targets].sum())),
+            forward_equivalents=meter.passed / (batch * sources),
+            seconds=time.perf_counter() - began,
+        ),
+        **parts,
     )
 
 
@@ -194,11 +192,12 @@ def _attribute_text(
     """One block for one text, rows first; zeros for padded targets."""
     structure = inspect_structure(cut, _epsilons(cut.call.module))
     kept = valid[targets].nonzero().squeeze(-1)
+    if len(kept) == 0:
+        return _nothing(cut, settings, len(targets))
     at_once = _pairs_at_once(cut, settings)
-    meter = Meter(len(cut.z))
     chunks = []
     for chunk in kept.split(at_once):
-        rows = _rows(cut, start.select(chunk), structure, settings, targets[chunk], at_once, meter)
+        rows = _rows(cut, start.select(chunk), structure, settings, targets[chunk], at_once)
         chunks.append(_attribute_rows(rows, settings))
     result = {}
     for name in chunks[0]:
@@ -208,6 +207,23 @@ def _attribute_text(
     return result
 
 
+def _nothing(cut: BlockCut, settings: Settings, count: int) -> dict[str, Tensor]:
+    """Zeros, rows first, for a text whose targets are all padding."""
+    heads, sources, wanted = cut.heads, len(cut.z), settings.boundaries
+    shapes: dict[str, tuple[int, ...]] = {}
+    if "attention" in wanted:
+        shapes |= {"attention": (heads, sources), "attention_total": (heads,)}
+    if "mlp" in wanted:
+        shapes |= {"mlp": (heads,), "residual": ()}
+    if {"attention", "mlp"} <= wanted:
+        shapes["chain"] = (heads, sources)
+    if "layer" in wanted:
+        shapes["layer"] = (sources,)
+    if wanted & {"mlp", "layer"}:
+        shapes["layer_total"] = ()
+    return {name: cut.z.new_zeros(count, *shape) for name, shape in shapes.items()}
+
+
 def _rows(
     cut: BlockCut,
     start: Start,
@@ -215,7 +231,6 @@ def _rows(
     settings: Settings,
     rows: Tensor,
     pairs_at_once: int,
-    meter: Meter,
 ) -> Rows:
     """Some rows, none of them padding, made sure of against the block itself."""
     made = Rows.between(
@@ -226,7 +241,7 @@ def _rows(
         _still(cut, start, rows),
         settings.scalarization,
         pairs_at_once,
-        meter,
+        cut.meter,
     )
     cut.check(rows, made.u_start + made.u_step)
     return made
@@ -234,7 +249,8 @@ def _rows(
 
 def _attribute_rows(rows: Rows, settings: Settings) -> dict[str, Tensor]:
     """All boundaries for some rows, rows first."""
-    wanted, result = settings.boundaries, {}
+    wanted = settings.boundaries
+    result: dict[str, Tensor] = {}
     nodes = settings.alphas, settings.weights
     on_path: list[AttentionBoundary | Chain | LayerBoundary] = []
     if "mlp" in wanted:
@@ -264,7 +280,7 @@ def _still(cut: BlockCut, start: Start, rows: Tensor) -> Tensor:
     moves = ~start.frozen(cut.z, rows)
     own = moves[torch.arange(len(rows), device=rows.device), rows]
     if cut.mask is not None:
-        masked = torch.finfo(cut.mask.dtype).min / 2
+        masked = MASKED
         moves = moves & (cut.mask[:, rows] > masked).any(0)
     return ~(moves.any(-1) | own)
 

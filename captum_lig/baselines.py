@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from numbers import Real
 
 import torch
 from torch import Tensor
 
+from captum_lig.checks import brief
 from captum_lig.errors import LigError
 
 __all__ = ["Baseline", "Start", "describe", "start_of"]
@@ -44,11 +46,14 @@ class Start:
     def frozen(self, z: Tensor, rows: Tensor) -> Tensor:
         """``(R, S)`` True where the path does not move a source at all."""
         if self.shared is not None:
-            return (self.shared == z).all(-1).expand(len(rows), -1)
+            start: Tensor = (self.shared == z).all(-1)
+            return start.expand(len(rows), -1)
         if self.per_target is not None:
-            return (self.per_target == z).all(-1)
-        same = torch.unique(z, dim=0, return_inverse=True)[1]
-        return same[rows][:, None] == same[None]
+            equal: Tensor = (self.per_target == z).all(-1)
+            return equal
+        # Equal tokens get equal numbers.
+        number: Tensor = torch.unique(z, dim=0, return_inverse=True)[1]
+        return number[rows][:, None] == number[None]
 
 
 def describe(baseline: Baseline) -> str:
@@ -77,16 +82,21 @@ def start_of(baseline: Baseline, z: Tensor, text: int, batch: int, targets: Tens
     if isinstance(baseline, str):
         if baseline not in NAMES:
             names = ", ".join(repr(name) for name in NAMES)
-            raise LigError(
-                f"baseline {baseline!r} is unknown: use {names}, a number or a tensor."
-            )
+            raise LigError(f"baseline {baseline!r} is unknown: use {names}, a number or a tensor.")
         return Start() if baseline == "target_token" else Start(shared=torch.zeros_like(z))
     if isinstance(baseline, Real) and not isinstance(baseline, bool):
+        if not math.isfinite(baseline):
+            raise LigError(f"baseline {baseline} is not finite: give a finite number.")
         return Start(shared=torch.full_like(z, float(baseline)))
     if not isinstance(baseline, Tensor):
         raise LigError(
-            f"baseline {baseline!r} is a {type(baseline).__name__}: use 'zero', 'target_token', "
-            "a number or a tensor."
+            f"baseline {brief(baseline)} is a {type(baseline).__name__}: use 'zero', "
+            "'target_token', a number or a tensor."
+        )
+    if not bool(torch.isfinite(baseline).all()):
+        raise LigError(
+            f"baseline tensor of shape {tuple(baseline.shape)} holds values that are not finite "
+            "(NaN or infinity): give finite numbers."
         )
     sources, width = z.shape
     shape, value = tuple(baseline.shape), baseline.to(z)

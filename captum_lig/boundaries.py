@@ -102,15 +102,35 @@ class Rows:
         chosen: dict[str, Any] = {name: getattr(self, name)[rows] for name in tensors}
         return replace(self, path=self.path.select(rows), **chosen)
 
+    def with_l2(self) -> Rows | None:
+        """The same rows with the l2 scalarization, or None if they have it."""
+        return None if self.scalarization == "l2" else replace(self, scalarization="l2")
+
+    def double(self) -> Rows:
+        """The same rows with the attention core in float64; ``post`` stays as it is."""
+        path = self.path.double()
+        ends = path.at(torch.tensor([0.0, 1.0], dtype=torch.float64, device=self.step.device))
+        still = self.attention_total == 0
+        return replace(
+            self,
+            path=path,
+            step=self.step.double(),
+            u_start=ends.u[0],
+            moved_start=ends.moved[0],
+            u_step=_change(ends.moved, still),
+        )
+
     @property
     def attention_total(self) -> Tensor:
-        """``(R, H)``"""
-        return torch.linalg.vector_norm(self.u_step, dim=-1)
+        """Shape ``(R, H)``."""
+        total: Tensor = torch.linalg.vector_norm(self.u_step, dim=-1)
+        return total
 
     @property
     def layer_total(self) -> Tensor:
-        """``(R,)``"""
-        return torch.linalg.vector_norm(self.y_step, dim=-1)
+        """Shape ``(R,)``."""
+        total: Tensor = torch.linalg.vector_norm(self.y_step, dim=-1)
+        return total
 
     @property
     def moved_heads(self) -> Tensor:
@@ -161,7 +181,7 @@ class Rows:
             y = self.outputs(u, z)
             change = y.detach() - self.y_start
             if departure is not None:
-                _, dy = torch.func.jvp(
+                _, dy = torch.func.jvp(  # type: ignore[misc]
                     self.outputs,
                     (u.detach()[:1], z.detach()[:1]),
                     (departure[None], self.step[None]),
@@ -169,7 +189,7 @@ class Rows:
                 change = torch.cat([dy.detach(), change[1:]])
             g = cotangent(self.scalarization, change, unit(self.y_step)) * self.moved
             gu, gz = torch.autograd.grad(y, (u, z), g, materialize_grads=True)
-        self.meter.backward(len(a) * len(self))
+        self.meter.passed += len(a) * len(self)
         return gu, gz
 
     def starts_at(self, alphas: Tensor) -> bool:
@@ -180,7 +200,10 @@ class Rows:
 # --- boundaries: what the refinement integrates -------------------------------------------------
 #
 # Each has ``totals (R, K)``: what its ``K`` certified sums per row have to be, and ``scale``: what
-# their errors are measured against.
+# their errors are measured against. ``across`` is its l2 twin, with a factor: a projection (and
+# the chain's fixed cotangent is one) does not see what happens across it. Where a path starts
+# from zero, scale-invariant norms turn the outputs round before they grow; sources then trade
+# contributions that cancel in the projected sum, and only the norm shows an unresolved start.
 
 
 @dataclass(frozen=True)
@@ -193,14 +216,23 @@ class MlpBoundary:
         """Some of the rows."""
         return MlpBoundary(self.rows.select(rows))
 
+    def precise(self) -> MlpBoundary:
+        """Itself: the block's code runs in the model's precision."""
+        return self
+
+    def across(self) -> tuple[MlpBoundary, Tensor | float] | None:
+        """The l2 twin, or None if this is l2."""
+        l2 = self.rows.with_l2()
+        return None if l2 is None else (MlpBoundary(l2), 1.0)
+
     @property
     def totals(self) -> Tensor:
-        """``(R, 1)``"""
+        """Shape ``(R, 1)``."""
         return self.rows.layer_total[:, None]
 
     @property
     def scale(self) -> Tensor:
-        """``(R, 1)``"""
+        """Shape ``(R, 1)``."""
         return self.totals
 
     def sweep(self, alphas: Tensor, weights: Tensor) -> Parts:
@@ -221,7 +253,7 @@ class MlpBoundary:
         }
 
     def sums(self, parts: Parts) -> Tensor:
-        """``(R, 1)``"""
+        """Shape ``(R, 1)``."""
         return (parts["mlp"].sum(-1) + parts["residual"])[:, None]
 
     def values(self, a: float) -> Tensor:
@@ -243,14 +275,23 @@ class AttentionBoundary:
         """Some of the rows."""
         return AttentionBoundary(self.rows.select(rows))
 
+    def precise(self) -> AttentionBoundary:
+        """In float64: a head can move far and come back, and its total be lost in rounding."""
+        return AttentionBoundary(self.rows.double())
+
+    def across(self) -> tuple[AttentionBoundary, Tensor | float] | None:
+        """The l2 twin, or None if this is l2."""
+        l2 = self.rows.with_l2()
+        return None if l2 is None else (AttentionBoundary(l2), 1.0)
+
     @property
     def totals(self) -> Tensor:
-        """``(R, H)``"""
+        """Shape ``(R, H)``."""
         return self.rows.attention_total
 
     @property
     def scale(self) -> Tensor:
-        """``(R, H)``"""
+        """Shape ``(R, H)``."""
         return self.totals
 
     def sweep(self, alphas: Tensor, weights: Tensor) -> Parts:
@@ -267,7 +308,7 @@ class AttentionBoundary:
         return {"attention": _rates(at, w, g)}
 
     def sums(self, parts: Parts) -> Tensor:
-        """``(R, H)``"""
+        """Shape ``(R, H)``."""
         return parts["attention"].sum(-1)
 
     def values(self, a: float) -> Tensor:
@@ -289,9 +330,18 @@ class Chain:
         """Some of the rows."""
         return Chain(self.rows.select(rows), self.gradient[rows])
 
+    def precise(self) -> Chain:
+        """In float64."""
+        return Chain(self.rows.double(), self.gradient.double())
+
+    def across(self) -> tuple[AttentionBoundary, Tensor | float] | None:
+        """The l2 attention boundary, times the length of the cotangent ``(R, H)``."""
+        rows = self.rows.with_l2() or self.rows
+        return AttentionBoundary(rows), torch.linalg.vector_norm(self.gradient, dim=-1)
+
     @property
     def totals(self) -> Tensor:
-        """``(R, H)``"""
+        """Shape ``(R, H)``."""
         return (self.gradient * self.rows.u_step).sum(-1)
 
     @property
@@ -308,7 +358,7 @@ class Chain:
         return {"chain": _rates(at, w, self.gradient.expand(len(a), -1, -1, -1))}
 
     def sums(self, parts: Parts) -> Tensor:
-        """``(R, H)``"""
+        """Shape ``(R, H)``."""
         return parts["chain"].sum(-1)
 
     def values(self, a: float) -> Tensor:
@@ -328,14 +378,23 @@ class LayerBoundary:
         """Some of the rows."""
         return LayerBoundary(self.rows.select(rows))
 
+    def precise(self) -> LayerBoundary:
+        """Itself: the block's code runs in the model's precision."""
+        return self
+
+    def across(self) -> tuple[LayerBoundary, Tensor | float] | None:
+        """The l2 twin, or None if this is l2."""
+        l2 = self.rows.with_l2()
+        return None if l2 is None else (LayerBoundary(l2), 1.0)
+
     @property
     def totals(self) -> Tensor:
-        """``(R, 1)``"""
+        """Shape ``(R, 1)``."""
         return self.rows.layer_total[:, None]
 
     @property
     def scale(self) -> Tensor:
-        """``(R, 1)``"""
+        """Shape ``(R, 1)``."""
         return self.totals
 
     def sweep(self, alphas: Tensor, weights: Tensor) -> Parts:
@@ -352,7 +411,7 @@ class LayerBoundary:
         return {"layer": rates}
 
     def sums(self, parts: Parts) -> Tensor:
-        """``(R, 1)``"""
+        """Shape ``(R, 1)``."""
         return parts["layer"].sum(-1, keepdim=True)
 
     def values(self, a: float) -> Tensor:

@@ -103,7 +103,11 @@ def recognise_norm(pre: Pre, z: Tensor, epsilons: Iterable[float]) -> Norm | Non
     # From zero, a norm is decided where the input's mean square is about eps.
     size = z.double().square().mean().clamp_min(1e-30)
     zero_alphas = torch.stack(
-        [torch.as_tensor(f * eps, device=z.device).div(size).sqrt() for eps in epsilons for f in (1, 9)]
+        [
+            torch.as_tensor(f * eps, device=z.device).div(size).sqrt()
+            for eps in epsilons
+            for f in (1, 9)
+        ]
         + [torch.as_tensor(0.5, device=z.device, dtype=torch.float64)]
     ).clamp_max(0.9)
     points = [torch.zeros_like(z), start, z]

@@ -21,19 +21,9 @@ class Cost:
 
 @dataclass
 class Meter:
-    """Counts the work on one text."""
+    """Counts the work on one block."""
 
-    tokens: int
-    """Tokens of the text."""
     pairs: int = 0
     """Pairs of a path point and a target evaluated."""
     passed: int = 0
     """Tokens that went forward or backward through the block's code."""
-
-    def forward(self, tokens: int) -> None:
-        """Count a forward pass over so many tokens."""
-        self.passed += tokens
-
-    def backward(self, tokens: int) -> None:
-        """Count a backward pass over so many tokens."""
-        self.passed += tokens

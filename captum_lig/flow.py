@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from captum_lig.checks import brief
+from captum_lig.cost import Cost
 from captum_lig.errors import LigError
 
 __all__ = ["RULES", "LayerFlow"]
@@ -58,6 +60,10 @@ class LayerFlow:
     delta: dict[str, Tensor] = field(default_factory=dict)
     """Signed completeness error, sum of attributions minus total, by boundary:
     ``attention (B, H, T)``, ``mlp (B, T)``, ``layer (B, T)``."""
+    tolerance: float | None = None
+    """Completeness error that rows were refined to, or None for a plain rule."""
+    cost: Cost | None = None
+    """What this layer cost."""
 
     def compose(self, rule: str = "conserve") -> Tensor:
         """Compose the attention and mlp boundaries into one map z -> z'.
@@ -76,8 +82,10 @@ class LayerFlow:
         Raises:
             LigError: for an unknown rule, or if a boundary it needs was not attributed.
         """
-        if rule not in _COMPOSITIONS:
-            raise LigError(f"composition rule {rule!r} is unknown: use one of {', '.join(RULES)}.")
+        if rule not in RULES:
+            raise LigError(
+                f"composition rule {brief(rule)} is unknown: use one of {', '.join(RULES)}."
+            )
         return _COMPOSITIONS[rule](self)
 
     def agreement(self, rule: str = "conserve") -> Tensor:
@@ -95,18 +103,44 @@ class LayerFlow:
     def completeness_error(self, boundary: str = "layer") -> Tensor:
         """``|sum of attributions - total| / total`` of a boundary's rows.
 
+        Args:
+            boundary: ``"attention"``, ``"mlp"``, ``"layer"``, or ``"chain"`` (whose rows should
+                add up to ``mlp``, and are measured against the target's total).
+
         Returns:
-            ``(B, T)``, or ``(B, H, T)`` at the attention boundary. Rows whose total is 0 and
-            whose sum is 0 are exact: 0.
+            ``(B, T)``, or ``(B, H, T)`` by head for attention and chain. Rows whose total is 0
+            and whose sum is 0 are exact: 0.
         """
+        if boundary == "chain":
+            gap = _need(self, "chain").sum(-1) - _need(self, "mlp").transpose(1, 2)
+            return _relative(gap, _need(self, "layer_total").unsqueeze(1))
         if boundary not in self.delta:
             raise LigError(_missing(boundary))
         name = "attention_total" if boundary == "attention" else "layer_total"
-        total, delta = _need(self, name), self.delta[boundary].abs()
-        return torch.where(delta > 0, delta / total, 0.0)
+        return _relative(self.delta[boundary], _need(self, name))
+
+    @property
+    def converged(self) -> dict[str, Tensor]:
+        """Which rows are within ``tolerance``, by boundary (with ``chain``, where it is there).
+
+        Empty if the attribution was asked for with ``tolerance=None``.
+        """
+        if self.tolerance is None:
+            return {}
+        boundaries = [*self.delta, *(["chain"] if self.chain is not None else [])]
+        return {name: self.completeness_error(name) <= self.tolerance for name in boundaries}
+
+
+def _relative(gap: Tensor, total: Tensor) -> Tensor:
+    return torch.where(gap != 0, gap.abs() / total, 0.0)
 
 
 def _missing(name: str) -> str:
+    if name == "chain":
+        return (
+            "this flow has no 'chain' boundary: it is made when both 'attention' and 'mlp' are "
+            "named in boundaries=(...) when calling LayerFlowIG.attribute."
+        )
     return (
         f"this flow has no {name!r} boundary: name it in boundaries=(...) "
         "when calling LayerFlowIG.attribute."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from captum_lig._captum import GradientAttribution, log_usage
 from captum_lig.attribute_block import BOUNDARIES, Settings, attribute_block
 from captum_lig.baselines import Baseline
 from captum_lig.block import BlockCall, block_candidates, record_blocks, use_interface
+from captum_lig.checks import brief
 from captum_lig.errors import LigError
 from captum_lig.flow import LayerFlow
 from captum_lig.model_call import ModelCall
@@ -23,6 +25,9 @@ __all__ = ["LayerFlowIG"]
 
 Layer = nn.Module | str | int
 Delta = dict[str, Tensor]
+
+MOST_NAMED = 20
+"""How many rows a warning names; ``flow.converged`` has them all."""
 
 
 class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
@@ -61,6 +66,13 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         if not isinstance(model, nn.Module):
             raise LigError(f"model is a {type(model).__name__}: give a torch.nn.Module.")
         super().__init__(model)
+        kinds = (nn.Module, str, int)
+        for one in layer if isinstance(layer, (list, tuple)) else [layer]:
+            if one is not None and (isinstance(one, bool) or not isinstance(one, kinds)):
+                raise LigError(
+                    f"layer {brief(one)} is a {type(one).__name__}: give a module of the model, "
+                    "its dotted name, or its number, a list of those, or None for every block."
+                )
         self.layer = layer
         self.scalarization = scalar.check(scalarization)
 
@@ -178,13 +190,15 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 attribute_block(block, start, settings, call.valid)
                 for block, start in zip(blocks, starts, strict=True)
             ]
-        single = isinstance(self.layer, (nn.Module, str, int))
+        _warn_of_open_rows(flows)
+        # A module that runs several times (ALBERT's) has a flow for each.
+        single = isinstance(self.layer, (nn.Module, str, int)) and len(flows) == 1
         result = flows[0] if single else flows
         if not return_convergence_delta:
             return result
         return result, flows[0].delta if single else [flow.delta for flow in flows]
 
-    def compute_convergence_delta(  # type: ignore[override]
+    def compute_convergence_delta(
         self, flow: LayerFlow | Sequence[LayerFlow]
     ) -> Delta | list[Delta]:
         """Completeness errors, sum of attributions minus total, of a flow or a list of flows.
@@ -268,6 +282,32 @@ def _one_for_each(
             f"{len(baselines)} baselines for {len(calls)} layers: give one, or one for each."
         )
     return list(baselines)
+
+
+def _warn_of_open_rows(flows: list[LayerFlow]) -> None:
+    """Name the rows that are not within tolerance, in one warning."""
+    named, count = [], 0
+    for flow in flows:
+        for boundary, converged in flow.converged.items():
+            error = flow.completeness_error(boundary)
+            for place in (~converged).nonzero().tolist():
+                text, *head, row = place
+                count += 1
+                named.append(
+                    f"{boundary} of layer {flow.index}"
+                    + (f", head {head[0]}" if head else "")
+                    + f", target {int(flow.targets[row])} of text {text}: "
+                    f"{float(error[tuple(place)]):.1e}"
+                )
+    if named:
+        more = f"; and {count - MOST_NAMED} more" if count > MOST_NAMED else ""
+        warnings.warn(
+            f"{count} rows are not within tolerance={flows[0].tolerance} (completeness error): "
+            + "; ".join(named[:MOST_NAMED])
+            + more
+            + ". They are flagged in flow.converged; raise max_steps or choose another baseline.",
+            stacklevel=4,
+        )
 
 
 def _blocks_there_are(blocks: Mapping[str, nn.Module]) -> str:

@@ -76,7 +76,9 @@ class ModelCall:
             raise LigError(
                 f"{type(model).__name__} cannot be called with these inputs: {error}."
             ) from error
-        mask = named.get("attention_mask", named.get("kwargs", {}).get("attention_mask"))
+        named = {**named.pop("kwargs", {}), **named}
+        _check_tokens(model, named)
+        mask = named.get("attention_mask")
         valid = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
         if valid is not None and not bool(valid.any(-1).all()):
             empty = int((~valid.any(-1)).nonzero()[0])
@@ -93,20 +95,61 @@ class ModelCall:
         """
         try:
             self.model(*self.args, **self.kwargs)
-        except IndexError as error:
+        except (TypeError, ValueError) as error:
+            if isinstance(error, LigError):
+                raise
+            raise LigError(
+                f"{type(self.model).__name__} cannot be called with these inputs, "
+                f"{self._describe()}: {error}"
+            ) from error
+        except (IndexError, RuntimeError) as error:
             most = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
+            long = most is not None and any(
+                x.dim() >= 2 and x.shape[1] > most
+                for x in (*self.args, *self.kwargs.values())
+                if isinstance(x, Tensor)
+            )
+            if not long and not isinstance(error, IndexError):
+                raise  # not about the inputs
             raise LigError(
                 f"{type(self.model).__name__} cannot embed these inputs, {self._describe()}: "
-                f"they are longer than the model's positions ({most}), or hold token ids that "
-                f"it does not know ({error}). Shorten the text or use the model's own tokenizer."
+                + (
+                    f"it has {most} positions. Shorten the text."
+                    if long
+                    else f"they are longer than its positions ({most}), or hold token ids that it "
+                    "does not know. Shorten the text, or use the model's own tokenizer."
+                )
             ) from error
 
     def _describe(self) -> str:
-        shapes = [
-            f"{tuple(value.shape)}"
-            for value in (*self.args, *self.kwargs.values())
-            if isinstance(value, Tensor)
-        ]
-        return "of shapes " + ", ".join(shapes)
+        shapes = [tuple(value.shape) for value in self.args if isinstance(value, Tensor)]
+        named = {k: tuple(v.shape) for k, v in self.kwargs.items() if isinstance(v, Tensor)}
+        return ", ".join([*map(str, shapes), *(f"{name} {shape}" for name, shape in named.items())])
 
 
+def _check_tokens(model: nn.Module, named: dict[str, Any]) -> None:
+    """Say what is wrong with token ids or vectors before the model does."""
+    ids, vectors = named.get("input_ids"), named.get("inputs_embeds")
+    wanted = {"input_ids": (ids, 2, "(B, S)"), "inputs_embeds": (vectors, 3, "(B, S, D)")}
+    for name, (tokens, dimensions, shape) in wanted.items():
+        if not isinstance(tokens, Tensor):
+            continue
+        given = f"{name} is a {str(tokens.dtype).removeprefix('torch.')} tensor of shape " + str(
+            tuple(tokens.shape)
+        )
+        if tokens.dim() != dimensions:
+            raise LigError(f"{given}: give {shape}, texts first.")
+        if tokens.is_floating_point() == (name == "input_ids"):
+            kind = "whole numbers" if name == "input_ids" else "floating point vectors"
+            raise LigError(f"{given}: it has to hold {kind}.")
+        mask = named.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape != tokens.shape[:2]:
+            raise LigError(
+                f"attention_mask has shape {tuple(mask.shape)}, and {given}: they have to agree."
+            )
+    tensors = [value for value in named.values() if isinstance(value, Tensor)]
+    if not tensors:
+        raise LigError(
+            f"inputs hold no tensor that {type(model).__name__} could work on: give input_ids, or "
+            "what its tokenizer returns with return_tensors='pt'."
+        )

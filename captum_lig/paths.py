@@ -10,11 +10,11 @@ from torch import Tensor
 
 from captum_lig.attention_path import (
     AttentionPath,
+    ByRunning,
+    ClosedForm,
     PerTargetPath,
     SharedPath,
     TargetTokenPath,
-    along_by_jvp,
-    along_closed_form,
     target_token_weights,
 )
 from captum_lig.baselines import Start
@@ -68,16 +68,16 @@ def make_path(block: Block, structure: Structure, start: Start, rows: Tensor) ->
     with torch.no_grad():
         if start.shared is not None:
             along = (
-                along_by_jvp(block.pre, start.shared, z)
+                ByRunning(block.pre, start.shared, z)
                 if norm is None
-                else along_closed_form(norm, block.pre, start.shared, z)
+                else ClosedForm.between(norm, block.pre, start.shared, z)
             )
             return SharedPath(along, rows, scaling, mask, frozen)
         if start.per_target is not None or norm is None or structure.values_know_position:
             own = start.per_target
             if own is None:
                 own = z[rows][:, None].expand(-1, *z.shape)
-            return PerTargetPath(block.pre, own, z, rows, scaling, mask, frozen)
+            return PerTargetPath(ByRunning(block.pre, own, z), rows, scaling, mask, frozen)
         return _target_token_path(block, norm, structure.keys_know_position, rows, frozen)
 
 

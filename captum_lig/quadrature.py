@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_lig.checks import brief, whole_number
 from captum_lig.errors import LigError
 
 __all__ = ["METHODS", "rule"]
@@ -42,7 +43,7 @@ def rule(method: str, n_steps: int) -> tuple[Tensor, Tensor]:
 
     Args:
         method: one of :data:`METHODS`.
-        n_steps: number of nodes, at least 1 (the trapezoid needs 2).
+        n_steps: number of nodes, at least 1 (the trapezoid and the graded rule need 2).
 
     Returns:
         ``(alphas, weights)``, float64 tensors ``(n_steps,)``, alphas ascending in [0, 1].
@@ -51,12 +52,10 @@ def rule(method: str, n_steps: int) -> tuple[Tensor, Tensor]:
         LigError: unknown method, or too few steps.
     """
     if method not in METHODS:
-        raise LigError(f"method {method!r} is unknown: use one of {', '.join(METHODS)}.")
-    least = 2 if method == "riemann_trapezoid" else 1
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < least:
-        raise LigError(
-            f"n_steps={n_steps!r} with method {method!r}: give a whole number, at least {least}."
-        )
+        raise LigError(f"method {brief(method)} is unknown: use one of {', '.join(METHODS)}.")
+    # With one node a trapezoid has no width, and a graded rule is not exact for constants.
+    least = 2 if method in ("riemann_trapezoid", "gausslegendre_graded") else 1
+    whole_number(f"method {method!r} with n_steps", n_steps, least)
     if method == "gausslegendre":
         alphas, weights = _gauss_legendre(n_steps)
     elif method == "gausslegendre_graded":

@@ -20,13 +20,21 @@ __all__ = ["Integrable", "Panel", "refine"]
 
 Parts = dict[str, Tensor]
 
-PANEL_SHARE = 1 / 8
-"""Part of a row's tolerance that one panel may use up. Gauss-Legendre errors fall so fast that
-the panels of a row almost never use up theirs; if they do, the row is said not to converge."""
+SHARE = 1 / 8
+"""Part of a row's tolerance that one panel may use up, the first whole interval included. It
+leaves room for several panels; and since errors of single entries can cancel in a row's sum, it
+keeps entries, too, within the tolerance. Gauss-Legendre errors fall so fast that this costs
+little."""
 
 
 class Integrable(Protocol):
     """A boundary: rates to integrate for ``R`` rows, with ``K`` certified sums each."""
+
+    def across(self) -> tuple[Integrable, Tensor | float] | None:
+        """Another boundary of the same rows, and a factor, or None.
+
+        Its errors, times the factor, count too where the path starts.
+        """
 
     @property
     def totals(self) -> Tensor:
@@ -39,11 +47,14 @@ class Integrable(Protocol):
     def select(self, rows: Tensor) -> Integrable:
         """Some of the rows."""
 
+    def precise(self) -> Integrable:
+        """The same in the best precision there is."""
+
     def sweep(self, alphas: Tensor, weights: Tensor) -> Parts:
         """Integrals by a rule, rows first."""
 
     def sums(self, parts: Parts) -> Tensor:
-        """``(R, K)``"""
+        """Shape ``(R, K)``."""
 
     def values(self, a: float) -> Tensor:
         """``(R, K)`` of the function whose increments the sums are, at a path point."""
@@ -101,34 +112,56 @@ def refine(
     Returns:
         The integrals, with the rows refined.
     """
-    limit = tolerance * boundary.scale
+    limit = SHARE * tolerance * boundary.scale
     bad = ((boundary.sums(parts) - boundary.totals).abs() > limit).any(-1).nonzero().squeeze(-1)
-    if len(bad) == 0:
+    if len(bad) == 0 or n_steps + 3 * _panel_steps(n_steps) > max_steps:
         return parts
-    parts = {name: part.clone() for name, part in parts.items()}
-    for part in parts.values():
-        part[bad] = 0
-    count = max(4, n_steps // 2)
-    used = torch.full((len(boundary.totals),), n_steps, device=bad.device)
-    zeros = torch.zeros_like(boundary.totals[bad])
-    queue = [_Piece(Panel(0.0, 1.0), bad, zeros, boundary.totals[bad])]
-    queue = _split(queue, boundary)
+    refined = _by_panels(boundary.select(bad).precise(), tolerance, n_steps, max_steps)
+    return {
+        name: part.index_copy(0, bad, refined[name].to(part.dtype)) for name, part in parts.items()
+    }
+
+
+def _by_panels(boundary: Integrable, tolerance: float, n_steps: int, max_steps: int) -> Parts:
+    limit = SHARE * tolerance * boundary.scale
+    totals = boundary.totals
+    rows = torch.arange(len(totals), device=totals.device)
+    count = _panel_steps(n_steps)
+    used = torch.full_like(rows, n_steps)
+    parts: Parts = {}
+    queue = _split([_Piece(Panel(0.0, 1.0), rows, torch.zeros_like(totals), totals)], boundary)
     while queue:
         remaining: list[_Piece] = []
+        open_panels = torch.zeros_like(rows)
+        for piece in queue:
+            open_panels[piece.rows] += 1
         for piece in queue:
             here = boundary.select(piece.rows)
-            found = here.sweep(*piece.panel.nodes(count))
+            nodes = piece.panel.nodes(count)
+            found = here.sweep(*nodes)
             used[piece.rows] += count
             error = (here.sums(found) - (piece.at_high - piece.at_low)).abs()
-            done = (error <= PANEL_SHARE * limit[piece.rows]).all(-1)
-            # Halving once more would cost two panels.
-            done |= used[piece.rows] + 2 * count > max_steps
+            done = (error <= limit[piece.rows]).all(-1)
+            if piece.panel.low == 0 and (beside := here.across()) is not None:
+                other, factor = beside
+                unseen = other.sums(other.sweep(*nodes)) - other.values(piece.panel.high)
+                done &= (factor * unseen.abs() <= limit[piece.rows]).all(-1)
+                used[piece.rows] += count
+            # Halving this panel once more costs two, the first of them perhaps twice; and each
+            # panel that is open for a row can.
+            done |= used[piece.rows] + 3 * count * open_panels[piece.rows] > max_steps
             for name, part in found.items():
+                if name not in parts:
+                    parts[name] = part.new_zeros(len(rows), *part.shape[1:])
                 parts[name][piece.rows[done]] += part[done]
             if not bool(done.all()):
                 remaining.append(piece.keep(~done))
         queue = _split(remaining, boundary)
     return parts
+
+
+def _panel_steps(n_steps: int) -> int:
+    return max(4, n_steps // 2)
 
 
 @dataclass(frozen=True)

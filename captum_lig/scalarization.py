@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_lig.checks import brief
 from captum_lig.errors import LigError
 
 __all__ = ["SCALARIZATIONS", "check", "cotangent", "unit", "value"]
@@ -25,7 +26,7 @@ def check(scalarization: str, allowed: tuple[str, ...] = SCALARIZATIONS) -> str:
     """Return the name, or say which names there are."""
     if scalarization not in allowed:
         names = ", ".join(repr(name) for name in allowed)
-        raise LigError(f"scalarization {scalarization!r} is unknown: use one of {names}.")
+        raise LigError(f"scalarization {brief(scalarization)} is unknown: use one of {names}.")
     return scalarization
 
 
@@ -38,7 +39,8 @@ def unit(x: Tensor) -> Tensor:
 def value(scalarization: str, change: Tensor, direction: Tensor) -> Tensor:
     """``A`` from ``change = y(a) - y(0)`` ``(..., E)`` and ``direction = e`` ``(..., E)``."""
     if scalarization == "l2":
-        return torch.linalg.vector_norm(change, dim=-1)
+        length: Tensor = torch.linalg.vector_norm(change, dim=-1)
+        return length
     return (change * direction).sum(-1)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from captum_lig.errors import LigError
 from captum_lig.scalarization import cotangent, unit
 
 __all__ = ["SetIntegral"]
@@ -57,6 +58,12 @@ class SetIntegral:
             self._y0 = self._apart(flat, example, target).view_as(self._y1)
         else:
             self._y0 = self._apart(self.starts, index, None)
+        for y in (self._y0, self._y1):
+            if not bool(torch.isfinite(y).all()):
+                raise LigError(
+                    "forward_func gives outputs that are not finite (NaN or infinity) at the "
+                    "inputs or at the baselines: look at it there."
+                )
         change = self._y1 - self._y0
         scalar = self.scalarization == "scalar"
         self._direction = torch.ones_like(change) if scalar else unit(change)
@@ -68,7 +75,7 @@ class SetIntegral:
 
         Args:
             alphas: ``(P,)`` nodes, ascending.
-            weights: ``(P,)`` their weights.
+            weights: ``(P,)`` their weights, float64 like the nodes.
             multiply: multiply the averaged gradients by the inputs' change along the path.
 
         Returns:
@@ -77,8 +84,9 @@ class SetIntegral:
         departure = None
         if self.scalarization == "l2" and bool(alphas[0] == 0):
             departure = self._departure()
+        device = self.ends[0].device
         sweep = self._per_target if self.per_target else self._shared
-        sums = sweep(alphas, weights, departure)
+        sums = sweep(alphas.to(device), weights.to(device), departure)
         if not multiply:
             return sums
         steps = self._steps()
@@ -115,9 +123,7 @@ class SetIntegral:
     def _shared(self, alphas: Tensor, weights: Tensor, departure: Tensor | None) -> Tensors:
         examples, device = self.ends[0].shape[0], self.ends[0].device
         node, example = _pairs(len(alphas), examples, device)
-        sums = tuple(
-            x.new_zeros(examples, self.targets, *x.shape[1:]) for x in self.ends
-        )
+        sums = tuple(x.new_zeros(examples, self.targets, *x.shape[1:]) for x in self.ends)
         steps = self._steps()
         for part in torch.arange(len(node), device=device).split(self._points(self.targets)):
             at, ex = node[part], example[part]
@@ -158,7 +164,12 @@ class SetIntegral:
         if self._batched and len(chosen) > 1:
             try:
                 grads = torch.autograd.grad(
-                    rows, inputs, chosen, retain_graph=True, allow_unused=True, is_grads_batched=True
+                    rows,
+                    inputs,
+                    chosen,
+                    retain_graph=True,
+                    allow_unused=True,
+                    is_grads_batched=True,
                 )
                 return tuple(
                     x.new_zeros(len(chosen), *x.shape) if g is None else g
@@ -193,9 +204,7 @@ class SetIntegral:
                 y = self.forward(inputs, ex)[torch.arange(len(part), device=device), tg]
                 change = y.detach() - self._y0[ex, tg]
                 if departure is not None:
-                    change = torch.where(
-                        _like(alphas[at] == 0, change), departure[ex, tg], change
-                    )
+                    change = torch.where(_like(alphas[at] == 0, change), departure[ex, tg], change)
                 a = (y * self._cotangent(change, self._direction[ex, tg])).sum()
                 grads = torch.autograd.grad(a, inputs, allow_unused=True)
             for total, grad in zip(sums, grads, strict=True):
@@ -213,18 +222,25 @@ class SetIntegral:
             return self._departure_by_reverse_mode()
 
     def _departure_by_reverse_mode(self) -> Tensor:
-        index = torch.arange(self.ends[0].shape[0], device=self.ends[0].device)
-        if not self.per_target:
-            shared: Tensor = torch.autograd.functional.jvp(
-                lambda *x: self.forward(x, index), self.starts, self._steps()
+        starts, steps = self.starts, self._steps()
+        example, target = _pairs(self.ends[0].shape[0], self.targets, self.ends[0].device)
+        if self.per_target:
+            starts = tuple(start.flatten(0, 1) for start in starts)
+            steps = tuple(step.flatten(0, 1) for step in steps)
+        else:
+            example = torch.arange(self.ends[0].shape[0], device=example.device)
+        found = []
+        everything = torch.arange(len(example), device=example.device)
+        for part in everything.split(self._points(1 if self.per_target else self.targets)):
+            ex = example[part]
+            dy: Tensor = torch.autograd.functional.jvp(
+                lambda *x, ex=ex: self.forward(x, ex),
+                tuple(x[part] for x in starts),
+                tuple(x[part] for x in steps),
             )[1]
-            return shared
-        example, target = _pairs(len(index), self.targets, index.device)
-        steps = tuple(step.flatten(0, 1) for step in self._steps())
-        starts = tuple(start.flatten(0, 1) for start in self.starts)
-        dy = torch.autograd.functional.jvp(lambda *x: self.forward(x, example), starts, steps)[1]
-        own: Tensor = dy[torch.arange(len(target), device=index.device), target]
-        return own.view_as(self._y0)
+            own = torch.arange(len(part), device=part.device)
+            found.append(dy[own, target[part]] if self.per_target else dy)
+        return torch.cat(found).view_as(self._y0)
 
 
 def _pairs(first: int, second: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -234,5 +250,6 @@ def _pairs(first: int, second: int, device: torch.device) -> tuple[Tensor, Tenso
 
 
 def _like(x: Tensor, other: Tensor) -> Tensor:
-    """``x (N,)`` with as many dimensions as ``other (N, ...)``."""
-    return x.view(-1, *[1] * (other.dim() - 1))
+    """``x (N,)`` with as many dimensions as ``other (N, ...)``, and its dtype if x is no bool."""
+    x = x.view(-1, *[1] * (other.dim() - 1))
+    return x if x.dtype == torch.bool else x.to(other.dtype)

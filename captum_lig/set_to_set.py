@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from captum_lig import scalarization as scalar
 from captum_lig._captum import (
-    BaselineType,
     GradientAttribution,
     TargetType,
     format_additional_forward_args,
@@ -20,6 +20,7 @@ from captum_lig._captum import (
     log_usage,
     select_targets,
 )
+from captum_lig.checks import brief, index_list, whole_number
 from captum_lig.errors import LigError
 from captum_lig.quadrature import rule
 from captum_lig.set_integral import SetIntegral
@@ -28,7 +29,8 @@ __all__ = ["SetToSetIG"]
 
 Tensors = tuple[Tensor, ...]
 Inputs = Tensor | Tensors
-Baselines = BaselineType | str | tuple[Any, ...]
+Baselines = Any
+"""None, a number, a tensor, a name, or a tuple of those: one for each input."""
 
 
 class SetToSetIG(GradientAttribution):  # type: ignore[misc]
@@ -144,14 +146,14 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
             LigError: for anything that cannot be worked with; the message says what to do.
         """
         alphas, weights = rule(method, n_steps)
-        ends, is_tuple = _check_inputs(inputs), isinstance(inputs, tuple)
-        problem = _Outputs(self.forward_func, ends, target, additional_forward_args, output_indices)
+        # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.
         with torch.inference_mode(False):
-            integral = self._integral(problem, ends, baselines, internal_batch_size)
-            x = ends[0]
-            attributions = integral.attribute(
-                alphas.to(x), weights.to(x), self._multiply_by_inputs
+            ends, is_tuple = _check_inputs(inputs), isinstance(inputs, tuple)
+            problem = _Outputs(
+                self.forward_func, ends, target, additional_forward_args, output_indices
             )
+            integral = self._integral(problem, ends, baselines, internal_batch_size)
+            attributions = integral.attribute(alphas, weights, self._multiply_by_inputs)
         delta = _sum_rows(attributions) - integral.total
         if not (per_feature or (problem.one and problem.scalars)):
             attributions = tuple(a.flatten(3).sum(-1) if a.dim() > 3 else a for a in attributions)
@@ -160,7 +162,7 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         result = format_output(is_tuple, attributions)
         return (result, delta) if return_convergence_delta else result
 
-    def compute_convergence_delta(  # type: ignore[override]
+    def compute_convergence_delta(
         self,
         attributions: Inputs,
         start_point: Baselines,
@@ -184,12 +186,16 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         Returns:
             ``(B, T)``, or ``(B,)`` with a ``target``.
         """
-        ends = _check_inputs(end_point)
-        problem = _Outputs(self.forward_func, ends, target, additional_forward_args, output_indices)
+        with torch.inference_mode(False):
+            ends = _check_inputs(end_point)
+            problem = _Outputs(
+                self.forward_func, ends, target, additional_forward_args, output_indices
+            )
+            total = self._integral(problem, ends, start_point, None).total
         rows = format_tensor_into_tuples(attributions)
         if problem.one:
             rows = tuple(a.unsqueeze(1) for a in rows)
-        delta = _sum_rows(rows) - self._integral(problem, ends, start_point, None).total
+        delta = _sum_rows(rows) - total
         return delta[:, 0] if problem.one else delta
 
     def has_convergence_delta(self) -> bool:
@@ -208,9 +214,8 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         baselines: Baselines,
         internal_batch_size: int | None,
     ) -> SetIntegral:
-        size = internal_batch_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise LigError(f"internal_batch_size={size!r}: give a whole number, at least 1.")
+        if internal_batch_size is not None:
+            whole_number("internal_batch_size", internal_batch_size, 1)
         starts, per_target = _starts(baselines, ends, problem)
         return SetIntegral(
             problem.forward,
@@ -218,7 +223,7 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
             ends,
             per_target,
             "scalar" if problem.scalars else self.scalarization,
-            size,
+            internal_batch_size,
         )
 
 
@@ -234,13 +239,15 @@ class _Outputs:
         output_indices: Sequence[int] | Tensor | None,
     ) -> None:
         self._function, self._target = forward_func, target
-        self._args: tuple[Any, ...] = format_additional_forward_args(additional_forward_args) or ()
+        args = format_additional_forward_args(additional_forward_args) or ()
+        self._args = tuple(_usable(a) if isinstance(a, Tensor) else a for a in args)
         self._examples = ends[0].shape[0]
         self._indices: Tensor | None = None
-        with torch.no_grad():
-            everything = torch.arange(self._examples, device=ends[0].device)
-            raw = self._raw(ends, everything)
-            y = self._choose(raw, everything)
+        self._check_target()
+        with torch.no_grad():  # one example is enough to see what the outputs are
+            first = torch.zeros(1, dtype=torch.long, device=ends[0].device)
+            raw = self._raw(tuple(x[:1] for x in ends), first)
+            y = self._choose(raw, first)
         if not (1 <= y.dim() <= 3 and raw.dim() <= 3) or (target is None and y.dim() == 0):
             raise LigError(
                 f"forward_func gives outputs of shape {tuple(raw.shape)}"
@@ -257,7 +264,7 @@ class _Outputs:
                 raise LigError(
                     "output_indices choose among several outputs: leave out target, or them."
                 )
-            self._indices = _check_indices(output_indices, count, y.device)
+            self._indices = index_list(output_indices, count, y.device, "outputs")
             count = len(self._indices)
         self.positions = torch.arange(count) if self._indices is None else self._indices
         """``(T,)`` places of the targets among the outputs."""
@@ -283,12 +290,36 @@ class _Outputs:
             raise LigError(
                 f"forward_func returns a {type(y).__name__}: wrap it so that it returns a tensor."
             )
+        if not y.is_floating_point():
+            raise LigError(
+                f"forward_func gives {y.dtype} outputs: gradients need floating point outputs."
+            )
         if y.dim() == 0 or y.shape[0] != len(example):
             raise LigError(
                 f"forward_func gives outputs of shape {tuple(y.shape)} for {len(example)} "
                 "examples: the first dimension has to be the examples."
             )
+        if torch.is_grad_enabled() and not y.requires_grad:
+            raise LigError(
+                "forward_func gives outputs without a gradient to its inputs: it must not detach "
+                "them, nor run under torch.no_grad()."
+            )
         return y
+
+    def _check_target(self) -> None:
+        target, count = self._target, None
+        if isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1):
+            count = len(target)
+        elif target is not None and not isinstance(target, (int, tuple, Tensor)):
+            raise LigError(
+                f"target {brief(target)} is a {type(target).__name__}, which chooses none of the "
+                f"outputs: give a whole number, a tuple, or one of them for each example."
+            )
+        if count not in (None, self._examples):
+            raise LigError(
+                f"target {brief(target)} has {count} entries for {self._examples} examples: give "
+                "one for each."
+            )
 
     def _choose(self, y: Tensor, example: Tensor) -> Tensor:
         target = self._target
@@ -298,46 +329,42 @@ class _Outputs:
             target = target.to(example.device)[example]
         try:
             chosen: Tensor = select_targets(y, target)
-        except (AssertionError, IndexError, RuntimeError) as error:
+        except (AssertionError, IndexError, RuntimeError, TypeError) as error:
             raise LigError(
-                f"target {self._target!r} does not choose from outputs of shape "
-                f"{tuple(y.shape)}: {error}"
+                f"target {brief(self._target)} does not choose one of forward_func's outputs of "
+                f"shape {tuple(y.shape)}, examples first: give an index that there is."
             ) from error
         return chosen
 
 
 def _check_inputs(inputs: Inputs) -> Tensors:
-    ends = format_tensor_into_tuples(inputs)
+    ends = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not ends:
+        raise LigError("inputs are an empty tuple (): give a tensor or a tuple of tensors.")
     for x in ends:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             given = f"{x.dtype} tensor" if isinstance(x, Tensor) else type(x).__name__
             raise LigError(
-                f"inputs hold a {given}: gradients need floating point tensors, give the tokens' "
-                "vectors, not their ids."
+                f"inputs hold a {given}: give floating point tensors, the tokens' vectors and not "
+                "their ids."
             )
-        if x.numel() == 0:
-            raise LigError(f"inputs hold an empty tensor of shape {tuple(x.shape)}.")
+        if x.numel() == 0 or x.dim() == 0:
+            raise LigError(
+                f"inputs hold a tensor of shape {tuple(x.shape)}: give (B, S, ...), not empty."
+            )
         if not bool(torch.isfinite(x).all()):
-            raise LigError("inputs hold values that are not finite (NaN or infinity).")
+            raise LigError("inputs hold values that are not finite (NaN or infinity): mend them.")
         if x.shape[0] != ends[0].shape[0]:
             raise LigError(
                 f"inputs have {ends[0].shape[0]} and {x.shape[0]} examples: the first dimension "
                 "has to be the same."
             )
-    return tuple(x.detach().clone() if x.is_inference() else x.detach() for x in ends)
+    return tuple(_usable(x) for x in ends)
 
 
-def _check_indices(indices: Sequence[int] | Tensor, count: int, device: torch.device) -> Tensor:
-    chosen = torch.as_tensor(indices, device=device).reshape(-1)
-    if chosen.numel() == 0 or chosen.is_floating_point():
-        raise LigError(f"output_indices={indices!r}: give one or more whole numbers.")
-    outside = (chosen < -count) | (chosen >= count)
-    if bool(outside.any()):
-        raise LigError(
-            f"output index {int(chosen[outside][0])} is out of range: there are {count} outputs, "
-            f"0 to {count - 1}."
-        )
-    return chosen.long() % count
+def _usable(x: Tensor) -> Tensor:
+    """The tensor out of its graph; an inference tensor could not take part in a new one."""
+    return x.clone() if x.is_inference() else x.detach()
 
 
 def _starts(baselines: Baselines, ends: Tensors, problem: _Outputs) -> tuple[Tensors, bool]:
@@ -359,15 +386,22 @@ def _start(baseline: Any, x: Tensor, problem: _Outputs) -> tuple[Tensor, bool]:
     if baseline is None or (isinstance(baseline, str) and baseline == "zero"):
         return torch.zeros_like(x), False
     if isinstance(baseline, (int, float)) and not isinstance(baseline, bool):
+        if not math.isfinite(baseline):
+            raise LigError(f"baseline {baseline} is not finite: give a finite number.")
         return torch.full_like(x, baseline), False
     if isinstance(baseline, str):
         return _target_token_start(baseline, x, problem), True
     if not isinstance(baseline, Tensor):
         raise LigError(
-            f"baseline {baseline!r} is a {type(baseline).__name__}: give None, a number, a "
+            f"baseline {brief(baseline)} is a {type(baseline).__name__}: give None, a number, a "
             "tensor, 'zero' or 'target_token'."
         )
-    shape, value = tuple(baseline.shape), baseline.detach().to(x)
+    shape, value = tuple(baseline.shape), _usable(baseline).to(x)
+    if not bool(torch.isfinite(value).all()):
+        raise LigError(
+            f"baseline tensor of shape {shape} holds values that are not finite (NaN or "
+            "infinity): give finite numbers."
+        )
     examples, rest, count = x.shape[0], tuple(x.shape[1:]), len(problem.positions)
     if shape in ((1, *rest), (examples, *rest)):
         return value.expand_as(x), False
@@ -390,11 +424,19 @@ def _target_token_start(baseline: str, x: Tensor, problem: _Outputs) -> Tensor:
         raise LigError(
             f"baseline 'target_token' needs a source for each target: an input of shape "
             f"{tuple(x.shape)} has none for "
-            + ("a single output." if problem.one else f"output {int(positions.max())}.")
+            + (
+                "the single output of a target: name it by output_indices=[...] instead."
+                if problem.one
+                else f"output {int(positions.max())}."
+            )
         )
     return x[:, positions].unsqueeze(2).expand(-1, -1, *x.shape[1:])
 
 
 def _sum_rows(attributions: Tensors) -> Tensor:
     """Sum over everything but examples and targets, and over the inputs."""
-    return torch.stack([a.flatten(2).sum(-1) for a in attributions]).sum(0)
+    sums = [a.flatten(2).sum(-1) if a.dim() > 2 else a for a in attributions]
+    total = sums[0]
+    for other in sums[1:]:
+        total = total + other  # of several dtypes the widest wins
+    return total

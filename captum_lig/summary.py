@@ -23,8 +23,8 @@ __all__ = [
 ]
 
 BOUNDARIES = ("attention", "mlp", "layer")
-TOLERANCE = 0.01
-"""A row whose completeness error is above this is called out."""
+TOLERANCE = 1e-3
+"""A row whose completeness error is above this is called out, if the flow has no tolerance."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ class LayerSummary:
     rows: int
     """How many rows that is the worst of."""
     missed: int
-    """How many of them are further off than :data:`TOLERANCE`."""
+    """How many of them are further off than ``tolerance``."""
+    tolerance: float
+    """The flow's own tolerance, or :data:`TOLERANCE`."""
     agreement: float
     """Mean distance of the composed from the direct map; 0 is perfect, NaN if there is no link."""
     via_heads: float
@@ -62,14 +64,14 @@ class LayerSummary:
 
     @property
     def certified(self) -> bool:
-        """True if no row is further off its total than :data:`TOLERANCE`."""
+        """True if no row is further off its total than ``tolerance``."""
         return self.missed == 0
 
     @property
     def error_text(self) -> str:
-        """The completeness error as it is shown: ``3e-06``, or ``7.8%`` if it is not small."""
+        """The completeness error as it is shown: ``3e-06``, or ``0.078`` if it is not small."""
         error = self.completeness_error
-        return f"{error:.0e}" if self.certified else f"{error:.1%}"
+        return f"{error:.0e}" if error <= self.tolerance else f"{error:.2g}"
 
     @property
     def agreement_text(self) -> str:
@@ -81,8 +83,8 @@ def one_text(flows: Sequence[LayerFlow], tokens: Sequence[str]) -> None:
     """Check that flows and tokens are of one and the same text.
 
     Raises:
-        LigError: if there is no flow, if a flow holds several texts, or if the number of tokens
-            is not the number of sources.
+        LigError: if there is no flow, if a flow holds several texts or no target but padding,
+            or if the number of tokens is not the number of sources.
     """
     if not flows:
         raise LigError("there is no flow to show: the list of flows is empty.")
@@ -92,6 +94,8 @@ def one_text(flows: Sequence[LayerFlow], tokens: Sequence[str]) -> None:
             raise LigError(
                 f"layer {flow.index} holds the flow of {texts} texts: give one text at a time."
             )
+        if not len(target_rows(flow)):
+            raise LigError(f"every target of layer {flow.index} is padding: choose other targets.")
         if sources != len(tokens):
             raise LigError(
                 f"{len(tokens)} tokens were given for layer {flow.index}, which has {sources} "
@@ -156,12 +160,14 @@ def summarize(flow: LayerFlow, rule: str = "conserve", links: int = 3) -> LayerS
     assert flow.mlp is not None and flow.residual is not None and flow.layer_total is not None
     heads = flow.mlp[0, rows].abs().sum().item()
     residual = flow.residual[0, rows].abs().sum().item()
+    tolerance = TOLERANCE if flow.tolerance is None else flow.tolerance
     return LayerSummary(
         index=flow.index,
         total=flow.layer_total[0, rows].mean().item(),
         completeness_error=errors.max().item(),
         rows=len(errors),
-        missed=int((~(errors <= TOLERANCE)).sum()),
+        missed=int((~(errors <= tolerance)).sum()),
+        tolerance=tolerance,
         agreement=agreement.nanmean().item(),
         via_heads=heads / (heads + residual) if heads + residual > 0 else 0.0,
         links=tuple(_strongest(flow, rule, links)),

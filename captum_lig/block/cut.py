@@ -7,7 +7,6 @@ what the model computes; :func:`BlockCut.check` makes sure of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from captum_lig.block.interface import AttentionCall, Handler, handle_with
+from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 
-__all__ = ["BlockCall", "BlockCut", "QKV"]
+__all__ = ["QKV", "BlockCall", "BlockCut"]
 
 QKV = tuple[Tensor, Tensor, Tensor]
 """Queries ``(N, H, T, d)``, keys and values ``(N, Hkv, S, d)``."""
@@ -56,8 +56,8 @@ class BlockCall:
 class BlockCut:
     """One block, for one text of the run: path points go where the batch dimension was."""
 
-    def __init__(self, call: BlockCall, text: int) -> None:
-        self.call = call
+    def __init__(self, call: BlockCall, text: int, meter: Meter) -> None:
+        self.call, self.meter = call, meter
         batch = call.hidden.shape[0]
         self.z = call.hidden[text].detach()
         """``(S, D)``"""
@@ -135,6 +135,7 @@ class BlockCut:
             args, kwargs = (z, *self._args[1:]), self._kwargs
         else:
             args, kwargs = (), {**self._kwargs, "hidden_states": z}
+        self.meter.passed += z.shape[0] * z.shape[1]
         with handle_with(dispatch):
             return first_tensor(self.call.module(*args, **kwargs))
 
@@ -206,6 +207,3 @@ def _arguments_for(
     if "use_cache" in kwargs:
         kwargs["use_cache"] = False
     return tuple(one(value) for value in call.args), kwargs
-
-
-Pre = Callable[[Tensor], QKV]

@@ -41,7 +41,7 @@ def record_blocks(
     """Run the model once and keep what each block was called with and gave.
 
     Args:
-        model: the model that ``run`` calls, under :func:`~captum_lig.block.interface.use_interface`.
+        model: the model that ``run`` calls, under ``use_interface``.
         run: calls the model on the texts.
         candidates: modules that may be blocks, by name.
 

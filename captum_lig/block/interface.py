@@ -103,10 +103,19 @@ def _attention(
     return _handler.get()(call), None
 
 
-# The mask function belongs to it: without one causality is lost without a word. The eager mask
-# is a float tensor to add to the logits.
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """The eager mask, a float tensor to add to the logits.
+
+    Not below what float32 can hold: some families take their softmax in float32, whatever the
+    dtype of the model, and a row of infinities would be NaN there.
+    """
+    mask: Tensor | None = eager_mask(*args, **kwargs)
+    return None if mask is None else mask.clamp_min(torch.finfo(torch.float32).min)
+
+
+# The mask function belongs to it: without one causality is lost without a word.
 AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, eager_mask)
+AttentionMaskInterface.register(NAME, _mask)
 
 
 @contextmanager

@@ -1,0 +1,285 @@
+"""The command line on a tiny model: the main job, and one clear sentence for each bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, BertTokenizerFast
+from typer.testing import CliRunner, Result
+
+from captum_lig import explain as explain_module
+from captum_lig.cli import app, parse_baseline, parse_layers
+from captum_lig.errors import LigError
+from captum_lig.explain import explain
+from captum_lig.export import load_flows
+
+TEXT = "the cats sat on [x] mat"
+TOKENS = ["[CLS]", "the", "cat", "##s", "sat", "on", "[", "x", "]", "mat", "[SEP]"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "sat", "on"]
+VOCABULARY += ["[", "]", "x", "mat", "cats'"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random BERT of three layers for at most 16 tokens, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    words = folder / "words.txt"
+    words.write_text("\n".join(VOCABULARY))
+    BertTokenizerFast(str(words), model_max_length=512).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertModel(
+            BertConfig(
+                vocab_size=len(VOCABULARY),
+                hidden_size=16,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                intermediate_size=32,
+                max_position_embeddings=16,
+                initializer_range=0.5,
+            )
+        )
+        for parameter in model.parameters():  # biases of 0 are a degenerate case
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return folder
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["explain", *map(str, arguments)])
+
+
+def sentence(result: Result) -> str:
+    """The one line on stderr of a run that failed as it should."""
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("captum-lig: ")
+    return str(line)
+
+
+def test_table_and_files(tiny: Path, tmp_path: Path) -> None:
+    outputs = [tmp_path / "new" / name for name in ("f.json", "f.safetensors", "f.png", "f.pdf")]
+    options = [part for path in outputs for part in ("--out", path)]
+    result = run(TEXT, "--model", tiny, *options)
+    assert result.exit_code == 0, result.output
+    for layer in range(3):
+        assert any(line.split()[:1] == [str(layer)] for line in result.stdout.splitlines())
+    assert "ertified" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) < 200
+    assert "\x1b" not in result.output
+    for path in outputs:
+        assert f"wrote {path}" in result.stdout.replace("\n", "")
+    assert outputs[2].read_bytes()[:4] == b"\x89PNG"
+    assert outputs[3].read_bytes()[:4] == b"%PDF"
+
+    from_json, from_safetensors = load_flows(outputs[0]), load_flows(outputs[1])
+    assert from_json.tokens == TOKENS  # special tokens are kept
+    assert from_json.model == str(tiny)
+    assert from_json.text == TEXT
+    for left, right in zip(from_json.flows, from_safetensors.flows, strict=True):
+        assert left.layer is not None
+        assert right.layer is not None
+        assert left.layer.shape == (1, 11, 11)
+        assert torch.equal(left.layer, right.layer)
+
+
+def test_options_reach_the_result(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "flow.json"
+    result = run(
+        *("the cat", "--model", tiny, "--out", out, "--layers", "0,2", "--baseline", "0.25"),
+        *("--scalarization", "projection", "--steps", "5", "--rule", "chain"),
+        *("--method", "riemann_middle", "--tolerance", "0.01"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "by chain" in " ".join(result.stdout.split())
+    found = load_flows(out)
+    assert [flow.index for flow in found.flows] == [0, 2]
+    assert {flow.scalarization for flow in found.flows} == {"projection"}
+    assert found.settings == {
+        "layers": [0, 2],
+        "baseline": 0.25,
+        "scalarization": "projection",
+        "n_steps": 5,
+        "method": "riemann_middle",
+        "tolerance": 0.01,
+    }
+    assert {flow.tolerance for flow in found.flows} == {0.01}
+
+
+def test_flows_of_the_command_are_those_of_the_library(tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    from captum_lig import LayerFlowIG
+
+    out = tmp_path / "flow.safetensors"
+    assert run(TEXT, "--model", tiny, "--out", out, "--steps", "4").exit_code == 0
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny), AutoModel.from_pretrained(tiny).eval()
+    expected: Any = LayerFlowIG(model).attribute(tokenizer(TEXT, return_tensors="pt"), n_steps=4)
+    for left, right in zip(load_flows(out).flows, expected, strict=True):
+        torch.testing.assert_close(left.layer, right.layer)
+        torch.testing.assert_close(left.chain, right.chain)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["", "--layers", "all"], "the text '' is empty"),
+        ([" \n"], "the text ' \\n' is empty"),
+        (["the " * 15], "the text has 17 tokens, 2 special ones included, and model"),
+        (["the", "--layers", "1,7"], "layer 7 does not exist: the model has 3 blocks, 0 to 2"),
+        (["the", "--layers", "first"], "--layers 'first' is no list of layers: write 0,2,4-5"),
+        (["the", "--baseline", "mean"], "--baseline 'mean' is unknown: use target_token, zero"),
+        (["the", "--baseline", "inf"], "--baseline 'inf' is unknown"),
+        (["the", "--scalarization", "max"], "scalarization 'max' is unknown: use one of"),
+        (["the", "--rule", "sum"], "--rule 'sum' is unknown: use one of conserve, chain, product"),
+        (["the", "--steps", "0"], "n_steps=0"),
+        (["the", "--method", "simpson"], "method 'simpson' is unknown: use one of"),
+        (["the", "--out", "flow.csv"], "--out 'flow.csv' has no known suffix: use one of .json"),
+        (["the", "--out", "flow"], "--out 'flow' has no known suffix"),
+    ],
+)
+def test_bad_input_is_one_sentence(tiny: Path, given: list[str], said: str) -> None:
+    assert said in sentence(run(*given, "--model", tiny))
+
+
+def test_limit_of_the_model_is_named(tiny: Path) -> None:
+    assert "takes 16 at most: shorten the text" in sentence(run("the " * 15, "--model", tiny))
+    assert run("the " * 14, "--model", tiny, "--layers", "0").exit_code == 0
+
+
+def test_limit_of_the_tokenizer_counts_too(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "short"
+    BertModel.from_pretrained(tiny).save_pretrained(folder)
+    BertTokenizerFast.from_pretrained(tiny, model_max_length=6).save_pretrained(folder)
+    assert "takes 6 at most" in sentence(run("the " * 5, "--model", folder))
+
+
+def test_outputs_are_checked_before_the_work(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: object, **options: object) -> None:
+        raise AssertionError("worked before it looked at --out")
+
+    monkeypatch.setattr(explain_module, "explain", never)
+    file = tmp_path / "file"
+    file.write_text("")
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    for out in (file / "flow.json", folder):
+        said = sentence(run("the", "--model", tiny, "--out", out))
+        assert f"--out '{out}' cannot be written" in said
+    good = tmp_path / "flow.json"
+    assert "flow.csv" in sentence(run("the", "--out", good, "--out", "flow.csv"))
+    assert not good.exists()  # a look leaves nothing behind
+
+
+def test_an_older_file_survives_bad_input(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "flow.json"
+    out.write_text("older")
+    sentence(run("", "--model", tiny, "--out", out))
+    assert out.read_text() == "older"
+
+
+def test_model_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    said = sentence(run("the", "--model", "nobody/nothing"))
+    assert "model 'nobody/nothing' cannot be loaded: give a folder" in said
+    said = sentence(run("the", "--model", tmp_path))
+    assert f"folder '{tmp_path}' has no config.json" in said
+
+
+def test_model_without_a_tokenizer(tiny: Path, tmp_path: Path) -> None:
+    BertModel.from_pretrained(tiny).save_pretrained(tmp_path)
+    said = sentence(run("the", "--model", tmp_path))
+    assert f"model '{tmp_path}' has no tokenizer beside it" in said
+
+
+def test_weights_that_lack_parameters_are_refused(tiny: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for path in tiny.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    said = sentence(run("the", "--model", tmp_path))
+    assert "lack 1 parameters (encoder.layer.1.output.dense.weight" in said
+
+
+def test_missing_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Path:
+        raise LigError("The embedded model is not installed: run `pip`.")
+
+    monkeypatch.setattr("captum_lig.embedded.embedded_model_path", missing)
+    assert "The embedded model is not installed" in sentence(run("the"))
+
+
+def test_weights_that_are_not_finite(tiny: Path, tmp_path: Path) -> None:
+    model = BertModel.from_pretrained(tiny)
+    model.encoder.layer[1].output.dense.bias.data[0] = float("nan")
+    model.save_pretrained(tmp_path)
+    BertTokenizerFast.from_pretrained(tiny).save_pretrained(tmp_path)
+    assert "finite" in sentence(run("the", "--model", tmp_path))
+
+
+def test_transformers_is_left_as_talkative_as_it_was(tiny: Path) -> None:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    explain("the", tiny, layers=[0])
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_nothing_but_the_table_is_said_even_without_unicode(tiny: Path) -> None:
+    command = [sys.executable, "-c", "from captum_lig.cli import main; main()"]
+    result = subprocess.run(
+        [*command, "explain", "the cat", "--model", str(tiny)],
+        capture_output=True,
+        env={"PYTHONIOENCODING": "ascii", "PATH": ""},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == b""
+    assert b"\\u2192" in result.stdout  # an arrow
+    assert b"\x1b" not in result.stdout
+
+
+def test_help_has_an_example_and_every_option() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    for words in ("captum-lig explain", "--model", "--layers", "--baseline", "--scalarization"):
+        assert words in result.stdout
+    for words in ("--rule", "--steps", "--out", "target_token", "conserve", ".safetensors"):
+        assert words in result.stdout
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("captum-lig")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("all", None), ("0", [0]), ("0,2,4-5", [0, 2, 4, 5]), (" 3 , 1-2 ", [1, 2, 3]), ("1,1", [1])],
+)
+def test_parse_layers(given: str, expected: list[int] | None) -> None:
+    assert parse_layers(given) == expected
+
+
+@pytest.mark.parametrize("given", ["", "1,", "2-1", "-1", "1-", "a", "1.5", "0-99999999999", "²"])
+def test_layers_that_are_none(given: str) -> None:
+    with pytest.raises(LigError, match="is no list of layers"):
+        parse_layers(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("zero", "zero"), ("target_token", "target_token"), ("-1e-3", -0.001)]
+)
+def test_parse_baseline(given: str, expected: str | float) -> None:
+    assert parse_baseline(given) == expected

@@ -40,6 +40,10 @@ class AttentionPath(Protocol):
     def at(self, alphas: Tensor) -> PointSet:
         """The attention core at ``alphas (P,)``."""
 
+    @property
+    def sources(self) -> int:
+        """Number of sources ``S``."""
+
     def select(self, rows: Tensor) -> AttentionPath:
         """The same path for some of its rows: ``(R',)`` indices into them."""
 
@@ -58,6 +62,9 @@ class Values(Protocol):
 
     def dots(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """``g.v_i`` and ``g.v'_i`` for ``g (..., d)``, ``(..., S)`` each."""
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """``v_i`` and ``v'_i`` of each row, ``(..., S, d)`` each, some axes of length 1."""
 
     @property
     def reference(self) -> Tensor | float:
@@ -130,6 +137,26 @@ class PointSet:
             query = self._sum((r * self.ds_query).sum(-1, keepdim=True)).squeeze(-1)
             rates[:, torch.arange(len(self.rows), device=g.device), self.rows] += query
         return rates if self.frozen is None else rates.masked_fill_(self.frozen, 0.0)
+
+    def vectors(self) -> Tensor:
+        """Contribution rates of each source as vectors, ``(P, R, S, H, d)``.
+
+        ``rates`` are their scalar products with ``g``: ``p_i v'_i + p_i s'_i (v_i - u)``, and for
+        the target as query the sum of ``p_k s'_k (v_k - u)``.
+        """
+        mixed: Tensor = self._mixed  # type: ignore[attr-defined]
+        v, dv = self.values.pairs()
+        weight = (self.p * self.ds_key).unsqueeze(-1)
+        rates = self.p.unsqueeze(-1) * dv + weight * (v - mixed.unsqueeze(-2))
+        rates = rates.permute(*(self.to_layout.index(axis) for axis in range(3)), 3, 4)
+        rates = rates.transpose(2, 3).contiguous()  # (P, R, S, H, d)
+        if self.ds_query is not None:
+            moved = self.p * self.ds_query
+            query = self._out(self.values.mix(moved) - moved.sum(-1, keepdim=True) * mixed)
+            rates[:, torch.arange(len(self.rows), device=rates.device), self.rows] += query
+        if self.frozen is not None:
+            rates.masked_fill_(self.frozen[:, :, None, None], 0.0)
+        return rates
 
     def _sum(self, x: Tensor) -> Tensor:
         """Sum over the points: layout ``(..., S)`` to ``(H, R, S)``."""
@@ -233,6 +260,11 @@ class SharedPath:
     frozen: Tensor
     """``(R, S)`` sources that the path does not move."""
 
+    @property
+    def sources(self) -> int:
+        """Number of sources ``S``."""
+        return self.frozen.shape[1]
+
     def select(self, rows: Tensor) -> SharedPath:
         """The same path for some of its rows."""
         return replace(self, rows=self.rows[rows], frozen=self.frozen[rows])
@@ -252,7 +284,7 @@ class SharedPath:
             p=torch.softmax(logits, -1),
             ds_key=_grouped(q, x.dk.transpose(-1, -2)),
             ds_query=_grouped(dq, x.k.transpose(-1, -2)),
-            values=_SharedValues(x.v, x.dv),
+            values=_SharedValues(x.v, x.dv, x.q.shape[1] // x.k.shape[1]),
             to_layout=(0, 2, 1),
             rows=self.rows,
             frozen=self.frozen,
@@ -271,6 +303,8 @@ class _SharedValues:
 
     v: Tensor
     dv: Tensor
+    groups: int
+    """Query heads that share a key head."""
 
     def mix(self, p: Tensor) -> Tensor:
         return _grouped(p, self.v)
@@ -283,6 +317,10 @@ class _SharedValues:
             _grouped(g, self.v.transpose(-1, -2)),
             _grouped(g, self.dv.transpose(-1, -2)),
         )
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        v, dv = (x.repeat_interleave(self.groups, 1).unsqueeze(2) for x in (self.v, self.dv))
+        return v, dv
 
     @property
     def reference(self) -> float:
@@ -317,6 +355,11 @@ class TargetTokenPath:
     frozen: Tensor
     """``(R, S)`` where ``z_i`` is ``z_j``."""
     selected: Tensor | None = None
+
+    @property
+    def sources(self) -> int:
+        """Number of sources ``S``."""
+        return self.frozen.shape[1]
 
     def select(self, rows: Tensor) -> TargetTokenPath:
         """The same paths for some of their rows."""
@@ -408,6 +451,15 @@ class _MixtureValues:
             self.w.d_start * start + self.w.d_end * end,
         )
 
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        start = self.start[:, None, :, None]
+        end = self.end.repeat_interleave(len(self.start) // len(self.end), 0)[:, None, None]
+        w = self.w
+        return (
+            w.less_one.unsqueeze(-1) * start + w.end.unsqueeze(-1) * end,
+            w.d_start.unsqueeze(-1) * start + w.d_end.unsqueeze(-1) * end,
+        )
+
     @property
     def reference(self) -> Tensor:
         return (self.bias[:, None] + self.start)[:, None]
@@ -426,6 +478,11 @@ class PerTargetPath:
     scaling: float
     mask: Tensor | None
     frozen: Tensor
+
+    @property
+    def sources(self) -> int:
+        """Number of sources ``S``."""
+        return self.frozen.shape[1]
 
     def select(self, rows: Tensor) -> PerTargetPath:
         """The same paths for some of their rows."""
@@ -495,6 +552,12 @@ class _PairValues:
 
     def dots(self, g: Tensor) -> tuple[Tensor, Tensor]:
         return _pairs(g, self._apart.transpose(-1, -2)), _pairs(g, self.dv.transpose(-1, -2))
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        return (
+            self._apart.repeat_interleave(self.groups, 2),
+            self.dv.repeat_interleave(self.groups, 2),
+        )
 
     @property
     def reference(self) -> Tensor:

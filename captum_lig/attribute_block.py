@@ -15,6 +15,7 @@ from captum_lig.boundaries import (
     AttentionBoundary,
     Boundary,
     Chain,
+    Influence,
     LayerBoundary,
     MlpBoundary,
     Rows,
@@ -31,6 +32,8 @@ from captum_lig.refinement import refine
 __all__ = ["BOUNDARIES", "Settings", "attribute_block"]
 
 BOUNDARIES = ("attention", "mlp", "layer")
+INFLUENCE = "influence"
+"""Vectors instead of scalars: more work, so only when it is asked for."""
 
 MASKED = -1e30
 """A mask below this forbids a source."""
@@ -39,7 +42,13 @@ MEMORY = 2**28
 """Bytes that the path points and targets in flight may take, if nothing else is said."""
 
 # Results come rows first, the flow has heads before targets.
-HEADS_FIRST = ("attention", "attention_total", "chain")
+HEADS_FIRST = (
+    "attention",
+    "attention_total",
+    "chain",
+    "attention_influence",
+    "attention_influence_missing",
+)
 
 
 @dataclass(frozen=True)
@@ -74,11 +83,12 @@ class Settings:
         """
         alphas, weights = rule(method, n_steps)
         asked = (boundaries,) if isinstance(boundaries, str) else boundaries
-        names = ", ".join(map(repr, BOUNDARIES))
+        known = (*BOUNDARIES, INFLUENCE)
+        names = ", ".join(map(repr, known))
         if not isinstance(asked, (tuple, list, set, frozenset)) or not asked:
             raise LigError(f"boundaries={brief(boundaries)}: name one or more of {names}.")
         for name in asked:
-            if name not in BOUNDARIES:
+            if name not in known:
                 raise LigError(
                     f"boundaries={brief(boundaries)}: {brief(name)} is unknown, name one or more "
                     f"of {names}."
@@ -177,6 +187,9 @@ def attribute_block(
 
 def _deltas(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     delta = {}
+    for name in (INFLUENCE, f"attention_{INFLUENCE}"):
+        if name in parts:
+            delta[name] = parts.pop(f"{name}_missing")
     if "attention" in parts:
         delta["attention"] = parts["attention"].sum(-1) - parts["attention_total"]
     if "mlp" in parts:
@@ -219,7 +232,11 @@ def _nothing(cut: BlockCut, settings: Settings, count: int) -> dict[str, Tensor]
         shapes["chain"] = (heads, sources)
     if "layer" in wanted:
         shapes["layer"] = (sources,)
-    if wanted & {"mlp", "layer"}:
+    if INFLUENCE in wanted:
+        shapes |= {INFLUENCE: (sources,), f"{INFLUENCE}_missing": ()}
+        shapes |= {f"attention_{INFLUENCE}": (heads, sources)}
+        shapes |= {f"attention_{INFLUENCE}_missing": (heads,), "attention_total": (heads,)}
+    if wanted & {"mlp", "layer", INFLUENCE}:
         shapes["layer_total"] = ()
     return {name: cut.z.new_zeros(count, *shape) for name, shape in shapes.items()}
 
@@ -262,17 +279,44 @@ def _attribute_rows(rows: Rows, settings: Settings) -> dict[str, Tensor]:
             on_path.append(Chain(rows, gradient))
     if "attention" in wanted:
         on_path.append(AttentionBoundary(rows))
-        result["attention_total"] = rows.attention_total
     if "layer" in wanted:
         on_path.append(LayerBoundary(rows))
-    if wanted & {"mlp", "layer"}:
+    if wanted & {"attention", INFLUENCE}:
+        result["attention_total"] = rows.attention_total
+    if wanted & {"mlp", "layer", INFLUENCE}:
         result["layer_total"] = rows.layer_total
+    if INFLUENCE in wanted:
+        result |= _influence(rows, settings)
     if on_path:
         together = sweep_together(on_path, *nodes)
         for boundary in on_path:
             part = {name: together[name] for name in boundary.gives}
             result |= settings.refined(boundary, part)
     return result
+
+
+def _influence(rows: Rows, settings: Settings) -> dict[str, Tensor]:
+    """Lengths of the sources' vectors, and of what the vectors of a row miss of its change."""
+    found: dict[str, list[Tensor]] = {}
+    sources = rows.path.sources
+    indices = torch.arange(len(rows), device=rows.start.device)
+    # The vectors of all rows at once would be targets x sources x width.
+    for chunk in indices.split(max(1, rows.pairs_at_once // sources)):
+        boundary = Influence(rows.select(chunk))
+        parts = boundary.sweep(settings.alphas, settings.weights)
+        parts = settings.refined(boundary, parts)
+        missing = boundary.miss(boundary.sums(parts), boundary.totals)
+        lengths = {
+            INFLUENCE: torch.linalg.vector_norm(parts["vectors"], dim=-1),
+            f"{INFLUENCE}_missing": missing[:, -1],
+            f"attention_{INFLUENCE}": torch.linalg.vector_norm(
+                parts["head_vectors"], dim=-1
+            ).transpose(1, 2),
+            f"attention_{INFLUENCE}_missing": missing[:, :-1],
+        }
+        for name, part in lengths.items():
+            found.setdefault(name, []).append(part)
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def _still(cut: BlockCut, start: Start, rows: Tensor) -> Tensor:

@@ -57,9 +57,16 @@ class LayerFlow:
     chain: Tensor | None = None
     """``(B, H, T, S)`` z -> u with the cotangent that the mlp boundary hands down; its rows add
     up to ``mlp``. There when ``attention`` and ``mlp`` both were asked for."""
+    influence: Tensor | None = None
+    """``(B, T, S)`` z -> z': length of each source's vector, the integral of
+    ``(dy_j / dz_i) (z_i - z0_i)``: how much, without a sign. There when asked for."""
+    attention_influence: Tensor | None = None
+    """``(B, H, T, S)`` z -> u: the same by head."""
     delta: dict[str, Tensor] = field(default_factory=dict)
     """Signed completeness error, sum of attributions minus total, by boundary:
-    ``attention (B, H, T)``, ``mlp (B, T)``, ``layer (B, T)``."""
+    ``attention (B, H, T)``, ``mlp (B, T)``, ``layer (B, T)``. For ``influence (B, T)`` and
+    ``attention_influence (B, H, T)``: length of what the sum of a row's vectors misses of the
+    change of the output."""
     tolerance: float | None = None
     """Completeness error that rows were refined to, or None for a plain rule."""
     cost: Cost | None = None
@@ -104,7 +111,8 @@ class LayerFlow:
         """``|sum of attributions - total| / total`` of a boundary's rows.
 
         Args:
-            boundary: ``"attention"``, ``"mlp"``, ``"layer"``, or ``"chain"`` (whose rows should
+            boundary: ``"attention"``, ``"mlp"``, ``"layer"``, ``"influence"``,
+                ``"attention_influence"``, or ``"chain"`` (whose rows should
                 add up to ``mlp``, and are measured against the target's total).
 
         Returns:
@@ -116,7 +124,7 @@ class LayerFlow:
             return _relative(gap, _need(self, "layer_total").unsqueeze(1))
         if boundary not in self.delta:
             raise LigError(_missing(boundary))
-        name = "attention_total" if boundary == "attention" else "layer_total"
+        name = "attention_total" if boundary.startswith("attention") else "layer_total"
         return _relative(self.delta[boundary], _need(self, name))
 
     @property

@@ -145,8 +145,9 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             internal_batch_size: at most so many pairs of a path point and a target at once;
                 None chooses.
             return_convergence_delta: also return the completeness errors.
-            boundaries: which of ``"attention"``, ``"mlp"`` and ``"layer"``. The composition
-                ``chain`` needs the first two.
+            boundaries: which of ``"attention"``, ``"mlp"``, ``"layer"`` and ``"influence"``. The
+                composition ``chain`` needs the first two. ``influence`` is more work, one
+                Jacobian-vector product per pair of tokens and node, and not in the default.
             output_indices: positions of the targets to attribute; None for all tokens.
             tolerance: largest completeness error of a row, relative to its total. Rows that are
                 not within it after ``n_steps`` nodes are refined by panels whose errors are

@@ -56,6 +56,9 @@ class Integrable(Protocol):
     def sums(self, parts: Parts) -> Tensor:
         """Shape ``(R, K)``."""
 
+    def miss(self, sums: Tensor, change: Tensor) -> Tensor:
+        """What sums miss of a change, to compare with ``scale``."""
+
     def values(self, a: float) -> Tensor:
         """``(R, K)`` of the function whose increments the sums are, at a path point."""
 
@@ -113,7 +116,9 @@ def refine(
         The integrals, with the rows refined.
     """
     limit = SHARE * tolerance * boundary.scale
-    bad = ((boundary.sums(parts) - boundary.totals).abs() > limit).any(-1).nonzero().squeeze(-1)
+    bad = (
+        (boundary.miss(boundary.sums(parts), boundary.totals) > limit).any(-1).nonzero().squeeze(-1)
+    )
     if len(bad) == 0 or n_steps + 3 * _panel_steps(n_steps) > max_steps:
         return parts
     refined = _by_panels(boundary.select(bad).precise(), tolerance, n_steps, max_steps)
@@ -140,7 +145,7 @@ def _by_panels(boundary: Integrable, tolerance: float, n_steps: int, max_steps: 
             nodes = piece.panel.nodes(count)
             found = here.sweep(*nodes)
             used[piece.rows] += count
-            error = (here.sums(found) - (piece.at_high - piece.at_low)).abs()
+            error = here.miss(here.sums(found), piece.at_high - piece.at_low)
             done = (error <= limit[piece.rows]).all(-1)
             if piece.panel.low == 0 and (beside := here.across()) is not None:
                 other, factor = beside

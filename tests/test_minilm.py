@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,12 +28,12 @@ SENTENCES = (
 
 
 @pytest.fixture(scope="module")
-def minilm() -> Iterator[tuple[Any, BertModel]]:
+def minilm() -> tuple[Any, BertModel]:
     try:
         path = embedded_model_path()
     except LigError:
         pytest.skip("the embedded model is not installed")
-    yield AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
+    return AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
 
 
 def flows_of(model: BertModel, inputs: Any, baseline: str, **kwargs: Any) -> list[LayerFlow]:

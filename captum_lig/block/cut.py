@@ -7,6 +7,8 @@ what the model computes; :func:`BlockCut.check` makes sure of it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache
+from transformers.pytorch_utils import Conv1D
 
 from captum_lig.block.interface import AttentionCall, Handler, handle_with
 from captum_lig.cost import Meter
@@ -111,8 +114,41 @@ class BlockCut:
             u = torch.cat([u, u.new_zeros(spare, *u.shape[1:])])
             z = torch.cat([z, z.new_zeros(spare, width)])
         u = u.reshape(sequences, length, *u.shape[1:])
-        output = self._run(z.reshape(sequences, length, width), lambda call: u)
+        with skipping(self.unused):
+            output = self._run(z.reshape(sequences, length, width), lambda call: u)
         return output.reshape(-1, output.shape[-1])[:count]
+
+    @cached_property
+    def unused(self) -> dict[nn.Module, int]:
+        """Projections that only serve the attention core, and their widths: ``post`` skips them.
+
+        Found by running: linear maps that are done before the attention function is reached,
+        kept if ``post`` gives the same without them (a gate, say, is needed after the core too).
+        """
+        seen: dict[nn.Module, int] = {}
+        reached = False
+
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            if not reached and isinstance(output, Tensor):
+                seen[module] = output.shape[-1]
+
+        def stop(call: AttentionCall) -> Tensor:
+            nonlocal reached
+            reached = True
+            return call.eager()
+
+        linear = [m for m in self.call.module.modules() if isinstance(m, (nn.Linear, Conv1D))]
+        handles = [module.register_forward_hook(note) for module in linear]
+        try:
+            self._run(self.z[None], stop)
+        finally:
+            for handle in handles:
+                handle.remove()
+        u, z = self.core(self.z[None]), self.z[None]
+        with_them = self._run(z, lambda call: u)
+        with skipping(seen):
+            without = self._run(z, lambda call: u)
+        return seen if torch.equal(with_them, without) else {}
 
     def core(self, z: Tensor) -> Tensor:
         """The family's own attention output ``(N, S, H, d)`` for ``z (N, S, D)``."""
@@ -166,6 +202,26 @@ class BlockCut:
                 f"output it gives something else (off by {_gap(output, self.output[rows]):.1e}). "
                 "What follows the attention has to treat each token by itself."
             )
+
+
+@contextmanager
+def skipping(modules: dict[nn.Module, int]) -> Iterator[None]:
+    """Let modules ``(..., D) -> (..., width)`` give zeros, that take no memory, without work."""
+
+    def zeros(width: int) -> Any:
+        return lambda x, *_, **__: x.new_zeros(()).expand(*x.shape[:-1], width)
+
+    before = {module: vars(module).get("forward") for module in modules}
+    try:
+        for module, width in modules.items():
+            module.forward = zeros(width)
+        yield
+    finally:
+        for module, forward in before.items():
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = forward
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -34,7 +34,8 @@ class SetIntegral:
         starts: start of each input, ``(B, ...)`` for a path shared by all targets.
         ends: the inputs ``(B, ...)``.
         per_target: True if ``starts`` is ``(B, T, ...)``, a path of its own for each target.
-        scalarization: ``"l2"``, ``"projection"``, or ``"scalar"``: outputs are numbers already.
+        scalarization: ``"l2"``, ``"projection"``, ``"vector"``, or ``"scalar"``: outputs are
+            numbers already.
         internal_batch_size: most pairs of a path point and a target in flight, or None.
     """
 
@@ -67,8 +68,10 @@ class SetIntegral:
         change = self._y1 - self._y0
         scalar = self.scalarization == "scalar"
         self._direction = torch.ones_like(change) if scalar else unit(change)
-        self.total = (change * self._direction).sum(-1)
-        """``(B, T)`` what each row's attributions add up to."""
+        self.total = (
+            change if self.scalarization == "vector" else (change * self._direction).sum(-1)
+        )
+        """``(B, T)``, or ``(B, T, E)`` for vectors: what each row's attributions add up to."""
 
     def attribute(self, alphas: Tensor, weights: Tensor, multiply: bool) -> Tensors:
         """Integrate.
@@ -93,6 +96,65 @@ class SetIntegral:
         if not self.per_target:
             steps = tuple(step.unsqueeze(1) for step in steps)
         return tuple(s * step for s, step in zip(sums, steps, strict=True))
+
+    def vectors(self, alphas: Tensor, weights: Tensor, multiply: bool) -> Tensors:
+        """Integrate without a scalarization.
+
+        One Jacobian-vector product for each path point and source, with all targets at once if
+        they share their path.
+
+        Args:
+            alphas: ``(P,)`` nodes.
+            weights: ``(P,)`` their weights.
+            multiply: move each source by its change along the path; else by 1 in each feature.
+
+        Returns:
+            For each input ``(B, T, S, E)``.
+        """
+        device = self.ends[0].device
+        alphas, weights = alphas.to(device), weights.to(device)
+        own = self.targets if self.per_target else 1
+        starts, steps = self.starts, self._steps()
+        if self.per_target:
+            starts, steps = (tuple(x.flatten(0, 1) for x in y) for y in (starts, steps))
+        results = []
+        for which, x in enumerate(self.ends):
+            sources, paths = x.shape[1], len(starts[0])
+            tail = self._y0.shape[2:] if self.per_target else self._y0.shape[1:]
+            total = self._y0.new_zeros(paths, sources, *tail)
+            node, rest = _pairs(len(alphas), paths * sources, device)
+            path, source = rest // sources, rest % sources
+            for part in torch.arange(len(node), device=device).split(self._points(self.targets)):
+                at, p, s = node[part], path[part], source[part]
+                inputs = tuple(
+                    start[p] + _like(alphas[at], start) * step[p]
+                    for start, step in zip(starts, steps, strict=True)
+                )
+                tangents = [torch.zeros_like(y) for y in inputs]
+                row = torch.arange(len(part), device=device)
+                moved = steps[which][p, s]
+                tangents[which][row, s] = moved if multiply else torch.ones_like(moved)
+                dy = self._push(inputs, tuple(tangents), p // own)
+                if self.per_target:
+                    dy = dy[row, p % own]
+                total.index_put_((p, s), _like(weights[at], dy) * dy, accumulate=True)
+            if self.per_target:
+                results.append(total.unflatten(0, (-1, own)))
+            else:
+                results.append(total.transpose(1, 2))
+        return tuple(results)
+
+    def _push(self, inputs: Tensors, tangents: Tensors, example: Tensor) -> Tensor:
+        """Jacobian-vector products ``(N, T, E)``.
+
+        By reverse mode twice, which more operations support than forward mode; fused attention
+        kernels support neither.
+        """
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            pushed: Tensor = torch.autograd.functional.jvp(
+                lambda *x: self.forward(x, example), inputs, tangents
+            )[1]
+        return pushed
 
     def _steps(self) -> Tensors:
         """Change of each input along the path."""
@@ -213,15 +275,7 @@ class SetIntegral:
         return sums
 
     def _departure(self) -> Tensor:
-        """``y'(0)`` ``(B, T, E)``: the direction in which the outputs leave their start.
-
-        By reverse mode twice, which more operations support than forward mode; fused attention
-        kernels support neither.
-        """
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            return self._departure_by_reverse_mode()
-
-    def _departure_by_reverse_mode(self) -> Tensor:
+        """``y'(0)`` ``(B, T, E)``: the direction in which the outputs leave their start."""
         starts, steps = self.starts, self._steps()
         example, target = _pairs(self.ends[0].shape[0], self.targets, self.ends[0].device)
         if self.per_target:
@@ -233,11 +287,7 @@ class SetIntegral:
         everything = torch.arange(len(example), device=example.device)
         for part in everything.split(self._points(1 if self.per_target else self.targets)):
             ex = example[part]
-            dy: Tensor = torch.autograd.functional.jvp(
-                lambda *x, ex=ex: self.forward(x, ex),
-                tuple(x[part] for x in starts),
-                tuple(x[part] for x in steps),
-            )[1]
+            dy = self._push(tuple(x[part] for x in starts), tuple(x[part] for x in steps), ex)
             own = torch.arange(len(part), device=part.device)
             found.append(dy[own, target[part]] if self.per_target else dy)
         return torch.cat(found).view_as(self._y0)

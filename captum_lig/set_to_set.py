@@ -50,7 +50,9 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
             several inputs are passed one after the other.
         multiply_by_inputs: as in Captum: multiply the averaged gradients by (input - baseline).
         scalarization: ``"l2"``, ``||y_j(a) - y_j(0)||`` (Suzuki et al. 2026), or
-            ``"projection"``, the component of ``y_j(a) - y_j(0)`` along the whole change.
+            ``"projection"``, the component of ``y_j(a) - y_j(0)`` along the whole change; or
+            ``"vector"``, without loss: each source's attribution is a vector of the output's
+            width, its norm the unsigned influence. It takes a pass for each source.
 
     Example::
 
@@ -70,7 +72,7 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
             raise LigError(f"forward_func is a {type(forward_func).__name__}: give a callable.")
         super().__init__(forward_func)
         self._multiply_by_inputs = multiply_by_inputs
-        self.scalarization = scalar.check(scalarization)
+        self.scalarization = scalar.check(scalarization, (*scalar.SCALARIZATIONS, "vector"))
 
     @typing.overload
     def attribute(
@@ -139,8 +141,10 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
             per_feature: keep the inputs' feature dimensions.
 
         Returns:
-            ``(B, T, S)`` for each input, or ``(B, T, S, ...)`` with ``per_feature``; and with
-            ``return_convergence_delta`` the sums of attributions minus the totals, ``(B, T)``.
+            ``(B, T, S)`` for each input, ``(B, T, S, ...)`` with ``per_feature``, or
+            ``(B, T, S, E)`` with the scalarization ``"vector"``; and with
+            ``return_convergence_delta`` the sums of attributions minus the totals, ``(B, T)``
+            (``(B, T, E)`` for vectors).
 
         Raises:
             LigError: for anything that cannot be worked with; the message says what to do.
@@ -153,9 +157,16 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
                 self.forward_func, ends, target, additional_forward_args, output_indices
             )
             integral = self._integral(problem, ends, baselines, internal_batch_size)
-            attributions = integral.attribute(alphas, weights, self._multiply_by_inputs)
-        delta = _sum_rows(attributions) - integral.total
-        if not (per_feature or (problem.one and problem.scalars)):
+            vectors = integral.scalarization == "vector"
+            if vectors and per_feature:
+                raise LigError(
+                    "per_feature=True with scalarization 'vector': a vector is not kept for each "
+                    "feature, leave out one of them."
+                )
+            integrate = integral.vectors if vectors else integral.attribute
+            attributions = integrate(alphas, weights, self._multiply_by_inputs)
+        delta = _sum_rows(attributions, vectors) - integral.total
+        if not (per_feature or vectors or (problem.one and problem.scalars)):
             attributions = tuple(a.flatten(3).sum(-1) if a.dim() > 3 else a for a in attributions)
         if problem.one:
             attributions, delta = tuple(a[:, 0] for a in attributions), delta[:, 0]
@@ -191,11 +202,11 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
             problem = _Outputs(
                 self.forward_func, ends, target, additional_forward_args, output_indices
             )
-            total = self._integral(problem, ends, start_point, None).total
+            integral = self._integral(problem, ends, start_point, None)
         rows = format_tensor_into_tuples(attributions)
         if problem.one:
             rows = tuple(a.unsqueeze(1) for a in rows)
-        delta = _sum_rows(rows) - total
+        delta = _sum_rows(rows, integral.scalarization == "vector") - integral.total
         return delta[:, 0] if problem.one else delta
 
     def has_convergence_delta(self) -> bool:
@@ -433,9 +444,12 @@ def _target_token_start(baseline: str, x: Tensor, problem: _Outputs) -> Tensor:
     return x[:, positions].unsqueeze(2).expand(-1, -1, *x.shape[1:])
 
 
-def _sum_rows(attributions: Tensors) -> Tensor:
-    """Sum over everything but examples and targets, and over the inputs."""
-    sums = [a.flatten(2).sum(-1) if a.dim() > 2 else a for a in attributions]
+def _sum_rows(attributions: Tensors, vectors: bool = False) -> Tensor:
+    """Sum over everything but examples and targets (and width of vectors), and the inputs."""
+    if vectors:
+        sums = [a.sum(2) for a in attributions]
+    else:
+        sums = [a.flatten(2).sum(-1) if a.dim() > 2 else a for a in attributions]
     total = sums[0]
     for other in sums[1:]:
         total = total + other  # of several dtypes the widest wins

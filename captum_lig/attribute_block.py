@@ -63,6 +63,7 @@ class Settings:
     boundaries: frozenset[str]
     internal_batch_size: int | None
     output_indices: Sequence[int] | Tensor | None
+    dtype: torch.dtype | None
 
     @classmethod
     def checked(
@@ -75,6 +76,7 @@ class Settings:
         boundaries: Sequence[str],
         internal_batch_size: int | None,
         output_indices: Sequence[int] | Tensor | None,
+        dtype: torch.dtype | None,
     ) -> Settings:
         """Settings from what the caller gave.
 
@@ -98,6 +100,11 @@ class Settings:
         if tolerance is not None:
             fraction("tolerance", tolerance)
         whole_number("max_steps", max_steps, n_steps)
+        if dtype not in (None, torch.float32, torch.float64):
+            raise LigError(
+                f"dtype={brief(dtype)}: give torch.float32, torch.float64 or None; half precision "
+                "is too coarse for path integrals."
+            )
         return cls(
             scalarization,
             alphas,
@@ -107,6 +114,7 @@ class Settings:
             frozenset(asked),
             internal_batch_size,
             output_indices,
+            dtype,
         )
 
     def refined(self, boundary: Boundary, parts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -153,6 +161,9 @@ def attribute_block(
             "the weights and the inputs, or load the model in a wider dtype."
         )
     began = time.perf_counter()
+    half = z.dtype not in (torch.float32, torch.float64)
+    call = call.in_dtype(settings.dtype or (torch.float32 if half else z.dtype))
+    z = call.hidden
     targets, meter = settings.targets(sources, z.device), Meter()
     texts = [
         _attribute_text(

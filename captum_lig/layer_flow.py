@@ -90,6 +90,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         output_indices: Sequence[int] | Tensor | None = None,
         tolerance: float | None = 1e-3,
         max_steps: int = 1024,
+        dtype: torch.dtype | None = None,
         show_progress: bool = False,
     ) -> LayerFlow | list[LayerFlow]: ...
 
@@ -108,6 +109,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         output_indices: Sequence[int] | Tensor | None = None,
         tolerance: float | None = 1e-3,
         max_steps: int = 1024,
+        dtype: torch.dtype | None = None,
         show_progress: bool = False,
     ) -> tuple[LayerFlow | list[LayerFlow], Delta | list[Delta]]: ...
 
@@ -125,6 +127,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         output_indices: Sequence[int] | Tensor | None = None,
         tolerance: float | None = 1e-3,
         max_steps: int = 1024,
+        dtype: torch.dtype | None = None,
         show_progress: bool = False,
     ) -> Any:
         r"""Attribute the tokens leaving each layer to the tokens entering it.
@@ -153,6 +156,9 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 not within it after ``n_steps`` nodes are refined by panels whose errors are
                 known; rows that do not make it are named in a warning. None: the plain rule.
             max_steps: most nodes for one row.
+            dtype: precision of the path arithmetic, ``torch.float32`` or ``torch.float64``, on a
+                copy of one block at a time. None: the model's own, or float32 if that is half
+                precision.
             show_progress: show a progress bar over layers.
 
         Returns:
@@ -180,6 +186,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             boundaries,
             internal_batch_size,
             output_indices,
+            dtype,
         )
         call = ModelCall.of(model, inputs, additional_forward_args)
         # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.

@@ -7,9 +7,10 @@ what the model computes; :func:`BlockCut.check` makes sure of it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -50,6 +51,35 @@ class BlockCall:
     def hidden(self) -> Tensor:
         """The residual stream entering the block, ``(B, S, D)``."""
         return self.args[0] if self.args else self.kwargs["hidden_states"]  # type: ignore[no-any-return]
+
+    def in_dtype(self, dtype: torch.dtype) -> BlockCall:
+        """The same call of a copy of the block in another precision; the model is untouched.
+
+        Its output is what the copy gives for the residual stream that the model had.
+        """
+        if self.hidden.dtype == dtype:
+            return self
+
+        def cast(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(cast(item) for item in value)
+            floating = isinstance(value, Tensor) and value.is_floating_point()
+            return value.to(dtype) if floating else value
+
+        names = {module: name for name, module in self.module.named_modules()}
+        module = copy.deepcopy(self.module).to(dtype)
+        own = module.get_submodule(names[self.attention.module])
+        args, kwargs = cast(self.args), {name: cast(x) for name, x in self.kwargs.items()}
+        return replace(
+            self,
+            module=module,
+            args=args,
+            kwargs=kwargs,
+            output=first_tensor(module(*args, **kwargs)).detach(),
+            attention=replace(
+                self.attention, module=own, mask=_widened(self.attention.mask, dtype)
+            ),
+        )
 
     def describe(self) -> str:
         """Name and class, for messages."""
@@ -237,6 +267,14 @@ def _close(a: Tensor, b: Tensor) -> bool:
     # Families round inside (a softmax or a norm in float32), whatever the dtype of the model.
     tolerance = 1e-5 if a.dtype == torch.float64 else 1e-3
     return _gap(a, b) <= tolerance
+
+
+def _widened(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask in another precision: what was forbidden in the old one is in the new one."""
+    if mask is None or not mask.is_floating_point():
+        return mask
+    forbidden = mask <= torch.finfo(mask.dtype).min / 2
+    return mask.to(dtype).masked_fill(forbidden, torch.finfo(torch.float32).min)
 
 
 def _mask_of(mask: Tensor | None, text: int) -> Tensor | None:

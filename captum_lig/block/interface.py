@@ -110,7 +110,9 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
     dtype of the model, and a row of infinities would be NaN there.
     """
     mask: Tensor | None = eager_mask(*args, **kwargs)
-    return None if mask is None else mask.clamp_min(torch.finfo(torch.float32).min)
+    if mask is None:
+        return None
+    return mask.clamp_min(max(torch.finfo(d).min for d in (mask.dtype, torch.float32)))
 
 
 # The mask function belongs to it: without one causality is lost without a word.

@@ -154,3 +154,35 @@ def test_later_tokens_get_exactly_nothing(family: str, baseline: str) -> None:
         assert part is not None
         assert bool((part.triu(1) == 0).all())
         assert bool((part != 0).any())
+
+
+@pytest.mark.parametrize("family", models.CAUSAL)
+def test_rows_that_do_not_move_are_exact_zeros(family: str) -> None:
+    """On a target-token path a causal model's first token sees only itself, and stays put."""
+    model = models.MODELS[family](dtype=torch.float32)
+    flow = attribute(
+        model,
+        1,
+        {"input_ids": models.tokens(model, 1, 4)},
+        "target_token",
+        boundaries=("attention", "mlp", "layer", "influence"),
+        tolerance=1e-3,
+    )
+    for name in ("attention_total", "layer_total", "attention", "mlp", "residual", "layer"):
+        part = getattr(flow, name)
+        first = part[0, :, 0] if name.startswith("attention") else part[0, 0]
+        assert bool((first == 0).all())
+    assert all(bool(rows.all()) for rows in flow.converged.values())
+
+
+def test_a_repeated_first_token_does_not_move_either() -> None:
+    """Without absolute positions both have the same content in every layer."""
+    model = models.tiny_llama(dtype=torch.float32)
+    ids = models.tokens(model, 1, 4)
+    ids[0, 1] = ids[0, 0]
+    flow = attribute(model, 1, {"input_ids": ids}, "target_token")
+    assert flow.layer is not None
+    assert flow.layer_total is not None
+    assert bool((flow.layer[0, :2] == 0).all())
+    assert bool((flow.layer_total[0, :2] == 0).all())
+    assert bool((flow.layer_total[0, 2:] > 0).all())

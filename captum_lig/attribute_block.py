@@ -214,10 +214,11 @@ def _attribute_text(
     cut: BlockCut, start: Start, settings: Settings, targets: Tensor, valid: Tensor
 ) -> dict[str, Tensor]:
     """One block for one text, rows first; zeros for padded targets."""
-    structure = inspect_structure(cut, _epsilons(cut.call.module))
     kept = valid[targets].nonzero().squeeze(-1)
     if len(kept) == 0:
         return _nothing(cut, settings, len(targets))
+    moved = len(kept) if start.is_target_token else 0
+    structure = inspect_structure(cut, _epsilons(cut.call.module), moved)
     at_once = _pairs_at_once(cut, settings)
     chunks = []
     for chunk in kept.split(at_once):

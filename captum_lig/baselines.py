@@ -31,6 +31,11 @@ class Start:
     shared: Tensor | None = None
     per_target: Tensor | None = None
 
+    @property
+    def is_target_token(self) -> bool:
+        """Whether every source starts as the target token."""
+        return self.shared is None and self.per_target is None
+
     def select(self, rows: Tensor) -> Start:
         """The start for some of the targets: ``(R',)`` indices into them."""
         return self if self.per_target is None else Start(per_target=self.per_target[rows])

@@ -19,6 +19,7 @@ from captum_lig.attention_path import (
 )
 from captum_lig.baselines import Start
 from captum_lig.closed_form import QKV, Norm, recognise_norm
+from captum_lig.positions import PlaceMaps, probes_needed
 
 __all__ = ["Block", "Structure", "inspect_structure", "make_path"]
 
@@ -43,17 +44,30 @@ class Structure:
     keys_know_position: bool = True
     """Whether a token's key depends on its place (rotary encodings), given its content."""
     values_know_position: bool = True
+    places: PlaceMaps | None = None
+    """What places do to keys, if that was worth finding out."""
 
 
-def inspect_structure(block: Block, epsilons: list[float]) -> Structure:
-    """Find the norm in ``pre``, and whether keys and values depend on a token's place."""
+def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> Structure:
+    """Find the norm in ``pre``, and whether keys and values depend on a token's place.
+
+    Args:
+        block: the block.
+        epsilons: values of eps that the norm may have.
+        targets: number of targets whose content will have to be put at each place.
+    """
     with torch.no_grad():
         norm = recognise_norm(block.pre, block.z, epsilons)
         if norm is None:
             return Structure(None)
         flipped = block.pre(torch.stack([block.z, block.z.flip(0)]))
-    keys, values = (not _same_flipped(table) for table in flipped[1:])
-    return Structure(norm, keys_know_position=keys, values_know_position=values)
+        keys, values = (not _same_flipped(table) for table in flipped[1:])
+        _, key_heads, _, width = flipped[1].shape
+        places = None
+        if keys and not values and targets > 2 * probes_needed(key_heads, width):
+            bias = block.pre(torch.zeros_like(block.z)[None])[1]
+            places = PlaceMaps.find(lambda x: block.pre(x)[1] - bias, block.z, key_heads, width)
+    return Structure(norm, keys, values, places)
 
 
 def _same_flipped(table: Tensor) -> bool:
@@ -78,11 +92,11 @@ def make_path(block: Block, structure: Structure, start: Start, rows: Tensor) ->
             if own is None:
                 own = z[rows][:, None].expand(-1, *z.shape)
             return PerTargetPath(ByRunning(block.pre, own, z), rows, scaling, mask, frozen)
-        return _target_token_path(block, norm, structure.keys_know_position, rows, frozen)
+        return _target_token_path(block, norm, structure, rows, frozen)
 
 
 def _target_token_path(
-    block: Block, norm: Norm, keys_know_position: bool, rows: Tensor, frozen: Tensor
+    block: Block, norm: Norm, structure: Structure, rows: Tensor, frozen: Tensor
 ) -> TargetTokenPath:
     z, scaling = block.z, block.scaling
     q, k, v = (t[0] for t in block.pre(z[None]))
@@ -97,7 +111,10 @@ def _target_token_path(
     bias_logits, end_logits = logits(key_bias), logits(k - key_bias)
     if block.mask is not None:
         bias_logits = bias_logits + block.mask[:, rows]
-    if keys_know_position:
+    if structure.places is not None:
+        content = structure.places.contents(k - key_bias)[:, rows].repeat_interleave(groups, 0)
+        start_logits = structure.places.logits(q, content)
+    elif structure.keys_know_position:
         start_logits = _logits_of_moved_targets(block, key_bias, q, rows)
     else:
         own = (k - key_bias)[:, rows].repeat_interleave(groups, 0)

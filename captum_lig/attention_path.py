@@ -131,10 +131,14 @@ class PointSet:
         """
         g = self._in(g)
         gv, gdv = self.values.dots(g)
-        r = self.p * (gv - (g * self._mixed).sum(-1, keepdim=True))  # type: ignore[attr-defined]
-        rates = self._sum(self.p * gdv + r * self.ds_key)
+        # In place: at hundreds of tokens these tensors are larger than any cache.
+        gv -= (g * self._mixed).sum(-1, keepdim=True)  # type: ignore[attr-defined]
+        query = None
         if self.ds_query is not None:
-            query = self._sum((r * self.ds_query).sum(-1, keepdim=True)).squeeze(-1)
+            query = torch.einsum("...s,...s,...s->...", self.p, gv, self.ds_query)
+            query = self._sum(query.unsqueeze(-1)).squeeze(-1)
+        rates = self._sum(gv.mul_(self.ds_key).add_(gdv).mul_(self.p))
+        if query is not None:
             rates[:, torch.arange(len(self.rows), device=g.device), self.rows] += query
         return rates if self.frozen is None else rates.masked_fill_(self.frozen, 0.0)
 
@@ -383,10 +387,11 @@ class TargetTokenPath:
         """Layout ``(H, P, R, S)``."""
         w = self.weights(alphas, self.selected).to(self.end_logits.dtype)  # (P, R or 1, S or 1)
         start, end = self.start_logits[:, None], self.end_logits[:, None]
-        logits = self.bias_logits[:, None] + w.start * start + w.end * end
+        logits = torch.addcmul(self.bias_logits[:, None], w.start, start).addcmul_(w.end, end)
+        ds = (w.d_start * start).expand_as(logits).addcmul(w.d_end, end)
         return PointSet(
             p=torch.softmax(logits, -1),
-            ds_key=(w.d_start * start + w.d_end * end).masked_fill_(self.frozen, 0.0),
+            ds_key=ds.masked_fill_(self.frozen, 0.0),
             ds_query=None,
             values=_MixtureValues(
                 w, self.start_values, self.end_values, self.bias_values, self.frozen
@@ -446,9 +451,10 @@ class _MixtureValues:
     def dots(self, g: Tensor) -> tuple[Tensor, Tensor]:
         start = (g * self.start[:, None]).sum(-1, keepdim=True)
         end = _grouped(g.flatten(1, 2), self.end.transpose(-1, -2)).view(*g.shape[:3], -1)
+        w = self.w
         return (
-            self.w.less_one * start + self.w.end * end,
-            self.w.d_start * start + self.w.d_end * end,
+            (w.less_one * start).expand_as(end).addcmul(w.end, end),
+            (w.d_start * start).expand_as(end).addcmul(w.d_end, end),
         )
 
     def pairs(self) -> tuple[Tensor, Tensor]:

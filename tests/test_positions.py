@@ -34,9 +34,7 @@ def test_probed_maps_give_what_running_the_block_gives(
     for name in ("attention", "layer"):
         expected = getattr(direct, name)
         scale = float(expected.abs().max())
-        torch.testing.assert_close(
-            getattr(probed, name), expected, rtol=0, atol=limit * scale
-        )
+        torch.testing.assert_close(getattr(probed, name), expected, rtol=0, atol=limit * scale)
 
 
 def test_places_that_do_not_act_by_such_maps_are_seen() -> None:

@@ -25,6 +25,9 @@ from captum_lig.errors import LigError
 
 __all__ = ["QKV", "BlockCall", "BlockCut"]
 
+NOT_SOFTMAX = ("softcap", "s_aux")
+"""Arguments of the attention function that make it another function: capped logits, sinks."""
+
 QKV = tuple[Tensor, Tensor, Tensor]
 """Queries ``(N, H, T, d)``, keys and values ``(N, Hkv, S, d)``."""
 
@@ -144,52 +147,48 @@ class BlockCut:
             u = torch.cat([u, u.new_zeros(spare, *u.shape[1:])])
             z = torch.cat([z, z.new_zeros(spare, width)])
         u = u.reshape(sequences, length, *u.shape[1:])
-        with skipping(self.unused):
+        with skipping(self._skipped):
             output = self._run(z.reshape(sequences, length, width), lambda call: u)
         return output.reshape(-1, output.shape[-1])[:count]
 
     @cached_property
-    def unused(self) -> dict[nn.Module, int]:
-        """Projections that only serve the attention core, and their widths: ``post`` skips them.
+    def _attended(self) -> tuple[Tensor, dict[nn.Module, int]]:
+        """The family's own attention output for the text, and what ran before it.
 
-        Found by running: linear maps that are done before the attention function is reached,
-        kept if ``post`` gives the same without them (a gate, say, is needed after the core too).
+        The output is ``(S, H, d)``; what ran are linear maps, with their widths.
         """
+        outputs: list[Tensor] = []
         seen: dict[nn.Module, int] = {}
-        reached = False
 
         def note(module: nn.Module, args: Any, output: Any) -> None:
-            if not reached and isinstance(output, Tensor):
+            if not outputs and isinstance(output, Tensor):
                 seen[module] = output.shape[-1]
 
-        def stop(call: AttentionCall) -> Tensor:
-            nonlocal reached
-            reached = True
-            return call.eager()
+        def keep(call: AttentionCall) -> Tensor:
+            outputs.append(call.eager())
+            return outputs[0]
 
         linear = [m for m in self.call.module.modules() if isinstance(m, (nn.Linear, Conv1D))]
         handles = [module.register_forward_hook(note) for module in linear]
         try:
-            self._run(self.z[None], stop)
+            self._run(self.z[None], keep)
         finally:
             for handle in handles:
                 handle.remove()
-        u, z = self.core(self.z[None]), self.z[None]
-        with_them = self._run(z, lambda call: u)
+        return outputs[0][0], seen
+
+    @cached_property
+    def _skipped(self) -> dict[nn.Module, int]:
+        """Projections that only serve the attention core, and their widths: ``post`` skips them.
+
+        They are the linear maps that ran before the core, if the block gives the same without
+        them (a gate, say, is needed after the core too).
+        """
+        u, seen = self._attended
         with skipping(seen):
-            without = self._run(z, lambda call: u)
-        return seen if torch.equal(with_them, without) else {}
-
-    def core(self, z: Tensor) -> Tensor:
-        """The family's own attention output ``(N, S, H, d)`` for ``z (N, S, D)``."""
-        seen: list[Tensor] = []
-
-        def keep(call: AttentionCall) -> Tensor:
-            seen.append(call.eager())
-            return seen[0]
-
-        self._run(z, keep)
-        return seen[0]
+            without = self._run(self.z[None], lambda call: u[None])[0]
+        same = _gap(without, self.output) <= (1e-9 if u.dtype == torch.float64 else 1e-5)
+        return seen if same else {}
 
     def _run(self, z: Tensor, handler: Handler) -> Tensor:
         attention = self.call.attention.module
@@ -216,7 +215,13 @@ class BlockCut:
             LigError: if the attention is not the softmax of scaled dot products plus a mask, or
                 if the block, fed ``u`` at the cut, does not give what it gave in the model.
         """
-        own = self.core(self.z[None])[0, rows]
+        special = [name for name in NOT_SOFTMAX if self.call.attention.kwargs.get(name) is not None]
+        if special:
+            raise LigError(
+                f"{self.call.describe()} does not use plain softmax attention (it is called with "
+                f"{special[0]}): only softmax(q k^T * scale + mask) v is supported."
+            )
+        own = self._attended[0][rows]
         if not _close(u, own):
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention (its output differs "

@@ -271,6 +271,7 @@ def _rows(
         settings.scalarization,
         pairs_at_once,
         cut.meter,
+        with_outputs=settings.boundaries != {"attention"},
     )
     cut.check(rows, made.u_start + made.u_step)
     return made

@@ -70,6 +70,7 @@ class Rows:
         scalarization: str,
         pairs_at_once: int,
         meter: Meter,
+        with_outputs: bool = True,
     ) -> Rows:
         """Rows from the two ends of their path.
 
@@ -82,10 +83,14 @@ class Rows:
             scalarization: ``"l2"`` or ``"projection"``.
             pairs_at_once: how many pairs of a path point and a row to evaluate at once.
             meter: counts the work.
+            with_outputs: whether the block's outputs are needed, beyond the attention boundary.
         """
         ends = path.at(torch.tensor([0.0, 1.0], dtype=torch.float64, device=end.device))
         u = ends.u
-        y = post(u.flatten(0, 1), torch.cat([start, end])).view(2, len(end), -1)
+        if with_outputs:
+            y = post(u.flatten(0, 1), torch.cat([start, end])).view(2, len(end), -1)
+        else:
+            y = torch.full_like(torch.stack([start, end]), torch.nan)  # nobody may look at it
         return cls(
             path=path,
             post=post,

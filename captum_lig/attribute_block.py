@@ -262,6 +262,7 @@ def _rows(
     pairs_at_once: int,
 ) -> Rows:
     """Some rows, none of them padding, made sure of against the block itself."""
+    with_post = settings.boundaries != {"attention"}
     made = Rows.between(
         make_path(cut, structure, start, rows),
         cut.post,
@@ -271,9 +272,9 @@ def _rows(
         settings.scalarization,
         pairs_at_once,
         cut.meter,
-        with_outputs=settings.boundaries != {"attention"},
+        with_outputs=with_post,
     )
-    cut.check(rows, made.u_start + made.u_step)
+    cut.check(rows, made.u_start + made.u_step, with_post)
     return made
 
 

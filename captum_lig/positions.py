@@ -25,7 +25,7 @@ _AT_ONCE = 4096
 
 def probes_needed(key_heads: int, width: int) -> int:
     """How many contents determine the maps: each gives an equation for every key head."""
-    return -(-3 * width // (2 * key_heads)) + 2
+    return -(-5 * width // (4 * key_heads)) + 2
 
 
 @dataclass(frozen=True)

@@ -204,12 +204,13 @@ class BlockCut:
         with handle_with(dispatch):
             return first_tensor(self.call.module(*args, **kwargs))
 
-    def check(self, rows: Tensor, u: Tensor) -> None:
+    def check(self, rows: Tensor, u: Tensor, with_post: bool = True) -> None:
         """Make sure that the cut is the block: same attention output, same block output.
 
         Args:
             rows: ``(R,)`` the tokens compared (not padding).
             u: ``(R, H, d)`` what our attention arithmetic gives for them at the text itself.
+            with_post: whether ``post`` is going to be used, and so is to be compared, too.
 
         Raises:
             LigError: if the attention is not the softmax of scaled dot products plus a mask, or
@@ -227,6 +228,8 @@ class BlockCut:
                 f"{self.call.describe()} does not use plain softmax attention (its output differs "
                 f"by {_gap(u, own):.1e}): only softmax(q k^T * scale + mask) v is supported."
             )
+        if not with_post:
+            return
         # Reversed, so that a part after the attention that looks across tokens, or at a token's
         # place, shows here too.
         back = torch.arange(len(rows) - 1, -1, -1, device=rows.device)

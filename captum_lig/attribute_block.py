@@ -13,21 +13,20 @@ from captum_lig.baselines import Baseline, Start, describe, start_of
 from captum_lig.block import BlockCall, BlockCut
 from captum_lig.boundaries import (
     AttentionBoundary,
-    Boundary,
     Chain,
-    Influence,
     LayerBoundary,
     MlpBoundary,
-    Rows,
     sweep_together,
 )
 from captum_lig.checks import brief, fraction, index_list, whole_number
 from captum_lig.cost import Cost, Meter
 from captum_lig.errors import LigError
 from captum_lig.flow import LayerFlow
+from captum_lig.influence import Influence
 from captum_lig.paths import Structure, inspect_structure, make_path
 from captum_lig.quadrature import rule
-from captum_lig.refinement import refine
+from captum_lig.refinement import Integrable, refine
+from captum_lig.rows import Rows
 
 __all__ = ["BOUNDARIES", "Settings", "attribute_block"]
 
@@ -117,7 +116,7 @@ class Settings:
             dtype,
         )
 
-    def refined(self, boundary: Boundary, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    def refined(self, boundary: Integrable, parts: dict[str, Tensor]) -> dict[str, Tensor]:
         """``parts`` with the rows of ``boundary`` that are not within tolerance refined."""
         if self.tolerance is None:
             return parts

@@ -1,0 +1,77 @@
+"""The paper authors' package as a worker, in an environment of its own.
+
+It is called as its users call it, ``lig.explain``, but for the loading of the model, which is done
+once and not timed. ``zero`` and ``target_token`` are ``zero`` and ``self_input_token`` there, and
+``att_itb_a0`` at the mlp boundary, whose input is the token after attention's residual and norm.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.worker import STEPS, Done, Job, serve
+
+# Compiling takes longer than all the rest on a processor.
+os.environ.setdefault("PTB_USE_TORCH_COMPILE", "false")
+
+ATTENTION_TARGETS = 1
+MLP_TARGETS = 4
+BASELINES = {"zero": "zero", "target_token": "self_input_token"}
+MLP_BASELINES = {"zero": "zero", "target_token": "att_itb_a0"}
+
+
+def ready(job: Job) -> Callable[[], Done]:
+    from lig import explain
+    from lig.adapters.encoder import EncoderAdapter
+
+    adapter = EncoderAdapter.from_pretrained(job.model, device="cpu")
+    EncoderAdapter.from_pretrained = staticmethod(lambda *_, **__: adapter)
+    inputs = adapter.tokenize(job.text)
+    adapter.forward_hidden_states(inputs)
+    count = int(inputs["input_ids"].shape[1])
+    asked: dict[str, Any] = {"model": job.model, "num_steps": STEPS, "layers": [job.layer]}
+    if job.boundary == "layer":
+        asked |= {"granularity": "layer", "baseline_layer": BASELINES[job.baseline]}
+        targets = list(range(count))
+    elif job.boundary == "attention":
+        asked |= {"granularity": "att", "baseline_att": BASELINES[job.baseline]}
+        targets = _spread(ATTENTION_TARGETS, count)
+    else:
+        asked |= {"granularity": "mlp", "baseline_mlp": MLP_BASELINES[job.baseline]}
+        targets = _spread(MLP_TARGETS, count)
+    asked["target_tokens"] = targets
+
+    def work() -> Done:
+        found = explain(job.text, **asked)["layers"][str(job.layer)]
+        rows, sums = _rows(found, job.boundary, targets)
+        return Done(rows, sums, len(targets) / count)
+
+    return work
+
+
+def _spread(some: int, count: int) -> list[int]:
+    return [(2 * k + 1) * count // (2 * some) for k in range(some)]
+
+
+def _rows(
+    found: dict[str, Any], boundary: str, targets: list[int]
+) -> tuple[list[list[int]], list[float]]:
+    """Rows, and what they add up to; its matrices are ``[source][target]``."""
+    if boundary == "layer":
+        columns = list(zip(*found["z2z"]["matrix"], strict=True))
+        return [[j] for j in targets], [sum(columns[j]) for j in targets]
+    by_target = {j: found["targets"][str(j)] for j in targets}
+    if boundary == "mlp":
+        return [[j] for j in targets], [sum(by_target[j]["u2z"]["contributions"]) for j in targets]
+    rows, sums = [], []
+    for j, entry in by_target.items():
+        for head, scores in entry["z2u"]["heads"].items():
+            rows.append([int(head), j])
+            sums.append(float(sum(scores["contributions"])))
+    return rows, sums
+
+
+if __name__ == "__main__":
+    serve(ready)

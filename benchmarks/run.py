@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 from benchmarks import loop, memory, passes, side_by_side
-from benchmarks.common import finish, now, say
+from benchmarks.common import finish, say
 from benchmarks.worker import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -66,11 +67,11 @@ def run(names: Iterable[str], authors: Path) -> list[str]:
     page = sections(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
     missed: list[str] = []
     for name in names:
-        began = now()
+        began = time.monotonic()
         page[PARTS[name]], over = parts[name]()
         missed += over
         write(page)
-        say(f"{name}: {now() - began:.0f} seconds")
+        say(f"{name}: {time.monotonic() - began:.0f} seconds")
     return missed
 
 

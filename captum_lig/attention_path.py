@@ -115,6 +115,13 @@ class PointSet:
         """``(P, R, H, d)`` attention outputs, up to a constant of the row."""
         return self._out(self._mixed)  # type: ignore[attr-defined]
 
+    @property
+    def self_weights(self) -> Tensor:
+        """``(P, R, H)`` attention weights of the rows on themselves."""
+        p = self._out(self.p)
+        own = self.rows.view(1, -1, 1, 1).expand(*p.shape[:3], 1)
+        return p.gather(-1, own).squeeze(-1)
+
     def velocity(self) -> Tensor:
         """``(P, R, H, d)`` derivative of ``u`` along the path."""
         ds = self.ds_key if self.ds_query is None else self.ds_key + self.ds_query

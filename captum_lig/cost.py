@@ -18,6 +18,13 @@ class Cost:
     a text (a backward pass counts as one). The attention arithmetic between them is not in it."""
     seconds: float
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.path_points + other.path_points,
+            self.forward_equivalents + other.forward_equivalents,
+            self.seconds + other.seconds,
+        )
+
 
 @dataclass
 class Meter:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typing
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,13 +15,14 @@ from tqdm.auto import tqdm
 
 from captum_lig import scalarization as scalar
 from captum_lig._captum import GradientAttribution, log_usage
-from captum_lig.attribute_block import BOUNDARIES, Settings, attribute_block
+from captum_lig.attribute_block import BOUNDARIES, INFLUENCE, Settings, attribute_block
 from captum_lig.baselines import Baseline
 from captum_lig.block import BlockCall, block_candidates, record_blocks, use_interface
 from captum_lig.checks import brief
 from captum_lig.errors import LigError
 from captum_lig.flow import LayerFlow
 from captum_lig.model_call import ModelCall
+from captum_lig.self_term import ESTIMATES
 
 __all__ = ["LayerFlowIG"]
 
@@ -92,6 +95,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         max_steps: int = 1024,
         dtype: torch.dtype | None = None,
         show_progress: bool = False,
+        mlp_start: str = "attention",
+        self_term: str | None = None,
     ) -> LayerFlow | list[LayerFlow]: ...
 
     @typing.overload
@@ -111,6 +116,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         max_steps: int = 1024,
         dtype: torch.dtype | None = None,
         show_progress: bool = False,
+        mlp_start: str = "attention",
+        self_term: str | None = None,
     ) -> tuple[LayerFlow | list[LayerFlow], Delta | list[Delta]]: ...
 
     @log_usage()  # type: ignore[untyped-decorator]
@@ -129,6 +136,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         max_steps: int = 1024,
         dtype: torch.dtype | None = None,
         show_progress: bool = False,
+        mlp_start: str = "attention",
+        self_term: str | None = None,
     ) -> Any:
         r"""Attribute the tokens leaving each layer to the tokens entering it.
 
@@ -160,6 +169,14 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 copy of one block at a time. None: the model's own, or float32 if that is half
                 precision.
             show_progress: show a progress bar over layers.
+            mlp_start: where the path of the mlp boundary starts. ``"attention"``: the attention
+                output and the residual stream where the layer's path starts, so that boundaries
+                chain and totals agree. ``"zero"``: an attention output of zero, with the residual
+                stream held where it ends, the paper's alternative; then ``mlp_total`` is not
+                ``layer_total``.
+            self_term: an estimate of what targets owe to themselves, for ``"target_token"``:
+                ``"map_ratio"`` or ``"zero_ratio"`` (which attributes with zero baselines too), see
+                :meth:`LayerFlow.with_self_term`. None: as integrated, exactly 0.
 
         Returns:
             A :class:`~captum_lig.flow.LayerFlow` if ``layer`` is one block, a list of them
@@ -171,12 +188,6 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             LigError: for anything that cannot be worked with; the message says what to do.
         """
         model: nn.Module = self.forward_func
-        training = [name for name, module in model.named_modules() if module.training]
-        if training:
-            raise LigError(
-                f"the model is in training mode ({training[0] or type(model).__name__}): call "
-                "model.eval() first, dropout makes attributions random."
-            )
         settings = Settings.checked(
             self.scalarization,
             n_steps,
@@ -187,17 +198,29 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             internal_batch_size,
             output_indices,
             dtype,
+            mlp_start,
         )
+        if self_term is not None:
+            _check_self_term(self_term, baselines, settings)
         call = ModelCall.of(model, inputs, additional_forward_args)
-        # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.
-        with torch.inference_mode(False), torch.no_grad(), use_interface(model):
-            calls = self._select(record_blocks(model, call.run, self._candidates()))
+
+        def attributed(block: BlockCall, start: Baseline) -> LayerFlow:
+            (flow,) = attribute_block(block, start, settings, call.valid)
+            if self_term is None:
+                return flow
+            if self_term != "zero_ratio":
+                return flow.with_self_term(self_term)
+            estimated = replace(settings, boundaries=settings.boundaries - {INFLUENCE})
+            (zero,) = attribute_block(block, "zero", estimated, call.valid)
+            _warn_of_open_rows([zero])
+            flow = flow.with_self_term(self_term, zero)
+            assert flow.cost is not None and zero.cost is not None
+            return replace(flow, cost=flow.cost + zero.cost)
+
+        with self.blocks(call) as calls:
             starts = _one_for_each(baselines, calls)
-            blocks = tqdm(calls, desc="layers", unit="layer", disable=not show_progress)
-            flows = [
-                attribute_block(block, start, settings, call.valid)
-                for block, start in zip(blocks, starts, strict=True)
-            ]
+            shown = tqdm(calls, desc="layers", unit="layer", disable=not show_progress)
+            flows = [attributed(*both) for both in zip(shown, starts, strict=True)]
         _warn_of_open_rows(flows)
         # A module that runs several times (ALBERT's) has a flow for each.
         single = isinstance(self.layer, (nn.Module, str, int)) and len(flows) == 1
@@ -224,6 +247,14 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
     def multiplies_by_inputs(self) -> bool:
         """True: attributions are contributions, not sensitivities."""
         return True
+
+    @contextmanager
+    def blocks(self, call: ModelCall) -> Iterator[list[BlockCall]]:
+        """The chosen blocks with what they were called with, ready to be attributed inside."""
+        model: nn.Module = self.forward_func
+        # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.
+        with torch.inference_mode(False), torch.no_grad(), use_interface(model):
+            yield self._select(record_blocks(model, call.run, self._candidates()))
 
     def _candidates(self) -> dict[str, nn.Module]:
         found = block_candidates(self.forward_func)
@@ -290,6 +321,27 @@ def _one_for_each(
             f"{len(baselines)} baselines for {len(calls)} layers: give one, or one for each."
         )
     return list(baselines)
+
+
+def _check_self_term(
+    self_term: str, baselines: Baseline | Sequence[Baseline], settings: Settings
+) -> None:
+    """Say what does not fit before the work rather than after it."""
+    if self_term not in ESTIMATES:
+        raise LigError(f"self_term={brief(self_term)} is unknown: use {' or '.join(ESTIMATES)}.")
+    for one in baselines if isinstance(baselines, (list, tuple)) else [baselines]:
+        if not isinstance(one, str) or one != "target_token":
+            raise LigError(
+                f"self_term={self_term!r} with the baseline {brief(one)}: self terms are estimated "
+                "for the baseline 'target_token', where they are 0."
+            )
+    estimated = {"attention"} if self_term == "map_ratio" else {"attention", "layer"}
+    if not estimated & settings.boundaries:
+        names = " or ".join(map(repr, sorted(estimated)))
+        raise LigError(
+            f"self_term={self_term!r} has nothing to estimate in boundaries="
+            f"{tuple(sorted(settings.boundaries))}: name {names}, too."
+        )
 
 
 def _warn_of_open_rows(flows: list[LayerFlow]) -> None:

@@ -40,8 +40,14 @@ class ModelCall:
             additional_forward_args: positional arguments after ``inputs``, as in Captum.
 
         Raises:
-            LigError: inputs of another kind, or without tokens.
+            LigError: inputs of another kind, or without tokens; or a model in training mode.
         """
+        training = [name for name, module in model.named_modules() if module.training]
+        if training:
+            raise LigError(
+                f"the model is in training mode ({training[0] or type(model).__name__}): call "
+                "model.eval() first, dropout makes attributions random."
+            )
         args: tuple[Any, ...] = ()
         kwargs: dict[str, Any] = {}
         if isinstance(inputs, Mapping):

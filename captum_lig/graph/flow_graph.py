@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lig.checks import brief, fraction, index_list, whole_number
+from captum_lig.checks import fraction, index_list, whole_number
 from captum_lig.errors import LigError
 from captum_lig.flow import LayerFlow
 from captum_lig.graph import files
-from captum_lig.graph.layer import GraphLayer, Shares
+from captum_lig.graph.checks import check_flows, layer_range, start_relevance, token_places
+from captum_lig.graph.edges import KINDS, Edges, edges_of, only_heads, only_strong
+from captum_lig.graph.layer import GraphLayer
 from captum_lig.graph.network import to_networkx
-from captum_lig.graph.routes import Route, Step, strongest_routes
+from captum_lig.graph.routes import Route, routes_between
 from captum_lig.graph.trace import Trace, padded
 from captum_lig.graph.words import merged_layer, words_of
 
@@ -27,21 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Edges", "FlowGraph"]
-
-
-@dataclass(frozen=True)
-class Edges:
-    """The edges of one kind as columns, ``(E,)`` each; those that carry nothing are left out."""
-
-    layer: Tensor
-    """Index of the layer."""
-    head: Tensor
-    """-1 for residual edges."""
-    target: Tensor
-    source: Tensor
-    """Places of the tokens in the graph; of ``mlp`` edges both are the token of the node."""
-    value: Tensor
-    """Signed attribution, a length."""
 
 
 class FlowGraph:
@@ -90,7 +76,7 @@ class FlowGraph:
         text: int | None = None,
     ) -> None:
         flows = [flows] if isinstance(flows, LayerFlow) else list(flows)
-        text = _check_flows(flows, text)
+        text = check_flows(flows, text)
         valid = flows[0].valid[text]
         if tokens is None:
             tokens = [str(place) for place in range(len(valid))]
@@ -159,7 +145,7 @@ class FlowGraph:
         """Number of edges by kind; an edge that carries nothing is none."""
         return {
             kind: sum(int(mask.sum()) for mask in map(kept, self.layers))
-            for kind, kept in _PRESENT.items()
+            for kind, kept in KINDS.items()
         }
 
     def edges(self, kind: str) -> Edges:
@@ -168,22 +154,7 @@ class FlowGraph:
         Raises:
             LigError: for another kind.
         """
-        if kind not in _PRESENT:
-            raise LigError(f"edges of kind {brief(kind)}: use one of {', '.join(_PRESENT)}.")
-        columns: list[tuple[Tensor, ...]] = []
-        for layer in self.layers:
-            mask = _PRESENT[kind](layer)
-            place = mask.nonzero(as_tuple=True)
-            values = getattr(layer, kind)[mask]
-            if kind == "attention":
-                head, target, source = place
-            elif kind == "mlp":
-                (target, head), source = place, place[0]
-            else:
-                target = source = place[0]
-                head = torch.full_like(target, -1)
-            columns.append((torch.full_like(target, layer.index), head, target, source, values))
-        return Edges(*(torch.cat(column) for column in zip(*columns, strict=True)))
+        return edges_of(self.layers, kind)
 
     # --- what moves along it --------------------------------------------------------------------
 
@@ -214,7 +185,7 @@ class FlowGraph:
             LigError: tokens, layers or a rule that do not exist, or relevance that reaches a token
                 that was no target of the attribution.
         """
-        chosen = self._range(layers)
+        chosen = layer_range(self.layers, layers)
         relevance = self._start(target, start, "target")
         rows, heads, residuals = [relevance], [], []
         for layer in reversed(chosen):
@@ -262,7 +233,7 @@ class FlowGraph:
         Raises:
             LigError: tokens, layers or a rule that do not exist.
         """
-        chosen = self._range(layers)
+        chosen = layer_range(self.layers, layers)
         share = self._start(source, None, "source")
         rows, heads, residuals = [share], [], []
         for layer in chosen:
@@ -302,7 +273,7 @@ class FlowGraph:
             LigError: layers or a rule that do not exist.
         """
         product = torch.eye(len(self.tokens), dtype=torch.float64, device=self.positions.device)
-        for layer in self._range(layers):
+        for layer in layer_range(self.layers, layers):
             product = layer.shares(rule, absolute).matrix @ product
         return product
 
@@ -332,28 +303,12 @@ class FlowGraph:
             LigError: tokens, layers or a rule that do not exist.
         """
         whole_number("k", k, 1)
-        chosen = self._range(layers)
-        first, last = self._tokens(source, "source")[0], self._tokens(target, "target")[0]
-        shares = [_on_cpu(layer.shares(rule, False)) for layer in chosen]
-        routes = []
-        for steps in strongest_routes(shares, first, last, k):
-            tokens = [source for _, source, _ in steps] + [last]
-            product = 1.0
-            for _, _, share in steps:
-                product *= share
-            routes.append(
-                Route(
-                    share=product,
-                    steps=tuple(
-                        Step(layer.index, tokens[place], tokens[place + 1], head, share)
-                        for place, (layer, (head, _, share)) in enumerate(
-                            zip(chosen, steps, strict=True)
-                        )
-                    ),
-                    labels=tuple(self.tokens[token] for token in tokens),
-                )
-            )
-        return routes
+        chosen = layer_range(self.layers, layers)
+        first = token_places(source, len(self.tokens), "source")[0]
+        last = token_places(target, len(self.tokens), "target")[0]
+        shares = [layer.shares(rule, False).cpu() for layer in chosen]
+        indices = [layer.index for layer in chosen]
+        return routes_between(shares, indices, self.tokens, first, last, k)
 
     # --- less of it -----------------------------------------------------------------------------
 
@@ -384,19 +339,9 @@ class FlowGraph:
             fraction("threshold", threshold)
         else:
             whole_number("top_k", top_k, 1)
-        layers = []
-        for layer in self.layers:
-            shares = layer.shares(rule, False)
-            heads, residual = shares.heads.abs(), shares.residual.abs()
-            if threshold is not None:
-                layers.append(layer.where(heads >= threshold, residual >= threshold))
-                continue
-            assert top_k is not None
-            flat = torch.cat([heads.transpose(0, 1).flatten(1), residual[:, None]], 1)
-            order = flat.topk(min(top_k, flat.shape[1]), dim=1).indices
-            kept = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, True)
-            by_head = kept[:, :-1].reshape(len(residual), *heads.shape[::2]).transpose(0, 1)
-            layers.append(layer.where(by_head, kept[:, -1]))
+        layers = [
+            only_strong(layer, layer.shares(rule, False), threshold, top_k) for layer in self.layers
+        ]
         return self._with(layers)
 
     def subgraph(
@@ -418,9 +363,9 @@ class FlowGraph:
         Raises:
             LigError: tokens, layers or heads that do not exist.
         """
-        chosen = self._range(layers)
+        chosen = layer_range(self.layers, layers)
         if heads is not None:
-            chosen = _only_heads(chosen, list(heads))
+            chosen = only_heads(chosen, list(heads))
         if tokens is None:
             return self._with(chosen)
         places = index_list(tokens, len(self.tokens), self.positions.device, "tokens", "tokens")
@@ -467,13 +412,11 @@ class FlowGraph:
         Absolute values of the mlp boundary, added up over the targets. With
         :meth:`residual_share`, the shares of a layer add up to 1.
         """
-        return padded([_by_head(layer)[:, None] for layer in self.layers]).squeeze(-1)
+        return padded([layer.head_shares()[:, None] for layer in self.layers]).squeeze(-1)
 
     def residual_share(self) -> Tensor:
         """``(L,)``: the share of the residual edges in what reached the tokens leaving a layer."""
-        return torch.stack(
-            [layer.residual.double().abs().sum() / _size(layer) for layer in self.layers]
-        )
+        return torch.stack([layer.residual_share() for layer in self.layers])
 
     # --- files and other programs ---------------------------------------------------------------
 
@@ -575,115 +518,7 @@ class FlowGraph:
 
         return graph_html(self)
 
-    # --- checks ---------------------------------------------------------------------------------
-
-    def _range(self, layers: tuple[int, int] | None) -> list[GraphLayer]:
-        if layers is None:
-            return self.layers
-        first, last = self.indices[0], self.indices[-1]
-        if (
-            not isinstance(layers, (tuple, list))
-            or len(layers) != 2
-            or not all(isinstance(one, int) for one in layers)
-            or not first <= layers[0] <= layers[1] <= last
-        ):
-            raise LigError(
-                f"layers={brief(layers)}: give the indices of the first and the last layer of a "
-                f"range within {first} to {last}."
-            )
-        return self.layers[layers[0] - first : layers[1] - first + 1]
-
-    def _tokens(self, tokens: int | Sequence[int] | Tensor, name: str) -> list[int]:
-        given = [tokens] if isinstance(tokens, int) else tokens
-        places = index_list(given, len(self.tokens), torch.device("cpu"), "tokens", name)
-        return [int(place) for place in places]
-
     def _start(
         self, tokens: int | Sequence[int] | None, start: Tensor | Sequence[float] | None, name: str
     ) -> Tensor:
-        values = None if start is None else torch.as_tensor(start).detach().double().flatten()
-        relevance = torch.zeros(len(self.tokens), dtype=torch.float64)
-        if tokens is None:
-            if values is None:
-                raise LigError("give a target, or a start for all tokens, or both.")
-            places = list(range(len(self.tokens)))
-        else:
-            places = self._tokens(tokens, name)
-        if len(set(places)) != len(places):
-            raise LigError(f"{name}={brief(tokens)} names a token twice: name each once.")
-        if values is not None and len(values) != len(places):
-            raise LigError(
-                f"start holds {len(values)} numbers for {len(places)} tokens: give one for each."
-            )
-        if values is not None and not bool(torch.isfinite(values).all()):
-            raise LigError("start holds numbers that are not finite: give finite ones.")
-        relevance[places] = 1.0 if values is None else values.cpu()
-        return relevance.to(self.positions.device)
-
-
-_PRESENT = {
-    "attention": lambda layer: layer.attention != 0,
-    "mlp": lambda layer: (layer.mlp != 0) & (layer.attention != 0).any(-1).T,
-    "residual": lambda layer: layer.residual != 0,
-}
-"""Which edges there are; an output of a head that no edge reaches is no node."""
-
-
-def _on_cpu(shares: Shares) -> Shares:
-    return Shares(shares.heads.cpu(), shares.residual.cpu())
-
-
-def _size(layer: GraphLayer) -> Tensor:
-    return layer.mlp.double().abs().sum() + layer.residual.double().abs().sum()
-
-
-def _by_head(layer: GraphLayer) -> Tensor:
-    return layer.mlp.double().abs().sum(0) / _size(layer)
-
-
-def _only_heads(layers: list[GraphLayer], heads: list[int | tuple[int, int]]) -> list[GraphLayer]:
-    count = {layer.index: layer.heads for layer in layers}
-    pairs: list[tuple[int, int]] = []
-    for one in heads:
-        pairs += [(index, one) for index in count] if isinstance(one, int) else [one]
-    for index, head in pairs:
-        if not 0 <= head < count.get(index, 0):
-            raise LigError(f"head {head} of layer {index} does not exist in this graph.")
-    chosen = []
-    for layer in layers:
-        kept = torch.zeros(layer.heads, dtype=torch.bool, device=layer.attention.device)
-        kept[[head for index, head in pairs if index == layer.index]] = True
-        mask = kept[:, None, None].expand_as(layer.attention)
-        chosen.append(layer.where(mask, torch.ones_like(layer.stays)))
-    return chosen
-
-
-def _check_flows(flows: list[LayerFlow], text: int | None) -> int:
-    if not flows:
-        raise LigError("there is no flow to make a graph of: the list of flows is empty.")
-    indices = [flow.index for flow in flows]
-    if indices != list(range(indices[0], indices[0] + len(indices))):
-        raise LigError(
-            f"the flows are of layers {indices}: give consecutive layers, in the order they run."
-        )
-    first = flows[0]
-    for flow in flows[1:]:
-        if flow.valid.shape != first.valid.shape or bool((flow.valid != first.valid).any()):
-            raise LigError(
-                f"the flow of layer {flow.index} is of other texts than that of layer "
-                f"{first.index}: make a graph of the flows of one call."
-            )
-        if (flow.scalarization, flow.baseline) != (first.scalarization, first.baseline):
-            raise LigError(
-                f"layer {flow.index} has scalarization {flow.scalarization!r} and baseline "
-                f"{flow.baseline!r}, layer {first.index} {first.scalarization!r} and "
-                f"{first.baseline!r}: make a graph of flows made in the same way."
-            )
-    texts = len(first.valid)
-    if text is None:
-        if texts != 1:
-            raise LigError(f"the flows hold {texts} texts: say which one, text=0 to {texts - 1}.")
-        return 0
-    if not isinstance(text, int) or not 0 <= text < texts:
-        raise LigError(f"text {brief(text)} does not exist: the flows hold {texts} texts.")
-    return text
+        return start_relevance(tokens, start, len(self.tokens), name).to(self.positions.device)

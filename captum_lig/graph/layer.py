@@ -38,6 +38,10 @@ class Shares:
         """``(N, N)`` all routes from a source to a target together."""
         return self.heads.sum(0) + torch.diag(self.residual)
 
+    def cpu(self) -> Shares:
+        """The same on the CPU."""
+        return Shares(self.heads.cpu(), self.residual.cpu())
+
 
 @dataclass(frozen=True)
 class GraphLayer:
@@ -221,6 +225,18 @@ class GraphLayer:
             share_of(heads, inner[..., None]) * passed_on[..., None],
             share_of(residual, outer) + stays,
         )
+
+    def head_shares(self) -> Tensor:
+        """``(H,)`` float64: each head's part in the sizes of the edges into the tokens leaving."""
+        return self.mlp.double().abs().sum(0) / self._size
+
+    def residual_share(self) -> Tensor:
+        """The residual edges' part in them."""
+        return self.residual.double().abs().sum() / self._size
+
+    @property
+    def _size(self) -> Tensor:
+        return self.mlp.double().abs().sum() + self.residual.double().abs().sum()
 
     def where(self, heads: Tensor, residual: Tensor) -> GraphLayer:
         """Only the edges where ``heads (H, N, N)`` and ``residual (N,)`` are True."""

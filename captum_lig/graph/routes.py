@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from captum_lig.graph.layer import Shares
 
-__all__ = ["Route", "Step", "strongest_routes"]
+__all__ = ["Route", "Step", "routes_between", "strongest_routes"]
 
 MOST_SCORES = 2**24
 """Most candidates for a way that are looked at at once."""
@@ -48,6 +49,36 @@ class Route:
             if step.head is not None:
                 text += f" -[{step.layer}.h{step.head}]-> {label}"
         return f"{self.share:+.3g}  {text}"
+
+
+def routes_between(
+    layers: Sequence[Shares],
+    indices: Sequence[int],
+    tokens: Sequence[str],
+    source: int,
+    target: int,
+    count: int,
+) -> list[Route]:
+    """The strongest routes with their names, see :func:`strongest_routes`.
+
+    Args:
+        layers: the shares of consecutive layers, on the CPU.
+        indices: the layers' indices.
+        tokens: what the tokens are called.
+        source: a token entering the first layer.
+        target: a token leaving the last layer.
+        count: how many routes at most.
+    """
+    routes = []
+    for found in strongest_routes(layers, source, target, count):
+        places = [place for _, place, _ in found] + [target]
+        steps = tuple(
+            Step(index, place, after, head, share)
+            for index, (head, place, share), after in zip(indices, found, places[1:], strict=True)
+        )
+        share = math.prod(step.share for step in steps)
+        routes.append(Route(share, steps, tuple(tokens[place] for place in places)))
+    return routes
 
 
 def strongest_routes(

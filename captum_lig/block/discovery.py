@@ -26,7 +26,7 @@ class _Open:
 
 
 def block_candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """Elements of the outermost ``nn.ModuleList``s, by dotted name."""
+    """Elements of each outermost ``nn.ModuleList``, by dotted name."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_lig import FlowGraph, LayerFlow, LayerFlowIG, LigError
 from captum_lig.graph import Route
-from tests.models import tiny_llama, tokens
+from tests.models import tiny_bert, tiny_llama, tokens
 
 RULES = ("conserve", "chain", "product")
 
@@ -224,6 +224,19 @@ def test_what_nothing_moved_stays_where_it_is() -> None:
     for rule in RULES:
         assert graph.relevance(0, rule=rule).tokens[0].tolist() == [1, 0, 0]
     assert graph.paths(0, 0)[0].share == 1
+
+
+@pytest.mark.parametrize("baseline", ["zero", "target_token"])
+def test_an_mlp_boundary_from_zero_conserves_too(baseline: str) -> None:
+    """There the rows of the chain do not add up to the mlp boundary's total, but to their own."""
+    model = tiny_bert(dtype=torch.float32)
+    flows = LayerFlowIG(model).attribute(tokens(model, 1, 6), baseline, mlp_start="zero")
+    assert isinstance(flows, list)
+    assert (flows[0].chain_total - flows[0].mlp.transpose(1, 2)).abs().max() > 0.01
+    graph = FlowGraph(flows)
+    for rule in ("conserve", "chain"):
+        trace = graph.relevance(3, rule=rule)
+        assert (trace.tokens.sum(-1) - 1).abs().max() <= 1e-5 * trace.tokens.abs().sum(-1).max()
 
 
 # --- routes ---------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ a kind, as columns, so that ``pandas.DataFrame(document["edges"]["mlp"])`` is a 
       "layers": [{"name": "encoder.layer.0", "index": 0, "heads": 12, "dtype": "float32",
                   "tolerance": 0.001, "has": ["attention", "mlp", ...]}, ...],
       "nodes": {
-        "z": {"layer": [...], "token": [...], "sum": [...], "size": [...], "chain_size": [...],
-              "known": [...], "stays": [...], "direct_total": [...], "mlp_error": [...],
-              "direct_error": [...]},
+        "z": {"layer": [...], "token": [...], "sum": [...], "size": [...], "chain_sum": [...],
+              "chain_size": [...], "known": [...], "stays": [...], "direct_total": [...],
+              "mlp_error": [...], "direct_error": [...]},
         "u": {"layer": [...], "head": [...], "token": [...], "sum": [...], "size": [...],
               "attention_error": [...], "chain_error": [...]}
       },
@@ -342,7 +342,7 @@ def _check(document: Any, path: Path) -> None:
 
 
 def _layer(about: dict[str, Any], tensors: dict[str, Tensor]) -> GraphLayer:
-    fields: dict[str, Any] = {"chain": None, "chain_size": None, **tensors}
+    fields: dict[str, Any] = {"chain": None, "chain_sum": None, "chain_size": None, **tensors}
     return GraphLayer(about["name"], about["index"], tolerance=about["tolerance"], **fields)
 
 

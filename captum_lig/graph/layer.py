@@ -69,6 +69,9 @@ class GraphLayer:
     """``(N,)`` float64, of ``mlp`` and ``residual``."""
     mlp_size: Tensor
     """``(N,)`` float64."""
+    chain_sum: Tensor | None
+    """``(N,)`` float64, of ``chain`` and ``residual``: ``mlp_sum`` up to rounding, except if the
+    mlp boundary starts at zero."""
     chain_size: Tensor | None
     """``(N,)`` float64, of ``chain`` and ``residual``."""
     known: Tensor
@@ -131,7 +134,7 @@ class GraphLayer:
         outputs = close(outputs, part("mlp_total"))
         mlp, residual = at_tokens(outputs[:, :-1]), at_tokens(outputs[:, -1])
         attention = square(close(part("attention"), part("attention_total")))
-        chain = chain_size = None
+        chain = chain_sum = chain_size = None
         if flow.chain is not None:
             target = part("chain_total")
             if flow.mlp_start == "attention":  # there the two boundaries meet
@@ -142,6 +145,7 @@ class GraphLayer:
         attention, mlp, residual = (t.to(dtype) + 0.0 for t in (attention, mlp, residual))
         if chain is not None:
             chain = chain.to(dtype) + 0.0
+            chain_sum = chain.double().sum((0, 2)) + residual.double()
             chain_size = chain.double().abs().sum((0, 2)) + residual.double().abs()
         known = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         known[rows] = True
@@ -168,6 +172,7 @@ class GraphLayer:
             attention_size=attention.double().abs().sum(-1),
             mlp_sum=ends.sum(-1),
             mlp_size=ends.abs().sum(-1),
+            chain_sum=chain_sum,
             chain_size=chain_size,
             known=known,
             stays=known & (ends == 0).all(-1),
@@ -190,7 +195,7 @@ class GraphLayer:
 
         Args:
             rule: ``conserve``: ``(c / U) (m / N)``, with the sums ``U`` of an attention row and
-                ``N`` of a target; ``chain``: the chain's entry by ``N``; ``product`` (the LIG
+                ``N`` of a target; ``chain``: the chain's entry by its sum; ``product`` (the LIG
                 paper): ``c m`` by the sum of its absolute values, without the residual.
             absolute: take absolute values of edges, and their sums in place of ``U`` and ``N``.
 
@@ -206,12 +211,12 @@ class GraphLayer:
             heads = heads.abs() if absolute else heads
             return Shares(share_of(heads, size[:, None]), stays)
         if rule == "chain":
-            if self.chain is None or self.chain_size is None:
+            if self.chain is None or self.chain_sum is None or self.chain_size is None:
                 raise LigError(
                     f"layer {self.index} has no 'chain' boundary: use the rule 'conserve', or "
                     "make the graph of flows of LayerFlowIG."
                 )
-            heads, sums = self.chain.double(), self.mlp_sum
+            heads, sums = self.chain.double(), self.chain_sum
             if absolute:
                 heads, residual, sums = heads.abs(), residual.abs(), self.chain_size
             return Shares(share_of(heads, sums[:, None]), share_of(residual, sums) + stays)
@@ -270,6 +275,7 @@ class GraphLayer:
             residual=of(self.residual),
             mlp_sum=of(self.mlp_sum),
             mlp_size=of(self.mlp_size),
+            chain_sum=of(self.chain_sum),
             chain_size=of(self.chain_size),
             known=of(self.known),
             stays=of(self.stays),

@@ -48,6 +48,7 @@ class EdgeTable(NamedTuple):
 Z_COLUMNS = {
     "sum": "mlp_sum",
     "size": "mlp_size",
+    "chain_sum": "chain_sum",
     "chain_size": "chain_size",
     "known": "known",
     "stays": "stays",

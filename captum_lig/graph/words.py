@@ -91,12 +91,12 @@ def merged_layer(layer: GraphLayer, groups: Sequence[int]) -> GraphLayer:
     attention = of(layer.attention, -2, -1)
     mlp, residual = of(layer.mlp, 0), of(layer.residual, 0)
     ends, merged_ends = _ends(layer.mlp, layer.residual), _ends(mlp, residual)
-    chain = chain_size = None
-    if layer.chain is not None and layer.chain_size is not None:
+    chain = chain_sum = chain_size = None
+    if layer.chain is not None and layer.chain_sum is not None and layer.chain_size is not None:
         chain = of(layer.chain, -2, -1)
-        chain_size = whole_size(
-            _through(layer.chain, layer.residual), _through(chain, residual), layer.chain_size
-        )
+        routes = _through(layer.chain, layer.residual), _through(chain, residual)
+        chain_sum = whole(*routes, layer.chain_sum, _sum)
+        chain_size = whole_size(*routes, layer.chain_size)
     return replace(
         layer,
         attention=attention,
@@ -107,6 +107,7 @@ def merged_layer(layer: GraphLayer, groups: Sequence[int]) -> GraphLayer:
         attention_size=whole_size(layer.attention, attention, layer.attention_size),
         mlp_sum=whole(ends, merged_ends, layer.mlp_sum, _sum),
         mlp_size=whole_size(ends, merged_ends, layer.mlp_size),
+        chain_sum=chain_sum,
         chain_size=chain_size,
         known=whole_words(layer.known, groups),
         stays=of((~layer.stays).long(), 0) == 0,

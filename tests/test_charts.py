@@ -202,6 +202,8 @@ def test_a_notebook_shows_something_by_itself() -> None:
     assert "layer 1 (encoder.layer.1)" in shown
     assert "2 texts, 6 targets, 6 sources" in shown
     assert "data:image/png;base64," in shown
+    assert len(repr(found[1])) < 200  # what a terminal shows
+    assert "layer 1: attention, mlp, layer; 2 texts, 6 targets, 6 sources" in repr(found[1])
     worst = float(found[1].completeness_error("attention").max())
     assert f"attention: worst completeness error {worst:.1e}, 24 of 24 rows" in shown
     assert "<img" not in replace(found[1], layer=None, attention=None, delta={})._repr_html_()

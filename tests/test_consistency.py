@@ -20,7 +20,6 @@ from captum_lig.consistency import (
     measure_text,
     pool,
     uniform_map,
-    words_of_tokens,
 )
 from captum_lig.consistency.pairings import (
     ATTENTION_BASELINES,
@@ -30,7 +29,6 @@ from captum_lig.consistency.pairings import (
     Pairing,
     layer_maps,
 )
-from captum_lig.consistency.words import merge, merge_any
 from captum_lig.flow import MLP_STARTS
 from tests import models, twins
 from tests.test_flow import number
@@ -129,19 +127,25 @@ def test_the_uniform_map_by_hand() -> None:
 # ---- words -----------------------------------------------------------------------------------
 
 
-def test_words_by_hand() -> None:
-    text = "Unbe, don't  é1"
-    #  [CLS]   Un      be      ,       don     '       t       (space)   " é"      1       [SEP]
-    offsets = [(0, 0), (0, 2), (2, 4), (4, 5), (6, 9), (9, 10), (10, 11), (11, 12), (12, 14)]
-    offsets += [(14, 15), (0, 0)]
-    assert words_of_tokens(text, offsets).tolist() == [0, 1, 1, 2, 3, 4, 5, 6, 7, 7, 8]
-
-
-def test_merging_by_hand() -> None:
-    words = torch.tensor([0, 1, 1])
-    merged = merge(number([[[1, 2, 3], [4, 5, 6], [7, 8, 9]]]), words)
-    assert merged.tolist() == [[[1, 5], [11, 28]]]
-    assert merge_any(torch.tensor([False, False, True]), words).tolist() == [False, True]
+def test_maps_between_words_by_hand() -> None:
+    pairing = Pairing("zero", "zero", "chain")
+    maps = LayerMaps(
+        index=3,
+        visible=torch.ones(3, 3).tril().bool(),
+        direct={"zero": number([[1, 2, 3], [4, 5, 6], [7, 8, 9]])},
+        composed={pairing: number([[1, 0, 0], [0, 1, 0], [0, 0, -1]])},
+        direct_open={"zero": torch.tensor([False, False, True])},
+        composed_open={pairing: torch.tensor([False, True, True])},
+    )
+    merged = maps.merged(torch.tensor([0, 1, 1]))
+    assert merged.index == 3
+    assert merged.visible.tolist() == [[True, False], [True, True]]
+    assert merged.direct["zero"].tolist() == [[1, 5], [11, 28]]
+    assert merged.composed[pairing].tolist() == [[1, 0], [0, 0]]
+    assert merged.direct_open["zero"].tolist() == [False, True]
+    assert merged.composed_open[pairing].tolist() == [False, True]
+    apart = maps.merged(torch.tensor([0, 1, 0]))  # a word of two places
+    assert apart.direct["zero"].tolist() == [[20, 10], [10, 5]]
 
 
 # ---- pairings against the twins --------------------------------------------------------------
@@ -286,9 +290,7 @@ def test_records_are_the_means_of_rows(family: str, words: list[int] | None) -> 
     model = models.MODELS[family]()
     ids = models.tokens(model, 1, 5)
     kinds: dict[str, Any] = {"n_steps": 8, "tolerance": 1e-3}
-    records = measure_text(
-        LayerFlowIG(model, 1), ids, None if words is None else torch.tensor(words), **kinds
-    )
+    records = measure_text(LayerFlowIG(model, 1), ids, words, **kinds)
     flows = flows_of(model, ids, **kinds)
     maps = layer_maps(flows["zero"], flows["target_token"])
     causal = family in models.CAUSAL

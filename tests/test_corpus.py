@@ -20,13 +20,14 @@ from typer.testing import CliRunner, Result
 from captum_lig import LayerFlowIG, LigError
 from captum_lig.cli import app
 from captum_lig.consistency import job as job_module
-from captum_lig.consistency import measure_text, pool, run_corpus, words_of_tokens
+from captum_lig.consistency import measure_text, pool, run_corpus
 from captum_lig.consistency.corpus import read_sentences
 from captum_lig.consistency.job import SUFFIXES, Corpus
 from captum_lig.consistency.pairings import ATTENTION_BASELINES, LAYER_BASELINES
 from captum_lig.consistency.table import excerpt, number, report
 from captum_lig.flow import MLP_STARTS, RULES
 from captum_lig.loading import load_model
+from captum_lig.words import word_groups
 from tests.test_cli import tiny  # noqa: F401
 from tests.test_consistency import constant
 
@@ -148,7 +149,7 @@ def test_records_are_those_of_each_sentence(
     for place, line in enumerate(LINES):
         if not line:
             continue
-        words = words_of_tokens(line, loaded.offsets(line)) if merge else None
+        words = word_groups(offsets=loaded.offsets(line), text=line) if merge else None
         encoding = loaded.encode(line)
         about = {
             "sentence": place,

@@ -239,6 +239,28 @@ def test_an_mlp_boundary_from_zero_conserves_too(baseline: str) -> None:
         assert (trace.tokens.sum(-1) - 1).abs().max() <= 1e-5 * trace.tokens.abs().sum(-1).max()
 
 
+def test_an_output_that_did_not_move_hands_nothing_down_and_the_trace_says_so() -> None:
+    """A causal model's first token, target-token paths, and an mlp boundary that starts at zero."""
+    model = tiny_llama(dtype=torch.float32)
+    flows = LayerFlowIG(model).attribute(tokens(model, 1, 4), "target_token", mlp_start="zero")
+    assert isinstance(flows, list)
+    for rule in ("conserve", "chain"):
+        trace = FlowGraph(flows).relevance(0, rule=rule)
+        assert trace.tokens.sum(-1).tolist() == pytest.approx([0, 0, 1])
+        assert trace.lost.tolist() == pytest.approx([0, 1])
+
+
+def test_the_strongest_tokens_of_a_trace() -> None:
+    trace = FlowGraph(signed_flows(2, 4, 2), list("abcd")).relevance([2, 0], [1.0, -3.0])
+    assert trace.strongest(2, layer=2) == [("a", 0, -3.0), ("c", 2, 1.0)]
+    rows = {None: 0, 0: 0, 1: 1}
+    for layer, row in rows.items():
+        order = sorted(range(4), key=lambda i, row=row: -abs(float(trace.tokens[row, i])))
+        found = trace.strongest(9, layer)
+        assert [place for _, place, _ in found] == order
+        assert [value for *_, value in found] == trace.tokens[row, order].tolist()
+
+
 # --- routes ---------------------------------------------------------------------------------------
 
 
@@ -380,6 +402,41 @@ def test_sums_by_head_and_residual_share() -> None:
         assert float(graph.residual_share()[layer]) == pytest.approx(residual / whole)
 
 
+def test_sums_of_a_part_stay_what_they_are_in_the_whole() -> None:
+    flows = signed_flows(2, 4, 2)
+    graph = FlowGraph(flows)
+    one = graph.subgraph(heads=[1])
+    assert one.by_head()[:, 0].tolist() == [0, 0]
+    assert torch.equal(one.by_head()[:, 1], graph.by_head()[:, 1])
+    assert torch.equal(one.residual_share(), graph.residual_share())
+    pruned = graph.prune(top_k=2)
+    for layer, (flow, part) in enumerate(zip(flows, pruned.layers, strict=True)):
+        m, r = flow.mlp[0].abs(), flow.residual[0].abs()
+        reached = (part.attention != 0).any(-1).T  # (targets, heads)
+        assert 0 < reached.sum() < reached.numel()
+        whole = float(m.sum() + r.sum())
+        heads = [float(m[:, h][reached[:, h]].sum()) / whole for h in range(2)]
+        assert pruned.by_head()[layer].tolist() == pytest.approx(heads)
+        residual = float(r[part.residual != 0].sum()) / whole
+        assert float(pruned.residual_share()[layer]) == pytest.approx(residual)
+    words = graph.merge_tokens([0, 1, 1, 2])
+    torch.testing.assert_close(
+        words.by_head().sum(-1) + words.residual_share(), torch.ones(2, dtype=torch.float64)
+    )
+
+
+def test_one_token_alone() -> None:
+    """On a target-token path nothing moves it."""
+    model = tiny_llama(dtype=torch.float32)
+    flows = LayerFlowIG(model).attribute(tokens(model, 1, 1), "target_token")
+    assert isinstance(flows, list)
+    graph = FlowGraph(flows)
+    assert graph.by_head().isnan().all()
+    assert graph.residual_share().isnan().all()
+    assert graph.rollout().tolist() == [[1]]
+    assert [route.share for route in graph.paths(0, 0)] == [1]
+
+
 def test_layers_with_different_numbers_of_heads() -> None:
     flows = [signed_flow(0, 4, 3), signed_flow(1, 4, 2)]
     graph = FlowGraph(flows)
@@ -431,8 +488,31 @@ def test_the_last_layer_may_have_few_targets() -> None:
     whole, part = FlowGraph(flows), FlowGraph([flows[0], few])
     for target in (1, 3):
         torch.testing.assert_close(part.relevance(target).tokens, whole.relevance(target).tokens)
-    with pytest.raises(LigError, match=r"token 2 \('2'\) was no target in layer 1"):
-        part.relevance(2)
+    torch.testing.assert_close(part.rollout()[[1, 3]], whole.rollout()[[1, 3]])
+    assert (part.rollout()[[0, 2]] == 0).all()
+    assert part.paths(0, 3, 4) == whole.paths(0, 3, 4)
+    for ask in (lambda: part.relevance(2), lambda: part.paths(0, 2)):
+        with pytest.raises(LigError, match=r"token 2 \('2'\) was no target in layer 1"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda graph: graph.relevance(3),
+        lambda graph: graph.influence(1),
+        lambda graph: graph.rollout(),
+        lambda graph: graph.paths(1, 3),
+    ],
+)
+def test_what_goes_on_below_a_token_without_edges_is_not_known(ask: object) -> None:
+    model = tiny_llama(dtype=torch.float32)
+    flows = LayerFlowIG(model).attribute(tokens(model, 1, 4), "zero", output_indices=[3])
+    assert isinstance(flows, list)
+    graph = FlowGraph(flows)
+    with pytest.raises(LigError, match=r"token 0 .* was no target in layer 0"):
+        ask(graph)  # type: ignore[operator]
+    assert graph.rollout((1, 1))[3].sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -453,11 +533,23 @@ def test_the_last_layer_may_have_few_targets() -> None:
         (lambda f: FlowGraph(f).relevance(1, layers=(1, 5)), "within 0 to 2"),
         (lambda f: FlowGraph(f).rollout((2, 1)), "within 0 to 2"),
         (lambda f: FlowGraph(f).paths(0, 9), "target=.*9 is out of range"),
+        (lambda f: FlowGraph(f).paths([0, 1], 1), r"source=\[0, 1\]: a route goes from one token"),
         (lambda f: FlowGraph(f).paths(0, 1, 0), "k=0: give a whole number"),
+        (lambda f: FlowGraph(f).paths(0, 1, 10**9), "k=1000000000: at most 10,000 routes"),
+        (lambda f: FlowGraph(f).relevance(start=["a"] * 4), "give numbers, one for each token"),
+        (
+            lambda f: FlowGraph(f).relevance(1).strongest(layer=4),
+            r"layer=4.* layers 0 to 2, and as 3",
+        ),
+        (lambda f: FlowGraph(f).relevance(1).strongest(0), "count=0: give a whole number"),
         (lambda f: FlowGraph(f).prune(), "either threshold or top_k"),
         (lambda f: FlowGraph(f).prune(threshold=2), "threshold=2"),
         (lambda f: FlowGraph(f).subgraph(heads=[5]), "head 5 of layer 0 does not exist"),
+        (lambda f: FlowGraph(f).subgraph(heads=2), "heads=2: give a list of numbers of heads"),
+        (lambda f: FlowGraph(f).subgraph(heads=[(0,)]), "or of pairs"),
+        (lambda f: FlowGraph(f).subgraph(heads=[(0, 0.5)]), "or of pairs"),
         (lambda f: FlowGraph(f).subgraph(tokens=[7]), "tokens=.*7 is out of range"),
+        (lambda f: FlowGraph(f).subgraph(tokens=[1, -3]), "names a token twice"),
         (lambda f: FlowGraph(f).edges("layer"), "edges of kind 'layer'"),
         (
             lambda f: FlowGraph([replace(x, chain=None) for x in f]).relevance(1, rule="chain"),

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from captum_lig import FlowGraph
+from captum_lig import FlowGraph, LayerFlowIG
 from captum_lig.graph import Route
 from captum_lig.tokens import readable_token
+from tests.models import tiny_bert
+from tests.models import tokens as text_of
 from tests.pages import graph
 from tests.synthetic import flows, layer_flow
 from tests.test_page import ATTACK
@@ -206,7 +208,8 @@ def test_lines_of_the_composed_layers(show: Opener, rule: str) -> None:
         shares = layer.shares(rule, False)
         assert close(share, float(shares.matrix[target, source]))
         if rule != "product":
-            assert close(value, share * float(layer.mlp_sum[target]))
+            total = layer.chain_sum if rule == "chain" else layer.mlp_sum
+            assert close(value, share * float(total[target]))
         else:
             exact = layer.attention[:, target, source].double() @ layer.mlp[target].double()
             assert close(value, float(exact))
@@ -218,6 +221,23 @@ def test_lines_of_the_composed_layers(show: Opener, rule: str) -> None:
         heads = given.layers[place_of(given, index)].shares(rule, False).heads
         assert close(share, float(heads[1, target, source]))
     assert "head 1" in shown.text("#summary")
+
+
+def test_lines_of_a_chain_whose_mlp_boundary_starts_at_zero(show: Opener) -> None:
+    """There the chain's rows do not add up to those of the mlp boundary."""
+    model = tiny_bert(dtype=torch.float32)
+    made = LayerFlowIG(model).attribute(text_of(model, 1, 4), "zero", mlp_start="zero")
+    given = FlowGraph(made, list("abcd"))
+    (first, *_) = given.layers
+    assert ((first.chain_sum - first.mlp_sum).abs() > 0.01 * first.mlp_sum).any()
+    shown = show(given, rule="chain")
+    shown.choose(threshold=0)
+    found = shown.lines()
+    assert len(found) == 2 * 4 * 4
+    for index, target, source, (share, value) in found:
+        layer = given.layers[place_of(given, index)]
+        assert close(share, float(layer.shares("chain", False).matrix[target, source]))
+        assert close(value, share * float(layer.chain_sum[target]))
 
 
 def test_lines_of_the_attention_boundary(show: Opener) -> None:

@@ -439,6 +439,10 @@ def test_errors_name_what_was_given() -> None:
     wrong(lambda: relevance(model, scalar, ids.expand(2, -1)), "2 texts")
     wrong(lambda: relevance(model, scalar, ids, ids[:, :4]), "does not fit")
     wrong(lambda: relevance(model, scalar, ids, ids.double()), "token ids")
+    wrong(lambda: relevance(model, scalar, ids, 0.7), "baseline=0.7, and .* give a token id")
+    wrong(lambda: relevance(model, scalar, ids, method="gausslegendre_graded"), "is unknown")
+    wrong(lambda: relevance(model, scalar, ids, n_steps=0), "n_steps=0")
+    wrong(lambda: relevance(model, scalar, ids, internal_batch_size=0), "internal_batch_size=0")
     wrong(lambda: relevance(model, scalar, ids, (0, 0)), "2 baselines for 1 inputs")
     wrong(lambda: relevance(model, scalar, ids, layer=2), "out of range")
     wrong(lambda: relevance(model, scalar, ids, layer="wte"), "'wte' is no block")
@@ -454,6 +458,7 @@ def test_errors_name_what_was_given() -> None:
     wrong(lambda: logit(causal, 50)(ids), "token=50")
     wrong(lambda: logit(causal, 1, 5)(ids), "position 5")
     wrong(lambda: logit(causal, 1, -6)(ids), "position -6")
+    wrong(lambda: logit(causal, 1, 1.5)(ids), "position=1.5")  # type: ignore[arg-type]
     wrong(lambda: class_logit(causal, 1)(ids), "logits of shape")
     model.train()
     wrong(lambda: relevance(model, scalar, ids), "training mode")
@@ -469,10 +474,11 @@ def conserves(model: Any, scalar: Any, inputs: Any, start: Tensor, baseline: Any
     relevance, delta = last_layer_relevance(
         model, scalar, inputs, start, n_steps=20, return_convergence_delta=True
     )
-    tokens = graph.relevance(start=relevance).tokens
-    assert len(tokens) == len(graph.layers) + 1
-    gap = (tokens.sum(-1) - relevance.sum()).abs()
-    assert bool((gap <= 1e-5 * relevance.sum().abs()).all())
+    for rule in ("conserve", "chain"):
+        tokens = graph.relevance(start=relevance, rule=rule).tokens
+        assert len(tokens) == len(graph.layers) + 1
+        gap = (tokens.sum(-1) - relevance.sum()).abs()
+        assert bool((gap <= 1e-5 * relevance.sum().abs()).all())
     with torch.no_grad():
         change = scalar(**inputs) - scalar(**{**inputs, "input_ids": start})
     assert float((relevance.sum() - change).abs()) <= 1e-4 * float(change.abs())

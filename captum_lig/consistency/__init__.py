@@ -4,7 +4,6 @@ from captum_lig.consistency.job import Corpus, run_corpus
 from captum_lig.consistency.measures import Comparison, compare_maps, uniform_map
 from captum_lig.consistency.pairings import Record, measure_text
 from captum_lig.consistency.ranking import Pooled, Ranked, pool
-from captum_lig.consistency.words import words_of_tokens
 
 __all__ = [
     "Comparison",
@@ -17,5 +16,4 @@ __all__ = [
     "pool",
     "run_corpus",
     "uniform_map",
-    "words_of_tokens",
 ]

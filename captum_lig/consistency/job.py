@@ -28,10 +28,10 @@ from captum_lig.checks import brief, whole_number
 from captum_lig.consistency.corpus import Sentence, fingerprint, read_sentences
 from captum_lig.consistency.extra import need
 from captum_lig.consistency.pairings import Record, measure_text
-from captum_lig.consistency.words import words_of_tokens
 from captum_lig.errors import LigError
 from captum_lig.layer_flow import LayerFlowIG
 from captum_lig.loading import Pretrained, load_model
+from captum_lig.words import word_groups
 
 __all__ = ["SUFFIXES", "Corpus", "run_corpus"]
 
@@ -293,8 +293,8 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _words(loaded: Pretrained, sentence: Sentence) -> Tensor:
-    return words_of_tokens(sentence.text, loaded.offsets(sentence.text))
+def _words(loaded: Pretrained, sentence: Sentence) -> list[int]:
+    return word_groups(offsets=loaded.offsets(sentence.text), text=sentence.text)
 
 
 def _fingerprint_of(model: nn.Module) -> str:

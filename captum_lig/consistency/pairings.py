@@ -18,11 +18,11 @@ from captum_lig.attribute_block import Settings, attribute_block
 from captum_lig.block import BlockCall
 from captum_lig.checks import brief
 from captum_lig.consistency.measures import Comparison, compare_maps, uniform_map
-from captum_lig.consistency.words import merge, merge_any
 from captum_lig.errors import LigError
 from captum_lig.flow import MLP_STARTS, RULES, LayerFlow
 from captum_lig.layer_flow import LayerFlowIG
 from captum_lig.model_call import ModelCall
+from captum_lig.words import add_up
 
 __all__ = [
     "ALL_ZERO",
@@ -85,13 +85,21 @@ class LayerMaps:
 
     def merged(self, words: Tensor) -> LayerMaps:
         """The same maps between words: ``(S,)`` says which word each token belongs to."""
+        words = words.to(self.visible.device)
+
+        def merged(x: Tensor) -> Tensor:
+            return add_up(add_up(x, -2, words), -1, words)
+
+        def any_of(rows: Tensor) -> Tensor:
+            return add_up(rows.long(), -1, words) > 0
+
         return LayerMaps(
             self.index,
-            merge(self.visible.double(), words) > 0,
-            {name: merge(x, words) for name, x in self.direct.items()},
-            {pairing: merge(x, words) for pairing, x in self.composed.items()},
-            {name: merge_any(x, words) for name, x in self.direct_open.items()},
-            {pairing: merge_any(x, words) for pairing, x in self.composed_open.items()},
+            merged(self.visible.long()) > 0,
+            {name: merged(x) for name, x in self.direct.items()},
+            {pairing: merged(x) for pairing, x in self.composed.items()},
+            {name: any_of(x) for name, x in self.direct_open.items()},
+            {pairing: any_of(x) for pairing, x in self.composed_open.items()},
         )
 
     def with_controls(self, layer_baseline: str) -> tuple[dict[Pairing, Tensor], Tensor]:
@@ -182,7 +190,7 @@ def layer_maps(zero: Sequence[LayerFlow], target_token: Sequence[LayerFlow]) -> 
 def measure_text(
     engine: LayerFlowIG,
     inputs: Mapping[str, Any] | Tensor,
-    words: Tensor | None = None,
+    words: Sequence[int] | Tensor | None = None,
     *,
     n_steps: int = 16,
     method: str = "gausslegendre",
@@ -196,7 +204,7 @@ def measure_text(
         engine: the model and its layers.
         inputs: what the model is called with, one text.
         words: ``(S,)`` which word each token belongs to, to compare maps between words; see
-            :func:`captum_lig.consistency.words_of_tokens`. None: between tokens.
+            :func:`captum_lig.words.word_groups`. None: between tokens.
         n_steps: as in :meth:`LayerFlowIG.attribute`, and so are ``method``, ``tolerance`` and
             ``dtype``.
         method: see there.
@@ -211,6 +219,7 @@ def measure_text(
         LigError: for more than one text, words that do not fit, or anything that cannot be
             attributed.
     """
+    words = None if words is None else torch.as_tensor(words)
     settings = Settings.checked(
         engine.scalarization,
         n_steps,

@@ -12,7 +12,15 @@ from captum_lig.errors import LigError
 from captum_lig.flow import LayerFlow
 from captum_lig.graph.layer import GraphLayer
 
-__all__ = ["check_flows", "layer_range", "start_relevance", "token_places"]
+__all__ = [
+    "check_flows",
+    "check_whole",
+    "layer_range",
+    "no_target",
+    "one_token",
+    "start_relevance",
+    "token_places",
+]
 
 
 def check_flows(flows: list[LayerFlow], text: int | None) -> int:
@@ -80,7 +88,42 @@ def token_places(given: int | Sequence[int] | Tensor, count: int, name: str) -> 
         LigError: if there are no such tokens.
     """
     listed = [given] if isinstance(given, int) else given
-    return [int(i) for i in index_list(listed, count, torch.device("cpu"), "tokens", name)]
+    places = [int(i) for i in index_list(listed, count, torch.device("cpu"), "tokens", name)]
+    if len(set(places)) != len(places):
+        raise LigError(f"{name}={brief(given)} names a token twice: name each once.")
+    return places
+
+
+def one_token(given: int, count: int, name: str) -> int:
+    """The same for one token.
+
+    Raises:
+        LigError: if there is no such token, or if there are several.
+    """
+    places = token_places(given, count, name)
+    if len(places) != 1:
+        raise LigError(f"{name}={brief(given)}: a route goes from one token to one: give one.")
+    return places[0]
+
+
+def check_whole(layers: list[GraphLayer], tokens: Sequence[str]) -> None:
+    """Check that what reaches a token above goes on below: all but the last layer have all edges.
+
+    Raises:
+        LigError: if a token was no target of the attribution in a layer below the last.
+    """
+    for layer in layers[:-1]:
+        if not bool(layer.known.all()):
+            raise no_target(layer, int((~layer.known).nonzero()[0]), tokens)
+
+
+def no_target(layer: GraphLayer, token: int, tokens: Sequence[str]) -> LigError:
+    """The error that says so."""
+    return LigError(
+        f"token {token} ({tokens[token]!r}) was no target in layer {layer.index}, so what reaches "
+        "it cannot be handed down: attribute all tokens (output_indices=None) in every layer but "
+        "the last."
+    )
 
 
 def start_relevance(
@@ -94,15 +137,13 @@ def start_relevance(
     Raises:
         LigError: if tokens and start do not fit, or start is not finite.
     """
-    values = None if start is None else torch.as_tensor(start).detach().double().flatten()
+    values = None if start is None else _numbers(start)
     if tokens is None:
         if values is None:
             raise LigError("give a target, or a start for all tokens, or both.")
         places = list(range(count))
     else:
         places = token_places(tokens, count, name)
-    if len(set(places)) != len(places):
-        raise LigError(f"{name}={brief(tokens)} names a token twice: name each once.")
     if values is not None and len(values) != len(places):
         raise LigError(
             f"start holds {len(values)} numbers for {len(places)} tokens: give one for each."
@@ -112,3 +153,10 @@ def start_relevance(
     relevance = torch.zeros(count, dtype=torch.float64)
     relevance[places] = 1.0 if values is None else values.cpu()
     return relevance
+
+
+def _numbers(start: Tensor | Sequence[float]) -> Tensor:
+    try:
+        return torch.as_tensor(start).detach().double().flatten()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LigError(f"start={brief(start)}: give numbers, one for each token.") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -77,16 +78,23 @@ def only_strong(
     return layer.where(by_head, kept[:, -1])
 
 
-def only_heads(layers: list[GraphLayer], heads: list[int | tuple[int, int]]) -> list[GraphLayer]:
+def only_heads(
+    layers: list[GraphLayer], heads: Iterable[int | tuple[int, int]]
+) -> list[GraphLayer]:
     """Edges through some heads: numbers, of every layer, or pairs of (layer, head).
 
     Raises:
-        LigError: if there is no such head.
+        LigError: if there is no such head, or something is no head.
     """
     count = {layer.index: layer.heads for layer in layers}
     pairs: list[tuple[int, int]] = []
-    for one in heads:
-        pairs += [(index, one) for index in count] if isinstance(one, int) else [one]
+    try:
+        for one in heads:
+            pairs += [(index, one) for index in count] if isinstance(one, int) else [_pair(one)]
+    except (TypeError, ValueError) as error:
+        raise LigError(
+            f"heads={brief(heads)}: give a list of numbers of heads, or of pairs (layer, head)."
+        ) from error
     for index, head in pairs:
         if not 0 <= head < count.get(index, 0):
             raise LigError(f"head {head} of layer {index} does not exist in this graph.")
@@ -97,3 +105,8 @@ def only_heads(layers: list[GraphLayer], heads: list[int | tuple[int, int]]) -> 
         mask = kept[:, None, None].expand_as(layer.attention)
         chosen.append(layer.where(mask, torch.ones_like(layer.stays)))
     return chosen
+
+
+def _pair(one: tuple[int, int]) -> tuple[int, int]:
+    layer, head = map(operator.index, one)
+    return layer, head

@@ -10,15 +10,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lig.checks import fraction, index_list, whole_number
+from captum_lig.checks import brief, fraction, whole_number
 from captum_lig.errors import LigError
 from captum_lig.flow import LayerFlow
 from captum_lig.graph import files
-from captum_lig.graph.checks import check_flows, layer_range, start_relevance, token_places
+from captum_lig.graph.checks import (
+    check_flows,
+    check_whole,
+    layer_range,
+    no_target,
+    one_token,
+    start_relevance,
+    token_places,
+)
 from captum_lig.graph.edges import KINDS, Edges, edges_of, only_heads, only_strong
 from captum_lig.graph.layer import GraphLayer
 from captum_lig.graph.network import to_networkx
-from captum_lig.graph.routes import Route, routes_between
+from captum_lig.graph.routes import MOST_ROUTES, Route, routes_between
 from captum_lig.graph.trace import Trace, padded
 from captum_lig.graph.words import merged_layer, words_of
 
@@ -192,11 +200,7 @@ class FlowGraph:
             lost = relevance[~layer.known].abs().sum()
             if lost > 0:
                 token = int((relevance.abs() * ~layer.known).argmax())
-                raise LigError(
-                    f"token {token} ({self.tokens[token]!r}) was no target in layer {layer.index}, "
-                    "so what reaches it cannot be handed down: attribute all tokens "
-                    "(output_indices=None) in every layer but the last."
-                )
+                raise no_target(layer, token, self.tokens)
             shares = layer.shares(rule, absolute)
             by_route = shares.heads * relevance[:, None]  # (H, target, source)
             heads.append(by_route.sum(-1))
@@ -222,7 +226,8 @@ class FlowGraph:
         """Follow tokens entering the first layer forward: their share in every node above.
 
         The forward counterpart of :meth:`relevance`: the share of ``source`` in a target at the
-        end is what of the target's relevance arrives at ``source``.
+        end is what of the target's relevance arrives at ``source``. Tokens that were no target of
+        the attribution in the last layer have no edges there, and no share.
 
         Args:
             source: the token, or the tokens (their shares add up).
@@ -231,9 +236,10 @@ class FlowGraph:
             layers: see :meth:`relevance`.
 
         Raises:
-            LigError: tokens, layers or a rule that do not exist.
+            LigError: tokens, layers or a rule that do not exist, or a token that was no target of
+                the attribution in a layer below the last.
         """
-        chosen = layer_range(self.layers, layers)
+        chosen = self._whole(layers)
         share = self._start(source, None, "source")
         rows, heads, residuals = [share], [], []
         for layer in chosen:
@@ -267,13 +273,14 @@ class FlowGraph:
 
         Returns:
             ``(N, N)``, float64: row ``j`` is what of token ``j`` leaving the last layer comes from
-            each token entering the first.
+            each token entering the first; all 0 if it was no target of the attribution there.
 
         Raises:
-            LigError: layers or a rule that do not exist.
+            LigError: layers or a rule that do not exist, or a token that was no target of the
+                attribution in a layer below the last.
         """
         product = torch.eye(len(self.tokens), dtype=torch.float64, device=self.positions.device)
-        for layer in layer_range(self.layers, layers):
+        for layer in self._whole(layers):
             product = layer.shares(rule, absolute).matrix @ product
         return product
 
@@ -295,17 +302,21 @@ class FlowGraph:
         Args:
             source: a token entering the first layer.
             target: a token leaving the last layer.
-            k: how many; fewer are returned if fewer carry anything.
+            k: how many, 10,000 at most; fewer are returned if fewer carry anything.
             rule: see :meth:`relevance`.
             layers: indices of the first and the last layer; None for all.
 
         Raises:
-            LigError: tokens, layers or a rule that do not exist.
+            LigError: tokens, layers or a rule that do not exist, or a token that was no target of
+                the attribution in a layer that a route would go through.
         """
-        whole_number("k", k, 1)
-        chosen = layer_range(self.layers, layers)
-        first = token_places(source, len(self.tokens), "source")[0]
-        last = token_places(target, len(self.tokens), "target")[0]
+        if whole_number("k", k, 1) > MOST_ROUTES:
+            raise LigError(f"k={brief(k)}: at most {MOST_ROUTES:,} routes are looked for.")
+        chosen = self._whole(layers)
+        first = one_token(source, len(self.tokens), "source")
+        last = one_token(target, len(self.tokens), "target")
+        if not chosen[-1].known[last]:
+            raise no_target(chosen[-1], last, self.tokens)
         shares = [layer.shares(rule, False).cpu() for layer in chosen]
         indices = [layer.index for layer in chosen]
         return routes_between(shares, indices, self.tokens, first, last, k)
@@ -355,7 +366,7 @@ class FlowGraph:
         The shares of the edges that are left stay what they are in the whole graph.
 
         Args:
-            tokens: places of the tokens to keep; None for all.
+            tokens: places of the tokens to keep, each once; None for all.
             layers: indices of the first and the last layer; None for all.
             heads: numbers of heads to keep in every layer, or pairs of (layer, head); None for
                 all. Residual edges stay.
@@ -365,13 +376,14 @@ class FlowGraph:
         """
         chosen = layer_range(self.layers, layers)
         if heads is not None:
-            chosen = only_heads(chosen, list(heads))
+            chosen = only_heads(chosen, heads)
         if tokens is None:
             return self._with(chosen)
-        places = index_list(tokens, len(self.tokens), self.positions.device, "tokens", "tokens")
+        found = token_places(tokens, len(self.tokens), "tokens")
+        places = torch.tensor(found, device=self.positions.device)
         return self._with(
             [layer.at(places) for layer in chosen],
-            [self.tokens[int(place)] for place in places],
+            [self.tokens[place] for place in found],
             self.positions[places],
         )
 
@@ -410,12 +422,17 @@ class FlowGraph:
         """``(L, H)``: the share of each head in what reached the tokens leaving a layer.
 
         Absolute values of the mlp boundary, added up over the targets. With
-        :meth:`residual_share`, the shares of a layer add up to 1.
+        :meth:`residual_share`, the shares of a whole graph's layer add up to 1. Of less of it, they
+        stay what they are in the whole layer, and of an output that no edge reaches any more there
+        is none. NaN in a layer that moved nothing.
         """
         return padded([layer.head_shares()[:, None] for layer in self.layers]).squeeze(-1)
 
     def residual_share(self) -> Tensor:
-        """``(L,)``: the share of the residual edges in what reached the tokens leaving a layer."""
+        """``(L,)``: the share of the residual edges in what reached the tokens leaving a layer.
+
+        See :meth:`by_head`.
+        """
         return torch.stack([layer.residual_share() for layer in self.layers])
 
     # --- files and other programs ---------------------------------------------------------------
@@ -497,13 +514,16 @@ class FlowGraph:
 
     # --- pictures -------------------------------------------------------------------------------
 
-    def plot(self, target: int | Sequence[int] = -1, **settings: Any) -> tuple[Figure, Axes]:
+    def plot(
+        self, target: int | Sequence[int] | None = None, **settings: Any
+    ) -> tuple[Figure, Axes]:
         """Draw what reaches a token, and the strongest routes to it.
 
         Args:
-            target: the token, or the tokens, at the end.
+            target: the token, or the tokens, at the end; None for all that ``start`` speaks of,
+                or else for the last.
             settings: further arguments of :func:`captum_lig.visualization.plot_graph`: ``source``,
-                ``k``, ``rule``, ``absolute``, ``title``, ``show``.
+                ``k``, ``start``, ``rule``, ``absolute``, ``title``, ``show``.
 
         Raises:
             LigError: tokens or a rule that do not exist.
@@ -517,6 +537,12 @@ class FlowGraph:
         from captum_lig.visualization.notebook import graph_html
 
         return graph_html(self)
+
+    def _whole(self, layers: tuple[int, int] | None) -> list[GraphLayer]:
+        """A range of layers, with all edges between its first and its last tokens."""
+        chosen = layer_range(self.layers, layers)
+        check_whole(chosen, self.tokens)
+        return chosen
 
     def _start(
         self, tokens: int | Sequence[int] | None, start: Tensor | Sequence[float] | None, name: str

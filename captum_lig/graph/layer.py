@@ -232,16 +232,16 @@ class GraphLayer:
         )
 
     def head_shares(self) -> Tensor:
-        """``(H,)`` float64: each head's part in the sizes of the edges into the tokens leaving."""
-        return self.mlp.double().abs().sum(0) / self._size
+        """``(H,)`` float64: each head's part in the sizes of the layer's edges into its targets.
+
+        Outputs whose edges are not in the graph have none.
+        """
+        there = (self.attention != 0).any(-1) | (self.attention_size == 0)
+        return (self.mlp.double().abs().T * there).sum(-1) / self.mlp_size.sum()
 
     def residual_share(self) -> Tensor:
         """The residual edges' part in them."""
-        return self.residual.double().abs().sum() / self._size
-
-    @property
-    def _size(self) -> Tensor:
-        return self.mlp.double().abs().sum() + self.residual.double().abs().sum()
+        return self.residual.double().abs().sum() / self.mlp_size.sum()
 
     def where(self, heads: Tensor, residual: Tensor) -> GraphLayer:
         """Only the edges where ``heads (H, N, N)`` and ``residual (N,)`` are True."""

@@ -14,6 +14,8 @@ from captum_lig.graph.layer import Shares
 
 __all__ = ["Route", "Step", "routes_between", "strongest_routes"]
 
+MOST_ROUTES = 10_000
+"""Most routes that are looked for: so many ways are kept for every token and layer."""
 MOST_SCORES = 2**24
 """Most candidates for a way that are looked at at once."""
 

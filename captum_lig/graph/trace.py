@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_lig.checks import brief, whole_number
+from captum_lig.errors import LigError
+
 __all__ = ["Trace"]
 
 
@@ -36,7 +39,9 @@ class Trace:
         """``(L,)`` what entered a layer from above and did not come out below it.
 
         0 in a whole graph with a rule that conserves; the edges that are not there (pruned, of
-        other tokens or heads) carry the rest. Of a forward trace it has no meaning.
+        other tokens or heads) carry the rest. Where the mlp boundary starts at zero, the rest is
+        the share of heads whose outputs did not move: the first token's in a causal model with
+        target-token paths. Of a forward trace it has no meaning.
         """
         return self.tokens[1:].sum(-1) - self.tokens[:-1].sum(-1)
 
@@ -49,12 +54,23 @@ class Trace:
 
         Args:
             count: how many.
-            layer: at the tokens entering this layer (its index); None for the first.
+            layer: at the tokens entering this layer (its index; the last one plus 1: at those
+                that leave the last); None for the first.
 
         Returns:
             Token, its place, and its value.
+
+        Raises:
+            LigError: for a layer that the trace does not have, or a count below 1.
         """
-        row = self.tokens[0 if layer is None else self.layers.index(layer)]
+        whole_number("count", count, 1)
+        places = (*self.layers, self.layers[-1] + 1)
+        if layer is not None and layer not in places:
+            raise LigError(
+                f"layer={brief(layer)}: the trace has the tokens entering the layers {places[0]} "
+                f"to {places[-2]}, and as {places[-1]} those that leave the last."
+            )
+        row = self.tokens[0 if layer is None else places.index(layer)]
         order = row.abs().argsort(descending=True, stable=True)[:count]
         return [(self.labels[int(i)], int(i), float(row[i])) for i in order]
 

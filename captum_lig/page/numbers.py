@@ -48,6 +48,7 @@ TYPES = {
     "attention_sum": "float64",
     "attention_size": "float64",
     "mlp_sum": "float64",
+    "chain_sum": "float64",
     "known": "uint8",
     "stays": "uint8",
     "attention_error": "float64",

@@ -129,11 +129,11 @@ def compare_with_layer_integrated_gradients(
     scalar: Scalar,
     inputs: Inputs,
     baselines: InputBaseline = None,
+    additional_forward_args: object = None,
     layers: Sequence[int] | None = None,
     n_steps: int = 50,
     method: str = "gausslegendre",
     internal_batch_size: int | None = None,
-    additional_forward_args: object = None,
     show_progress: bool = False,
     *,
     rule: str = "conserve",
@@ -150,11 +150,11 @@ def compare_with_layer_integrated_gradients(
         scalar: see :func:`last_layer_relevance`.
         inputs: the text the graph is of.
         baselines: see :func:`last_layer_relevance`.
+        additional_forward_args: see :func:`last_layer_relevance`.
         layers: indices of the layers at whose input to compare; None for all of the graph.
         n_steps: see :func:`last_layer_relevance`.
         method: see :func:`last_layer_relevance`.
         internal_batch_size: see :func:`last_layer_relevance`.
-        additional_forward_args: see :func:`last_layer_relevance`.
         show_progress: show a progress bar over layers.
         rule: see :meth:`FlowGraph.relevance`.
         absolute: see :meth:`FlowGraph.relevance`.
@@ -168,12 +168,12 @@ def compare_with_layer_integrated_gradients(
         scalar,
         inputs,
         baselines,
+        additional_forward_args,
         graph.indices if layers is None else layers,
         graph.indices[-1],
         n_steps,
         method,
         internal_batch_size,
-        additional_forward_args,
         show_progress,
     )
     return compare(graph, direct, rule, absolute)

@@ -11,9 +11,10 @@ from captum.attr import LayerIntegratedGradients
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from captum_lig import quadrature
 from captum_lig._captum import format_additional_forward_args
 from captum_lig.block import BlockCall
-from captum_lig.checks import brief, index_list
+from captum_lig.checks import brief, index_list, whole_number
 from captum_lig.errors import LigError
 from captum_lig.layer_flow import LayerFlowIG
 from captum_lig.model_call import ModelCall
@@ -31,6 +32,8 @@ __all__ = [
     "token_baseline",
 ]
 
+METHODS = tuple(name for name in quadrature.METHODS if name != "gausslegendre_graded")
+"""Captum's own, which do the work here."""
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Any]
 InputBaseline = float | Tensor | tuple[float | Tensor, ...] | None
 """As in Captum: a number, a tensor ``(1, S, ...)``, a tuple of those, or None for 0."""
@@ -62,11 +65,11 @@ def last_layer_relevance(
     scalar: Scalar,
     inputs: Inputs,
     baselines: InputBaseline = None,
+    additional_forward_args: object = None,
     layer: nn.Module | str | int | None = None,
     n_steps: int = 50,
     method: str = "gausslegendre",
     internal_batch_size: int | None = None,
-    additional_forward_args: object = None,
     return_convergence_delta: Literal[False] = False,
 ) -> Tensor: ...
 
@@ -77,11 +80,11 @@ def last_layer_relevance(
     scalar: Scalar,
     inputs: Inputs,
     baselines: InputBaseline = None,
+    additional_forward_args: object = None,
     layer: nn.Module | str | int | None = None,
     n_steps: int = 50,
     method: str = "gausslegendre",
     internal_batch_size: int | None = None,
-    additional_forward_args: object = None,
     *,
     return_convergence_delta: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
@@ -92,11 +95,11 @@ def last_layer_relevance(
     scalar: Scalar,
     inputs: Inputs,
     baselines: InputBaseline = None,
+    additional_forward_args: object = None,
     layer: nn.Module | str | int | None = None,
     n_steps: int = 50,
     method: str = "gausslegendre",
     internal_batch_size: int | None = None,
-    additional_forward_args: object = None,
     return_convergence_delta: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Relevance of the tokens leaving the last block to a scalar of the model.
@@ -111,11 +114,11 @@ def last_layer_relevance(
         baselines: where the path starts, as in Captum: token ids, or vectors if the model gets
             those. None: 0, as in Captum, for every token; :func:`token_baseline` gives better
             ones. Of a tokenizer's mapping only the ids (or vectors) have a baseline.
+        additional_forward_args: further arguments after ``inputs``, without baselines.
         layer: another block, at whose output to attribute, for a graph that ends there.
         n_steps: number of nodes.
         method: one of Captum's quadratures.
         internal_batch_size: at most so many path points at once.
-        additional_forward_args: further arguments after ``inputs``, without baselines.
         return_convergence_delta: also return Captum's convergence delta.
 
     Returns:
@@ -138,12 +141,12 @@ def direct_relevance(
     scalar: Scalar,
     inputs: Inputs,
     baselines: InputBaseline = None,
+    additional_forward_args: object = None,
     layers: Sequence[int] | None = None,
     last: int | None = None,
     n_steps: int = 50,
     method: str = "gausslegendre",
     internal_batch_size: int | None = None,
-    additional_forward_args: object = None,
     show_progress: bool = False,
 ) -> DirectRelevance:
     """``LayerIntegratedGradients`` where tokens enter each layer, and where they leave the last.
@@ -153,12 +156,12 @@ def direct_relevance(
         scalar: see :func:`last_layer_relevance`.
         inputs: see :func:`last_layer_relevance`.
         baselines: see :func:`last_layer_relevance`.
+        additional_forward_args: see :func:`last_layer_relevance`.
         layers: indices of the layers at whose input to attribute; None for all.
         last: index of the layer at whose output to attribute; None for the model's last.
         n_steps: see :func:`last_layer_relevance`.
         method: see :func:`last_layer_relevance`.
         internal_batch_size: see :func:`last_layer_relevance`.
-        additional_forward_args: see :func:`last_layer_relevance`.
         show_progress: show a progress bar over layers.
 
     Raises:
@@ -335,6 +338,11 @@ class _Question:
         self, place: nn.Module, n_steps: int, method: str, internal_batch_size: int | None
     ) -> tuple[Tensor, Tensor]:
         """Relevances ``(N,)`` and convergence delta ``(1,)`` at one place of the stream."""
+        if method not in METHODS:
+            raise LigError(f"method {brief(method)} is unknown: use one of {', '.join(METHODS)}.")
+        whole_number("n_steps", n_steps, 2 if method == "riemann_trapezoid" else 1)
+        if internal_batch_size is not None:
+            whole_number("internal_batch_size", internal_batch_size, 1)
         attributions, delta = LayerIntegratedGradients(self.forward, place).attribute(
             self.given.inputs,
             self.given.baselines,
@@ -380,6 +388,8 @@ def _main_input(model: nn.Module, inputs: Mapping[str, Any]) -> str:
 
 def _baseline_like(x: Tensor, baseline: float | Tensor | None) -> Tensor:
     if baseline is None or isinstance(baseline, (int, float)):
+        if isinstance(baseline, float) and not x.is_floating_point():
+            raise LigError(f"baseline={baseline}, and the input holds token ids: give a token id.")
         return torch.full_like(x, baseline or 0)
     if not isinstance(baseline, Tensor) or baseline.shape != x.shape:
         raise LigError(

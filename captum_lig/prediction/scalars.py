@@ -130,6 +130,8 @@ def _logits_at(
     model: nn.Module, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor:
     """Logits ``(B, V)`` at one of each text's own tokens."""
+    if isinstance(position, bool) or not isinstance(position, int):
+        raise LigError(f"position={brief(position)}: give a whole number.")
     own = _own_tokens(model, args, kwargs)
     rank = own.sum(-1) + position if position < 0 else torch.full_like(own.sum(-1), position)
     found = own & (own.cumsum(-1) - 1 == rank[:, None])

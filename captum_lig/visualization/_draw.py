@@ -14,6 +14,7 @@ from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from numpy.typing import NDArray
 
 from captum_lig.errors import LigError
@@ -28,6 +29,7 @@ __all__ = [
     "draw_color_bar",
     "draw_matrix",
     "label_axis",
+    "places",
     "set_caption",
     "set_title",
     "show_figure",
@@ -42,6 +44,7 @@ are left out: they would look alike."""
 GREY = "0.85"
 """A token's own row: guide lines, self links, the diagonal where it is 0."""
 LABEL_LENGTH = 16
+TALLEST_BAR = 5.0
 
 
 def text_style() -> dict[str, Any]:
@@ -89,11 +92,12 @@ def draw_matrix(
 
 
 def arrange(tokens: int, maps: int) -> tuple[float, int, int]:
-    """Inches a heat map, columns and rows of heat maps."""
+    """Inches a heat map, columns and rows of heat maps: without an empty place, if it can be."""
     panel = min(max(2.4, 0.09 * tokens), 6.0)
-    columns = min(maps, max(int(9.0 / panel), math.ceil(math.sqrt(maps / 1.5))))
+    least = min(maps, max(int(9.0 / panel), math.ceil(math.sqrt(maps / 1.5))))
+    columns = next((n for n in range(least, least + 4) if maps % n == 0), least)
     rows = math.ceil(maps / columns)
-    columns = math.ceil(maps / rows)
+    panel = min(panel, max(2.0, 14.0 / columns))
     return max(panel, 4.6 / columns), columns, rows
 
 
@@ -117,6 +121,20 @@ def label_axis(
     every = max(1, math.ceil(5.0 / pitch))
     size = min(size, 0.85 * every * pitch)
     axis.set_ticks(places[::every], labels[::every], fontsize=size, **style)
+
+
+def places(
+    within: Figure | SubplotSpec, width: float, height: float
+) -> tuple[SubplotSpec, SubplotSpec]:
+    """A place of so many inches, and one for the colours' scale beside it.
+
+    The scale is no longer than it is of use: along many rows of maps it would push these apart.
+    """
+    divide = within.add_gridspec if isinstance(within, Figure) else within.subgridspec
+    rest = height - TALLEST_BAR
+    heights = [TALLEST_BAR, rest] if rest > 0.5 else [height]
+    grid = divide(len(heights), 2, width_ratios=[width, 0.12], height_ratios=heights)
+    return grid[:, 0], grid[0, 1]
 
 
 def draw_color_bar(

@@ -69,7 +69,7 @@ def plot_shares(
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", fontsize=7, frameon=False, reverse=True)
+    figure.legend(loc="outside right center", fontsize=7, frameon=False, reverse=True)
     set_title(figure, title, width)
     set_caption(
         figure,
@@ -166,7 +166,7 @@ def plot_completeness(
     axes.set_ylabel("completeness error", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", fontsize=7, frameon=False, markerscale=2)
+    figure.legend(loc="outside right center", fontsize=7, frameon=False, markerscale=2)
     set_title(figure, title, width)
     set_caption(
         figure,

@@ -23,6 +23,7 @@ from captum_lig.visualization._draw import (
     draw_color_bar,
     draw_matrix,
     label_axis,
+    places,
     set_caption,
     set_title,
     show_figure,
@@ -107,18 +108,18 @@ def plot_flow(
     strip_height = min(max(1.5, 0.165 * len(labels)), 14.0)
     targets = max(len(layer.targets) for layer in layers)
     map_height = min(panel * targets / len(labels), max(1.2, 0.4 * targets))
-    heights = [strip_height + 0.35, *[map_height + 0.4] * rows]
+    heights = [strip_height + 0.35, rows * (map_height + 0.4)]
     width = columns * panel + 1.6
     figure = Figure(figsize=(width, sum(heights) + 1.1), layout="constrained")
-    grid = figure.add_gridspec(
-        1 + rows, columns + 1, height_ratios=heights, width_ratios=[*[panel] * columns, 0.12]
-    )
+    above, below = figure.add_gridspec(2, 1, height_ratios=heights)
+    left, bar = places(below, columns * panel, heights[1])
+    grid = left.subgridspec(rows, columns)
 
-    strip = figure.add_subplot(grid[0, :])
-    _draw_strip(strip, layers, labels, norm, strip_height, style)
+    strip = figure.add_subplot(above)
+    _draw_strip(strip, layers, labels, norm, (width - 2.0, strip_height), style)
     maps = []
     for place, layer in enumerate(layers):
-        axes = figure.add_subplot(grid[1 + place // columns, place % columns])
+        axes = figure.add_subplot(grid[place // columns, place % columns])
         _draw_map(axes, layer, labels, norm, (panel, map_height))
         first, lowest = place % columns == 0, place + columns >= len(layers)
         axes.tick_params(labelleft=first, labelbottom=lowest)
@@ -126,8 +127,7 @@ def plot_flow(
         axes.set_xlabel("source" if lowest else "", fontsize=8)
         maps.append(axes)
     other = " (links: of the row's absolute sum)" if rule == "product" else ""
-    bar = figure.add_subplot(grid[1:, columns])
-    draw_color_bar(figure, bar, norm, f"share of the target's total{other}")
+    draw_color_bar(figure, figure.add_subplot(bar), norm, f"share of the target's total{other}")
     set_title(figure, title, width)
     set_caption(figure, _caption(flows, layers, rule), width)
     if show:
@@ -137,12 +137,12 @@ def plot_flow(
 
 def _layer(flow: LayerFlow, rule: str) -> _Layer:
     rows, kept = target_rows(flow), flow.valid[0]
-    places = kept.cumsum(0) - 1
+    position = kept.cumsum(0) - 1
     return _Layer(
         index=flow.index,
         composed=shares(flow, rule)[rows][:, kept].cpu().double().numpy(),
         direct=shares(flow, None)[rows][:, kept].cpu().double().numpy(),
-        targets=places[flow.targets[rows]].cpu().numpy(),
+        targets=position[flow.targets[rows]].cpu().numpy(),
         summary=summarize(flow, rule, links=0),
     )
 
@@ -158,10 +158,11 @@ def _draw_strip(
     layers: Sequence[_Layer],
     labels: Sequence[str],
     norm: Normalize,
-    height: float,
+    size: tuple[float, float],
     style: dict[str, Any],
 ) -> None:
     rows = np.arange(len(labels))
+    name = "layer {}" if size[0] / len(layers) > 0.7 else "{}"
     widest = WIDEST_LINK * max(0.6, min(1.0, 16 / len(labels)))
     start, previous = 0.0, layers[0].index - 1
     for layer in layers:
@@ -173,12 +174,15 @@ def _draw_strip(
         axes.add_collection(_links(layer, start, widest, norm))
         for column in (start, start + 1):
             axes.plot([column] * len(rows), rows, ".", color="0.35", markersize=3, zorder=4)
-        axes.text(start + 0.5, -1.0, f"layer {layer.index}", ha="center", va="bottom", fontsize=8)
+        number = name.format(layer.index)
+        axes.text(start + 0.5, -1.0, number, ha="center", va="bottom", fontsize=8)
         start, previous = start + 1, layer.index
     axes.set_xlim(-0.03, start + 0.03)
     axes.set_ylim(len(labels) - 0.5, -0.9)
     axes.set_xticks([])
-    label_axis(axes.yaxis, rows, labels, height, 8.0, style)
+    if name == "{}":
+        axes.set_title("layer", fontsize=8, pad=14)
+    label_axis(axes.yaxis, rows, labels, size[1], 8.0, style)
     axes.tick_params(length=0, labelright=True)
     for tick in axes.yaxis.get_major_ticks():
         tick.label2.update({"fontsize": tick.label1.get_fontsize(), **style})

@@ -26,6 +26,7 @@ from captum_lig.visualization._draw import (
     arrange,
     draw_color_bar,
     draw_matrix,
+    places,
     set_caption,
     set_title,
     show_figure,
@@ -252,7 +253,8 @@ def _draw(
     height = min(width * rows_shown / tokens, max(1.2, 0.4 * rows_shown))
     full = columns * width + 1.7
     figure = Figure(figsize=(full, rows * (height + 0.45) + 1.1), layout="constrained")
-    grid = figure.add_gridspec(rows, columns + 1, width_ratios=[*[width] * columns, 0.12])
+    left, bar = places(figure, columns * width, rows * (height + 0.45))
+    grid = left.subgridspec(rows, columns)
     drawn = []
     for place, panel in enumerate(panels):
         axes = figure.add_subplot(grid[place // columns, place % columns])
@@ -263,7 +265,7 @@ def _draw(
         axes.set_ylabel("target" if first else "", fontsize=8)
         axes.set_xlabel("source" if lowest else "", fontsize=8)
         drawn.append(axes)
-    draw_color_bar(figure, figure.add_subplot(grid[:, columns]), norm, label, percent)
+    draw_color_bar(figure, figure.add_subplot(bar), norm, label, percent)
     set_title(figure, title, full)
     if caption is not None:
         set_caption(figure, caption, full)

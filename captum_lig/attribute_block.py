@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lig.baselines import Baseline, Start, describe, start_of
-from captum_lig.block import BlockCall, BlockCut
+from captum_lig.block import MASKED, BlockCall, BlockCut
 from captum_lig.boundaries import (
     AttentionBoundary,
     Chain,
@@ -21,21 +21,18 @@ from captum_lig.boundaries import (
 from captum_lig.checks import brief, fraction, index_list, whole_number
 from captum_lig.cost import Cost, Meter
 from captum_lig.errors import LigError
-from captum_lig.flow import LayerFlow
+from captum_lig.flow import MLP_STARTS, LayerFlow
 from captum_lig.influence import Influence
 from captum_lig.paths import Structure, floats_per_pair, inspect_structure, make_path
 from captum_lig.quadrature import rule
 from captum_lig.refinement import Integrable, refine
 from captum_lig.rows import Rows
 
-__all__ = ["BOUNDARIES", "Settings", "attribute_block", "check_finite"]
+__all__ = ["BOUNDARIES", "INFLUENCE", "Settings", "attribute_block", "epsilons"]
 
 BOUNDARIES = ("attention", "mlp", "layer")
 INFLUENCE = "influence"
 """Vectors instead of scalars: more work, so only when it is asked for."""
-
-MASKED = -1e30
-"""A mask below this forbids a source."""
 
 MEMORY = 2**28
 """Bytes that the path points and targets in flight may take, if nothing else is said."""
@@ -44,7 +41,9 @@ MEMORY = 2**28
 HEADS_FIRST = (
     "attention",
     "attention_total",
+    "self_weight",
     "chain",
+    "chain_total",
     "attention_influence",
     "attention_influence_missing",
 )
@@ -63,6 +62,8 @@ class Settings:
     internal_batch_size: int | None
     output_indices: Sequence[int] | Tensor | None
     dtype: torch.dtype | None
+    mlp_starts: tuple[str, ...] = ("attention",)
+    """Several make a flow for each; the attention and layer boundaries are integrated once."""
 
     @classmethod
     def checked(
@@ -76,6 +77,7 @@ class Settings:
         internal_batch_size: int | None,
         output_indices: Sequence[int] | Tensor | None,
         dtype: torch.dtype | None,
+        mlp_start: str = "attention",
     ) -> Settings:
         """Settings from what the caller gave.
 
@@ -104,6 +106,9 @@ class Settings:
                 f"dtype={brief(dtype)}: give torch.float32, torch.float64 or None; half precision "
                 "is too coarse for path integrals."
             )
+        if mlp_start not in MLP_STARTS:
+            names = " or ".join(map(repr, MLP_STARTS))
+            raise LigError(f"mlp_start={brief(mlp_start)} is unknown: use {names}.")
         return cls(
             scalarization,
             alphas,
@@ -114,6 +119,7 @@ class Settings:
             internal_batch_size,
             output_indices,
             dtype,
+            (mlp_start,),
         )
 
     def refined(self, boundary: Integrable, parts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -131,8 +137,8 @@ class Settings:
 
 def attribute_block(
     call: BlockCall, baseline: Baseline, settings: Settings, valid: Tensor
-) -> LayerFlow:
-    """All boundaries of one block, for every text of the batch.
+) -> tuple[LayerFlow, ...]:
+    """All boundaries of one block, for every text of the batch: a flow for each ``mlp_start``.
 
     Args:
         call: the block and what it was called with.
@@ -169,39 +175,44 @@ def attribute_block(
         for text in range(batch)
     ]
     parts = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
-    for name in set(HEADS_FIRST) & parts.keys():
-        parts[name] = parts[name].transpose(1, 2).contiguous()
-    return LayerFlow(
-        name=call.name,
-        index=call.index,
-        targets=targets,
-        valid=valid,
-        scalarization=settings.scalarization,
-        baseline=describe(baseline),
-        delta=_deltas(parts),
-        tolerance=settings.tolerance,
-        cost=Cost(
-            path_points=meter.pairs / max(1, int(valid[:, targets].sum())),
-            forward_equivalents=meter.passed / (batch * sources),
-            seconds=time.perf_counter() - began,
-        ),
-        **parts,
+    for name in parts:
+        if name.split("@")[0] in HEADS_FIRST:
+            parts[name] = parts[name].transpose(1, 2).contiguous()
+    cost = Cost(
+        path_points=meter.pairs / max(1, int(valid[:, targets].sum())),
+        forward_equivalents=meter.passed / (batch * sources),
+        seconds=time.perf_counter() - began,
     )
 
-
-def check_finite(call: BlockCall, valid: Tensor) -> None:
-    """Refuse a block with activations that are not finite, padding aside.
-
-    Raises:
-        LigError: if there are some.
-    """
-    if not bool(
-        torch.isfinite(call.hidden[valid]).all() and torch.isfinite(call.output[valid]).all()
-    ):
-        raise LigError(
-            f"{call.describe()} has activations that are not finite on these inputs: look at "
-            "the weights and the inputs, or load the model in a wider dtype."
+    def flow(start: str) -> LayerFlow:
+        own = _from_start(parts, start)
+        return LayerFlow(
+            name=call.name,
+            index=call.index,
+            targets=targets,
+            valid=valid,
+            scalarization=settings.scalarization,
+            baseline=describe(baseline),
+            delta=_deltas(own),
+            tolerance=settings.tolerance,
+            cost=cost,
+            mlp_start=start,
+            **own,
         )
+
+    return tuple(flow(start) for start in settings.mlp_starts)
+
+
+def _to_start(parts: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    """Parts of the mlp boundary under names that say where its path starts."""
+    return {f"{name}@{start}": part for name, part in parts.items()}
+
+
+def _from_start(parts: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    """The parts of the flow whose mlp boundary starts there, under their own names."""
+    shared = {name: part for name, part in parts.items() if "@" not in name}
+    own = {name: part for name, part in parts.items() if name.endswith(f"@{start}")}
+    return shared | {name.split("@")[0]: part for name, part in own.items()}
 
 
 def _deltas(parts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -212,7 +223,7 @@ def _deltas(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     if "attention" in parts:
         delta["attention"] = parts["attention"].sum(-1) - parts["attention_total"]
     if "mlp" in parts:
-        delta["mlp"] = parts["mlp"].sum(-1) + parts["residual"] - parts["layer_total"]
+        delta["mlp"] = parts["mlp"].sum(-1) + parts["residual"] - parts["mlp_total"]
     if "layer" in parts:
         delta["layer"] = parts["layer"].sum(-1) - parts["layer_total"]
     return delta
@@ -226,7 +237,7 @@ def _attribute_text(
     if len(kept) == 0:
         return _nothing(cut, settings, len(targets))
     moved = len(kept) if start.is_target_token else 0
-    structure = inspect_structure(cut, _epsilons(cut.call.module), moved)
+    structure = inspect_structure(cut, epsilons(cut.call.module), moved)
     at_once = _pairs_at_once(cut, structure, start, settings)
     chunks = []
     for chunk in kept.split(at_once):
@@ -248,10 +259,12 @@ def _nothing(cut: BlockCut, settings: Settings, count: int) -> dict[str, Tensor]
     shapes: dict[str, tuple[int, ...]] = {}
     if "attention" in wanted:
         shapes |= {"attention": (heads, sources), "attention_total": (heads,)}
-    if "mlp" in wanted:
-        shapes |= {"mlp": (heads,), "residual": ()}
-    if {"attention", "mlp"} <= wanted:
-        shapes["chain"] = (heads, sources)
+        if cut.opens:
+            shapes["self_weight"] = (heads,)
+    for start in settings.mlp_starts if "mlp" in wanted else ():
+        shapes |= {f"mlp@{start}": (heads,), f"residual@{start}": (), f"mlp_total@{start}": ()}
+        if "attention" in wanted:
+            shapes |= {f"chain@{start}": (heads, sources), f"chain_total@{start}": (heads,)}
     if "layer" in wanted:
         shapes["layer"] = (sources,)
     if INFLUENCE in wanted:
@@ -296,14 +309,18 @@ def _attribute_rows(rows: Rows, settings: Settings) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     nodes = settings.alphas, settings.weights
     on_path: list[AttentionBoundary | Chain | LayerBoundary] = []
-    if "mlp" in wanted:
-        mlp = MlpBoundary(rows)
+    for start in settings.mlp_starts if "mlp" in wanted else ():
+        mlp = MlpBoundary(rows if start == "attention" else rows.from_zero())
         found = settings.refined(mlp, mlp.sweep(*nodes))
-        gradient = found.pop("gradient")
-        result |= found
+        gradient, found["mlp_total"] = found.pop("gradient"), mlp.rows.layer_total
         if "attention" in wanted:
-            on_path.append(Chain(rows, gradient))
+            chain = Chain(rows, gradient, found["mlp_total"], f"chain@{start}")
+            found["chain_total"] = found["mlp"] if start == "attention" else chain.totals
+            on_path.append(chain)
+        result |= _to_start(found, start)
     if "attention" in wanted:
+        if rows.self_weight is not None:
+            result["self_weight"] = rows.self_weight
         on_path.append(AttentionBoundary(rows))
     if "layer" in wanted:
         on_path.append(LayerBoundary(rows))
@@ -350,12 +367,11 @@ def _still(cut: BlockCut, start: Start, rows: Tensor) -> Tensor:
     moves = ~start.frozen(cut.z, rows)
     own = moves[torch.arange(len(rows), device=rows.device), rows]
     if cut.mask is not None:
-        masked = MASKED
-        moves = moves & (cut.mask[:, rows] > masked).any(0)
+        moves = moves & (cut.mask[:, rows] > MASKED).any(0)
     return ~(moves.any(-1) | own)
 
 
-def _epsilons(block: nn.Module) -> list[float]:
+def epsilons(block: nn.Module) -> list[float]:
     """Values of eps of the norms inside a block."""
     names = ("eps", "variance_epsilon", "epsilon")
     values = [getattr(m, name, None) for m in block.modules() for name in names]

@@ -158,16 +158,29 @@ class AttentionBoundary(_OfRows):
 class Chain(_OfRows):
     """``z -> u`` with the cotangent ``(R, H, d)`` that the mlp boundary hands down."""
 
-    gives: ClassVar[tuple[str, ...]] = ("chain",)
     gradient: Tensor
+    target_total: Tensor
+    """``(R,)`` total of the mlp boundary."""
+    name: str
+    """Of its part: chains from several starts of the mlp boundary are integrated together."""
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """Name of its part."""
+        return (self.name,)
 
     def select(self, rows: Tensor) -> Chain:
         """Some of the rows."""
-        return Chain(self.rows.select(rows), self.gradient[rows])
+        return replace(
+            self,
+            rows=self.rows.select(rows),
+            gradient=self.gradient[rows],
+            target_total=self.target_total[rows],
+        )
 
     def precise(self) -> Chain:
         """In float64."""
-        return Chain(self.rows.double(), self.gradient.double())
+        return replace(self, rows=self.rows.double(), gradient=self.gradient.double())
 
     def across(self) -> tuple[AttentionBoundary, Tensor | float] | None:
         """The l2 attention boundary, times the length of the cotangent ``(R, H)``."""
@@ -182,19 +195,19 @@ class Chain(_OfRows):
     @property
     def scale(self) -> Tensor:
         """``(R, 1)``: a head's share of a target can be 0, so the target's total counts."""
-        return self.rows.layer_total[:, None]
+        return self.target_total[:, None]
 
     def sweep(self, alphas: Tensor, weights: Tensor) -> Parts:
-        """``chain (R, H, S)``."""
+        """``(R, H, S)``."""
         return sweep_together([self], alphas, weights)
 
     def rates(self, a: Tensor, w: Tensor, at: Points, first: bool) -> Parts:
-        """The share of some nodes: ``chain (R, H, S)``."""
-        return {"chain": _rates(at, w, self.gradient.expand(len(a), -1, -1, -1))}
+        """The share of some nodes: ``(R, H, S)``."""
+        return {self.name: _rates(at, w, self.gradient.expand(len(a), -1, -1, -1))}
 
     def sums(self, parts: Parts) -> Tensor:
         """Shape ``(R, H)``."""
-        return parts["chain"].sum(-1)
+        return parts[self.name].sum(-1)
 
     def values(self, a: float) -> Tensor:
         """``<gradient, u(a) - u(0)>`` at one path point, ``(R, H)``."""

@@ -39,16 +39,19 @@ def fraction(name: str, value: Any) -> float:
     return float(value)
 
 
-def index_list(value: Any, count: int, device: torch.device, what: str) -> Tensor:
-    """``output_indices`` as positions ``(T,)`` among ``count`` things.
+def index_list(
+    value: Any, count: int, device: torch.device, what: str, name: str = "output_indices"
+) -> Tensor:
+    """A list of indices as positions ``(T,)`` among ``count`` things.
 
     Args:
         value: one or more whole numbers, negative ones from the end.
         count: how many there are.
         device: where the result is wanted.
         what: what is counted, in the plural, for the message.
+        name: what the caller knows the list as, for the message.
     """
-    wrong = f"output_indices={brief(value)}: give one or more whole numbers"
+    wrong = f"{name}={brief(value)}: give one or more whole numbers"
     try:
         chosen = torch.as_tensor(value, device=device).reshape(-1)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -58,7 +61,7 @@ def index_list(value: Any, count: int, device: torch.device, what: str) -> Tenso
     outside = (chosen < -count) | (chosen >= count)
     if bool(outside.any()):
         raise LigError(
-            f"output index {int(chosen[outside][0])} is out of range: there are {count} {what}, "
-            f"0 to {count - 1}."
+            f"{name}={brief(value)}: {int(chosen[outside][0])} is out of range, there are {count} "
+            f"{what}, 0 to {count - 1}."
         )
     return chosen.long() % count

@@ -28,6 +28,7 @@ app = typer.Typer(
 
 DATA_SUFFIXES = (".json", ".safetensors")
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
+PAGE_SUFFIX = ".html"
 
 
 def _show_version(wanted: bool) -> None:
@@ -95,26 +96,35 @@ def explain(
     tolerance: Annotated[
         float, typer.Option(help="Largest completeness error of a row.", metavar="X")
     ] = 1e-3,
+    self_term: Annotated[
+        str | None,
+        typer.Option(
+            help="Estimate what targets owe to themselves; for the baseline target_token.",
+            metavar="map_ratio|zero_ratio",
+            show_default="none, it is 0",
+        ),
+    ] = None,
     out: Annotated[
         list[Path] | None,
         typer.Option(
-            help="File to write: .json, .safetensors, .png, .pdf or .svg. May be given again.",
+            help="File to write: .json, .safetensors, .png, .pdf, .svg or .html. May be repeated.",
             metavar="FILE",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Attribute every layer for TEXT: a table here, data and pictures with --out.
+    """Attribute every layer for TEXT: a table here, data, pictures and a page with --out.
 
     For example:
 
-    [bold]captum-lig explain "The cat sat on the mat" --out flow.json --out flow.png[/bold]
+    [bold]captum-lig explain "The cat sat on the mat" --out flow.json --out flow.html[/bold]
     """
     with _one_sentence():
         outputs = out or []
         _check_outputs(outputs)
         _check_rule(rule)
         indices, start = parse_layers(layers), parse_baseline(baseline)
+        _check_page(outputs, layers, indices)
 
         from rich.console import Console
 
@@ -131,19 +141,160 @@ def explain(
             n_steps=steps,
             method=method,
             tolerance=tolerance,
+            self_term=self_term,
             show_progress=sys.stderr.isatty(),
         )
         Console(highlight=False).print(flow_table(result.flows, result.tokens, rule))
+        title = f"{result.model}: “{result.text}”"
         for path in outputs:
             if path.suffix.lower() in DATA_SUFFIXES:
                 save_flows(result, path)
+            elif path.suffix.lower() == PAGE_SUFFIX:
+                from captum_lig.graph import FlowGraph
+
+                FlowGraph(result.flows, result.tokens).to_html(path, title, rule)
             else:
                 from captum_lig.visualization import plot_flow
 
-                title = f"{result.model}: “{result.text}”"
                 figure, _ = plot_flow(result.flows, result.tokens, rule=rule, title=title)
                 figure.savefig(path, dpi=200)
             typer.echo(f"wrote {path}")
+
+
+@app.command("inspect")
+def inspect_(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Name on the Hugging Face hub, or a folder.",
+            metavar="MODEL",
+            show_default="the embedded all-MiniLM-L6-v2",
+        ),
+    ] = None,
+    text: Annotated[
+        str, typer.Option(help="What the model is run on to be looked at.", metavar="TEXT")
+    ] = "The keys to the cabinet are on the table.",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write the findings to, .json.", metavar="FILE", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Show what MODEL is made of and what of it can be attributed, without attributing anything.
+
+    For example:
+
+    [bold]captum-lig inspect path/to/model --out model.json[/bold]
+    """
+    with _one_sentence():
+        if out is not None:
+            _check_outputs([out], (".json",))
+
+        from rich.console import Console
+
+        from captum_lig.inspection import inspect_pretrained
+        from captum_lig.model_table import model_table
+
+        report = inspect_pretrained(model, text)
+        Console(highlight=False).print(model_table(report))
+        if out is not None:
+            report.save(out)
+            typer.echo(f"wrote {out}")
+
+
+@app.command(no_args_is_help=True)
+def consistency(
+    corpus: Annotated[
+        Path,
+        typer.Argument(
+            help="Plain text, one sentence a line, or CoNLL-U (.conllu).", metavar="CORPUS"
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="File to write the records to: .parquet or .csv.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Name on the Hugging Face hub, or a folder.",
+            metavar="NAME|FOLDER",
+            show_default="the embedded all-MiniLM-L6-v2",
+        ),
+    ] = None,
+    layers: Annotated[
+        str, typer.Option(help="Layers to compare, such as 0,2,4-5.", metavar="LIST|all")
+    ] = "all",
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Stop after N sentences.", metavar="N", show_default="the whole corpus"),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Skip sentences with more tokens, special ones included.",
+            metavar="N",
+            show_default="what the model takes",
+        ),
+    ] = None,
+    merge_words: Annotated[
+        bool, typer.Option("--merge-words", help="Compare maps between words, not tokens.")
+    ] = False,
+    scalarization: Annotated[
+        str, typer.Option(help="What is attributed of an output vector.", metavar="l2|projection")
+    ] = "l2",
+    steps: Annotated[int, typer.Option(help="First nodes of the quadrature.", metavar="N")] = 16,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest completeness error of a row.", metavar="X")
+    ] = 1e-3,
+    rank_by: Annotated[
+        str,
+        typer.Option(
+            help="Measure that the tables are ordered by.",
+            metavar="l2|relative_l2|pearson|spearman",
+        ),
+    ] = "l2",
+    by_layer: Annotated[
+        bool, typer.Option("--by-layer", help="Show the best pairings layer by layer, too.")
+    ] = False,
+) -> None:
+    """Do composed and direct maps agree? Every pairing of baselines, over a CORPUS.
+
+    If it is cut off, the same command goes on where it stopped. For example:
+
+    [bold]captum-lig consistency sentences.txt --limit 20 --out consistency.parquet[/bold]
+    """
+    with _one_sentence():
+        indices = parse_layers(layers)
+
+        from rich.console import Console
+
+        from captum_lig.consistency import pool, run_corpus
+        from captum_lig.consistency.ranking import check_measure
+        from captum_lig.consistency.table import report
+
+        check_measure(rank_by)
+        result = run_corpus(
+            corpus,
+            out,
+            model,
+            layers=indices,
+            scalarization=scalarization,
+            n_steps=steps,
+            tolerance=tolerance,
+            limit=limit,
+            max_tokens=max_tokens,
+            merge_words=merge_words,
+            show_progress=sys.stderr.isatty(),
+        )
+        pooled = pool(result.records())
+        Console(highlight=False).print(report(pooled, result, rank_by, by_layer))
+        typer.echo(f"wrote {out}")
 
 
 def parse_layers(given: str) -> list[int] | None:
@@ -190,13 +341,26 @@ def _check_rule(rule: str) -> None:
         raise LigError(f"--rule {rule!r} is unknown: use one of {', '.join(RULES)}.")
 
 
-def _check_outputs(paths: list[Path]) -> None:
+def _check_page(paths: list[Path], given: str, indices: list[int] | None) -> None:
+    """A page joins its layers, so none between them may be missing."""
+    pages = [path for path in paths if path.suffix.lower() == PAGE_SUFFIX]
+    if pages and indices is not None and indices[-1] - indices[0] >= len(indices):
+        raise LigError(
+            f"--out {str(pages[0])!r} joins consecutive layers, and --layers {given!r} leaves some "
+            "out: name a range such as 2-5."
+        )
+
+
+def _check_outputs(
+    paths: list[Path], suffixes: tuple[str, ...] = (*DATA_SUFFIXES, *PICTURE_SUFFIXES, PAGE_SUFFIX)
+) -> None:
     """Fail before the work rather than after it."""
-    suffixes = DATA_SUFFIXES + PICTURE_SUFFIXES
     for path in paths:
         if path.suffix.lower() not in suffixes:
             raise LigError(
-                f"--out {str(path)!r} has no known suffix: use one of {', '.join(suffixes)}."
+                f"--out {str(path)!r} has no known suffix: use "
+                + ("one of " if len(suffixes) > 1 else "")
+                + f"{', '.join(suffixes)}."
             )
         new = not os.path.lexists(path)
         try:

@@ -17,6 +17,14 @@ class Cost:
     """Forward and backward passes through the block's own code, in units of one forward pass over
     a text (a backward pass counts as one). The attention arithmetic between them is not in it."""
     seconds: float
+    """Time on the wall."""
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.path_points + other.path_points,
+            self.forward_equivalents + other.forward_equivalents,
+            self.seconds + other.seconds,
+        )
 
 
 @dataclass

@@ -8,7 +8,8 @@
       "settings": {"baseline": "target_token", ...},
       "layers": [{
         "name": "encoder.layer.0", "index": 0,
-        "scalarization": "l2", "baseline": "target_token", "tolerance": 0.001,
+        "scalarization": "l2", "baseline": "target_token",
+        "mlp_start": "attention", "tolerance": 0.001,
         "cost": {"path_points": 32.0, "forward_equivalents": 80.0, "seconds": 0.03},
         "tensors": {
           "layer": {"axes": ["text", "target", "source"], "shape": [1, 9, 9],
@@ -22,7 +23,8 @@
 The tensors are the fields of :class:`captum_lig.flow.LayerFlow` under their own names, with
 ``delta.<boundary>`` for the completeness errors; a boundary that was not attributed is absent.
 ``targets`` are positions in ``tokens``. Numbers are written so that reading them back gives the
-same bits. A number that is not finite is written ``null`` and read back as NaN.
+same bits. A number that is not finite is written ``null`` and read back as NaN. Files of before
+``mlp_start`` are read as ``attention``, where ``mlp_total`` is ``layer_total``.
 
 **safetensors**: the same tensors as ``layers.<index>.<name>``; the rest of the JSON document is
 the metadata entry ``captum_lig``.
@@ -59,7 +61,10 @@ AXES = {
     "residual": ("text", "target"),
     "layer": ("text", "target", "source"),
     "layer_total": ("text", "target"),
+    "mlp_total": ("text", "target"),
     "chain": ("text", "head", "target", "source"),
+    "chain_total": ("text", "head", "target"),
+    "self_weight": ("text", "head", "target"),
     "influence": ("text", "target", "source"),
     "attention_influence": ("text", "head", "target", "source"),
     "delta.influence": ("text", "target"),
@@ -179,6 +184,7 @@ def _header(explanation: Explanation) -> dict[str, Any]:
                 "index": flow.index,
                 "scalarization": flow.scalarization,
                 "baseline": flow.baseline,
+                "mlp_start": flow.mlp_start,
                 "tolerance": flow.tolerance,
                 "cost": None if flow.cost is None else asdict(flow.cost),
             }
@@ -222,6 +228,7 @@ def _explanation(document: dict[str, Any], tensors: list[dict[str, Tensor]]) -> 
                 index=layer["index"],
                 scalarization=layer["scalarization"],
                 baseline=layer["baseline"],
+                mlp_start=layer.get("mlp_start", "attention"),
                 tolerance=layer["tolerance"],
                 cost=None if layer["cost"] is None else Cost(**layer["cost"]),
                 delta=delta,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typing
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,13 +15,15 @@ from tqdm.auto import tqdm
 
 from captum_lig import scalarization as scalar
 from captum_lig._captum import GradientAttribution, log_usage
-from captum_lig.attribute_block import BOUNDARIES, Settings, attribute_block, check_finite
+from captum_lig.attribute_block import BOUNDARIES, INFLUENCE, Settings, attribute_block
 from captum_lig.baselines import Baseline
-from captum_lig.block import Attention, BlockCall, Spread, attach, compare_with_model, use_interface
+from captum_lig.block import BlockCall
+from captum_lig.checks import brief
 from captum_lig.errors import LigError
 from captum_lig.flow import LayerFlow
 from captum_lig.model_call import ModelCall
-from captum_lig.selection import Layer, check_layer, is_one, recorded
+from captum_lig.selection import Finder, Layer, is_one
+from captum_lig.self_term import ESTIMATES
 
 __all__ = ["LayerFlowIG"]
 
@@ -68,10 +70,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         if not isinstance(model, nn.Module):
             raise LigError(f"model is a {type(model).__name__}: give a torch.nn.Module.")
         super().__init__(getattr(model, "_orig_mod", model))  # as it was before torch.compile
-        check_layer(layer)
+        self._finder = Finder(self.forward_func, layer)
         self.layer = layer
-        self._known: dict[str, tuple[Spread, Attention | None]] = {}
-        """What was found out about the blocks that were made sure of, by name."""
         self.scalarization = scalar.check(scalarization)
 
     @typing.overload
@@ -90,6 +90,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         max_steps: int = 1024,
         dtype: torch.dtype | None = None,
         show_progress: bool = False,
+        mlp_start: str = "attention",
+        self_term: str | None = None,
     ) -> LayerFlow | list[LayerFlow]: ...
 
     @typing.overload
@@ -109,6 +111,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         max_steps: int = 1024,
         dtype: torch.dtype | None = None,
         show_progress: bool = False,
+        mlp_start: str = "attention",
+        self_term: str | None = None,
     ) -> tuple[LayerFlow | list[LayerFlow], Delta | list[Delta]]: ...
 
     @log_usage()  # type: ignore[untyped-decorator]
@@ -127,6 +131,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         max_steps: int = 1024,
         dtype: torch.dtype | None = None,
         show_progress: bool = False,
+        mlp_start: str = "attention",
+        self_term: str | None = None,
     ) -> Any:
         r"""Attribute the tokens leaving each layer to the tokens entering it.
 
@@ -159,6 +165,14 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 copy of one block at a time. None: the model's own, or float32 if that is half
                 precision.
             show_progress: show a progress bar over layers.
+            mlp_start: where the path of the mlp boundary starts. ``"attention"``: the attention
+                output and the residual stream where the layer's path starts, so that boundaries
+                chain and totals agree. ``"zero"``: an attention output of zero, with the residual
+                stream held where it ends, the paper's alternative; then ``mlp_total`` is not
+                ``layer_total``.
+            self_term: an estimate of what targets owe to themselves, for ``"target_token"``:
+                ``"map_ratio"`` or ``"zero_ratio"`` (which attributes with zero baselines too), see
+                :meth:`LayerFlow.with_self_term`. None: as integrated, exactly 0.
 
         Returns:
             A :class:`~captum_lig.flow.LayerFlow` if ``layer`` is one block, a list of them
@@ -170,12 +184,6 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             LigError: for anything that cannot be worked with; the message says what to do.
         """
         model: nn.Module = self.forward_func
-        training = [name for name, module in model.named_modules() if module.training]
-        if training:
-            raise LigError(
-                f"the model is in training mode ({training[0] or type(model).__name__}): call "
-                "model.eval() first, dropout makes attributions random."
-            )
         settings = Settings.checked(
             self.scalarization,
             n_steps,
@@ -186,28 +194,30 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             internal_batch_size,
             output_indices,
             dtype,
+            mlp_start,
         )
+        if self_term is not None:
+            _check_self_term(self_term, baselines, settings)
         call = ModelCall.of(model, inputs, additional_forward_args)
-        # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.
-        # What was compiled runs as it was written: our attention function would not be reached.
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.compiler.set_stance("force_eager"),
-        ):
-            calls, watch = self._recorded(call)
+
+        def attributed(block: BlockCall, start: Baseline) -> LayerFlow:
+            valid = call.valid_of(block)
+            (flow,) = attribute_block(block, start, settings, valid)
+            if self_term is None:
+                return flow
+            if self_term != "zero_ratio":
+                return flow.with_self_term(self_term)
+            estimated = replace(settings, boundaries=settings.boundaries - {INFLUENCE})
+            (zero,) = attribute_block(block, "zero", estimated, valid)
+            _warn_of_open_rows([zero])
+            flow = flow.with_self_term(self_term, zero)
+            assert flow.cost is not None and zero.cost is not None
+            return replace(flow, cost=flow.cost + zero.cost)
+
+        with self.blocks(call) as calls:
             starts = _one_for_each(baselines, calls)
-            for block in calls:
-                check_finite(block, call.valid_of(block))
-            if any(block.name not in self._known for block in calls):
-                compare_with_model(calls, call.unwatched, call.valid_of)
-            blocks = tqdm(calls, desc="layers", unit="layer", disable=not show_progress)
-            with watch():
-                flows = [
-                    attribute_block(self._attached(block, valid), start, settings, valid)
-                    for block, start in zip(blocks, starts, strict=True)
-                    for valid in [call.valid_of(block)]
-                ]
+            shown = tqdm(calls, desc="layers", unit="layer", disable=not show_progress)
+            flows = [attributed(*both) for both in zip(shown, starts, strict=True)]
         _warn_of_open_rows(flows)
         # A module that runs several times (ALBERT's) has a flow for each.
         single = is_one(self.layer) and len(flows) == 1
@@ -216,32 +226,13 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             return result
         return result, flows[0].delta if single else [flow.delta for flow in flows]
 
-    def _recorded(
-        self, call: ModelCall
-    ) -> tuple[list[BlockCall], Callable[[], AbstractContextManager[None]]]:
-        """The blocks that are meant, and the context in which they were recorded."""
-        model: nn.Module = self.forward_func
+    def blocks(self, call: ModelCall) -> AbstractContextManager[list[BlockCall]]:
+        """The chosen blocks with what they were called with, made sure of, to be attributed inside.
 
-        def interface() -> AbstractContextManager[None]:
-            return use_interface(model)
-
-        with interface():
-            calls = recorded(model, self.layer, call)
-        if all(block.site != "interface" for block in calls):
-            # Some models call torch's function only as long as their config says so.
-            alone = recorded(model, self.layer, call)
-            if any(block.site == "sdpa" for block in alone):
-                return alone, nullcontext
-        return calls, interface
-
-    def _attached(self, block: BlockCall, valid: Tensor) -> BlockCall:
-        """The block, made sure of the first time that it is seen."""
-        if block.name not in self._known:
-            sure = attach(block, valid[0])
-            found = sure.attention if block.attention is None else None
-            self._known[block.name] = sure.spread, found
-        spread, found = self._known[block.name]
-        return replace(block, spread=spread, attention=block.attention or found)
+        Raises:
+            LigError: if there are no such blocks, or one of them cannot be cut.
+        """
+        return self._finder.blocks(call)
 
     def compute_convergence_delta(
         self, flow: LayerFlow | Sequence[LayerFlow]
@@ -273,6 +264,27 @@ def _one_for_each(
             f"{len(baselines)} baselines for {len(calls)} layers: give one, or one for each."
         )
     return list(baselines)
+
+
+def _check_self_term(
+    self_term: str, baselines: Baseline | Sequence[Baseline], settings: Settings
+) -> None:
+    """Say what does not fit before the work rather than after it."""
+    if self_term not in ESTIMATES:
+        raise LigError(f"self_term={brief(self_term)} is unknown: use {' or '.join(ESTIMATES)}.")
+    for one in baselines if isinstance(baselines, (list, tuple)) else [baselines]:
+        if not isinstance(one, str) or one != "target_token":
+            raise LigError(
+                f"self_term={self_term!r} with the baseline {brief(one)}: self terms are estimated "
+                "for the baseline 'target_token', where they are 0."
+            )
+    estimated = {"attention"} if self_term == "map_ratio" else {"attention", "layer"}
+    if not estimated & settings.boundaries:
+        names = " or ".join(map(repr, sorted(estimated)))
+        raise LigError(
+            f"self_term={self_term!r} has nothing to estimate in boundaries="
+            f"{tuple(sorted(settings.boundaries))}: name {names}, too."
+        )
 
 
 def _warn_of_open_rows(flows: list[LayerFlow]) -> None:

@@ -11,13 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from captum_lig._captum import format_additional_forward_args
-from captum_lig.block import BlockCall
+from captum_lig.block import MASKED, BlockCall
 from captum_lig.errors import LigError
 
 __all__ = ["ModelCall"]
-
-MASKED = -1e30
-"""A mask below this forbids a source."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,14 @@ class ModelCall:
             additional_forward_args: positional arguments after ``inputs``, as in Captum.
 
         Raises:
-            LigError: inputs of another kind, or without tokens.
+            LigError: inputs of another kind, or without tokens; or a model in training mode.
         """
+        training = [name for name, module in model.named_modules() if module.training]
+        if training:
+            raise LigError(
+                f"the model is in training mode ({training[0] or type(model).__name__}): call "
+                "model.eval() first, dropout makes attributions random."
+            )
         args: tuple[Any, ...] = ()
         kwargs: dict[str, Any] = {}
         if isinstance(inputs, Mapping):

@@ -87,10 +87,10 @@ def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> 
             normed_keys = None if norm is None else NormedKeys.find(block, norm, epsilons)
             if normed_keys is None:
                 norm = None
-        if norm is None:
-            return Structure(None)
         flipped = block.pre(torch.stack([block.z, block.z.flip(0)]))
         keys, values = (not _same_flipped(table) for table in flipped[1:])
+        if norm is None:
+            return Structure(None, keys, values)
         _, key_heads, _, width = flipped[1].shape
         places = None
         if keys and not values and targets > 2 * probes_needed(key_heads, width):

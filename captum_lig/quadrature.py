@@ -26,6 +26,7 @@ METHODS = (
     "riemann_middle",
     "riemann_trapezoid",
 )
+"""Names of the rules."""
 
 # a = t ** GRADING gathers nodes where the path starts: scale-invariant norms do everything there.
 # A path integral does not care about the parametrisation, so this is exact.

@@ -42,6 +42,9 @@ class Rows:
     """``(R, D)``"""
     y_step: Tensor
     """``(R, D)`` change of the block's outputs along the whole path."""
+    self_weight: Tensor | None
+    """``(R, H)`` attention weight of the targets on themselves at the end of the path; None if it
+    is hidden."""
     scalarization: str
     pairs_at_once: int
     """How many pairs of a path point and a row to evaluate at once."""
@@ -74,7 +77,7 @@ class Rows:
             with_outputs: whether the block's outputs are needed, beyond the attention boundary.
         """
         ends = path.at(torch.tensor([0.0, 1.0], dtype=torch.float64, device=end.device))
-        u = ends.u
+        u, weights = ends.u, ends.self_weights
         if with_outputs:
             y = post(u.flatten(0, 1), torch.cat([start, end])).view(2, len(end), -1)
         else:
@@ -89,6 +92,7 @@ class Rows:
             u_step=_change(ends.moved, u, still[:, None]),
             y_start=y[0],
             y_step=_change(y, y, still),
+            self_weight=None if weights is None else weights[1],
             scalarization=scalarization,
             pairs_at_once=pairs_at_once,
             meter=meter,
@@ -99,9 +103,28 @@ class Rows:
 
     def select(self, rows: Tensor) -> Rows:
         """Some of the rows: ``(R',)`` indices into them."""
-        tensors = ("start", "step", "u_start", "moved_start", "u_step", "y_start", "y_step")
-        chosen: dict[str, Any] = {name: getattr(self, name)[rows] for name in tensors}
+        chosen: dict[str, Any] = {
+            name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, path=self.path.select(rows), **chosen)
+
+    def from_zero(self) -> Rows:
+        """The same rows as the mlp boundary sees them if ``u`` starts at zero.
+
+        The residual stream is held where it ends. The path of the attention core is not theirs.
+        """
+        u = torch.stack([torch.zeros_like(self.u_start), self.u_start + self.u_step])
+        end = self.start + self.step
+        y = self.post(u.flatten(0, 1), torch.cat([end, end])).view(2, len(end), -1)
+        return replace(
+            self,
+            start=end,
+            step=torch.zeros_like(end),
+            u_start=u[0],
+            u_step=u[1],
+            y_start=y[0],
+            y_step=_change(y, y, (u[1] == 0).flatten(1).all(-1)),
+        )
 
     def with_l2(self) -> Rows | None:
         """The same rows with the l2 scalarization, or None if they have it."""

@@ -2,22 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from captum_lig.block import Block, BlockCall, elements, record_blocks, record_own
+from captum_lig.block import (
+    Attention,
+    Block,
+    BlockCall,
+    Spread,
+    attach,
+    compare_with_model,
+    elements,
+    record_blocks,
+    record_own,
+    use_interface,
+)
 from captum_lig.checks import brief
 from captum_lig.errors import LigError
 from captum_lig.model_call import ModelCall
 
-__all__ = ["Layer", "check_layer", "is_one", "recorded"]
+__all__ = ["Finder", "Layer", "is_one"]
 
 Layer = nn.Module | str | int | Block
 
 KINDS = (nn.Module, str, int, Block)
+
+
+class Finder:
+    """A model's blocks that are meant, found by running it, each made sure of once."""
+
+    def __init__(self, model: nn.Module, layer: Layer | Sequence[Layer] | None = None) -> None:
+        check_layer(layer)
+        self.model, self.layer = model, layer
+        self._known: dict[str, tuple[Spread, Attention | None]] = {}
+
+    @contextmanager
+    def blocks(self, call: ModelCall) -> Iterator[list[BlockCall]]:
+        """The blocks with what they were called with, made sure of, to be attributed inside.
+
+        Raises:
+            LigError: if there are no such blocks, or one of them cannot be cut.
+        """
+        with self.recorded(call) as calls:
+            yield [self.attached(block, call.valid_of(block)) for block in calls]
+
+    @contextmanager
+    def recorded(self, call: ModelCall) -> Iterator[list[BlockCall]]:
+        """The blocks with what they were called with, in the context that they can be called in.
+
+        Raises:
+            LigError: if there are no such blocks, or what they give is not finite or not what they
+                give when nobody looks.
+        """
+        # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.
+        # What was compiled runs as it was written: our attention function would not be reached.
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            calls, watch = self._watched(call)
+            for block in calls:
+                check_finite(block, call.valid_of(block))
+            if any(block.name not in self._known for block in calls):
+                compare_with_model(calls, call.unwatched, call.valid_of)
+            with watch():
+                yield calls
+
+    def attached(self, block: BlockCall, valid: Tensor) -> BlockCall:
+        """The block with where to cut it, made sure of the first time that it is seen.
+
+        Args:
+            block: a recorded block.
+            valid: ``(B, S)`` its tokens that are not padding.
+
+        Raises:
+            LigError: if it cannot be cut.
+        """
+        if block.name not in self._known:
+            sure = attach(block, valid[0])
+            found = sure.attention if block.attention is None else None
+            self._known[block.name] = sure.spread, found
+        spread, found = self._known[block.name]
+        return replace(block, spread=spread, attention=block.attention or found)
+
+    def _watched(
+        self, call: ModelCall
+    ) -> tuple[list[BlockCall], Callable[[], AbstractContextManager[None]]]:
+        """The blocks that are meant, and the context in which they were recorded."""
+
+        def interface() -> AbstractContextManager[None]:
+            return use_interface(self.model)
+
+        with interface():
+            calls = recorded(self.model, self.layer, call)
+        if all(block.site != "interface" for block in calls):
+            # Some models call torch's function only as long as their config says so.
+            alone = recorded(self.model, self.layer, call)
+            if any(block.site == "sdpa" for block in alone):
+                return alone, nullcontext
+        return calls, interface
+
+
+def check_finite(call: BlockCall, valid: Tensor) -> None:
+    """Refuse a block with activations that are not finite, padding aside.
+
+    Raises:
+        LigError: if there are some.
+    """
+    if not bool(
+        torch.isfinite(call.hidden[valid]).all() and torch.isfinite(call.output[valid]).all()
+    ):
+        raise LigError(
+            f"{call.describe()} has activations that are not finite on these inputs: look at "
+            "the weights and the inputs, or load the model in a wider dtype."
+        )
 
 
 def check_layer(layer: Layer | Sequence[Layer] | None) -> None:

@@ -156,7 +156,8 @@ def summarize(flow: LayerFlow, rule: str = "conserve", links: int = 3) -> LayerS
     """
     rows = target_rows(flow)
     agreement = flow.agreement(rule)[0, rows]
-    errors = torch.cat([flow.completeness_error(b)[0][..., rows].flatten() for b in BOUNDARIES])
+    certified = (*BOUNDARIES, *(("chain",) if flow.chain is not None else ()))
+    errors = torch.cat([flow.completeness_error(b)[0][..., rows].flatten() for b in certified])
     assert flow.mlp is not None and flow.residual is not None and flow.layer_total is not None
     heads = flow.mlp[0, rows].abs().sum().item()
     residual = flow.residual[0, rows].abs().sum().item()
@@ -176,7 +177,7 @@ def summarize(flow: LayerFlow, rule: str = "conserve", links: int = 3) -> LayerS
 
 def _strongest(flow: LayerFlow, rule: str, count: int) -> list[Link]:
     share = torch.where(_off_diagonal(flow), shares(flow, rule), 0.0)
-    by_head = _by_head(flow, rule).abs()
+    by_head = flow.compose(rule, by_head=True)[0].abs()
     order = share.abs().flatten().argsort(descending=True, stable=True)[:count]
     links = []
     for row, source in zip(*torch.unravel_index(order, share.shape), strict=True):
@@ -190,17 +191,3 @@ def _strongest(flow: LayerFlow, rule: str, count: int) -> list[Link]:
                 )
             )
     return links
-
-
-def _by_head(flow: LayerFlow, rule: str) -> Tensor:
-    """``(H, T, S)`` what each head carries of a composed link, up to the quadrature's error."""
-    if rule == "chain":
-        assert flow.chain is not None
-        return flow.chain[0]
-    assert flow.attention is not None and flow.mlp is not None
-    passed_on = flow.attention[0] * flow.mlp[0].T.unsqueeze(-1)
-    if rule == "product":
-        return passed_on
-    assert flow.attention_total is not None
-    total = flow.attention_total[0].unsqueeze(-1)
-    return torch.where(total > 0, passed_on / total, 0.0)

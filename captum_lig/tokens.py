@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["readable_text", "readable_token"]
+__all__ = ["decode_bytes", "readable_text", "readable_token"]
 
 _SPACE, _SPACES = "␣", " ▁Ġ"
 
@@ -37,7 +37,7 @@ def readable_token(token: str, limit: int | None = None) -> str:
     >>> readable_token("a\x1b[31m"), readable_token("congratulations", limit=8)
     ('a\\x1b[31m', 'congrat…')
     """
-    characters = (_SPACE if c in _SPACES else _escape(c) for c in _decode_bytes(token))
+    characters = (_SPACE if c in _SPACES else _escape(c) for c in decode_bytes(token))
     shown = "".join(characters) or "''"
     if unicodedata.category(shown[0]).startswith("M"):
         shown = "◌" + shown
@@ -54,7 +54,8 @@ def readable_text(text: str, limit: int | None = None) -> str:
     return _shorten("".join(c if c == " " else _escape(c) for c in text), limit)
 
 
-def _decode_bytes(token: str) -> str:
+def decode_bytes(token: str) -> str:
+    """Text of a token that a byte-level tokenizer wrote; any other token as it is."""
     # A Latin-1 word such as "café" is no valid UTF-8 when read as bytes, so it stays a word.
     try:
         return bytes(_BYTES[character] for character in token).decode("utf-8")

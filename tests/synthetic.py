@@ -64,6 +64,7 @@ def layer_flow(
         layer=layer,
         layer_total=layer_total,
         chain=chain,
+        self_weight=numbers(texts, heads, len(target)) * rows[:, None],
         delta={
             "attention": attention.sum(-1) - attention_total,
             "mlp": mlp.sum(-1) + residual - layer_total,

@@ -17,6 +17,7 @@ from captum_lig.cli import app, parse_baseline, parse_layers
 from captum_lig.errors import LigError
 from captum_lig.explain import explain
 from captum_lig.export import load_flows
+from tests.pages import header
 
 TEXT = "the cats sat on [x] mat"
 TOKENS = ["[CLS]", "the", "cat", "##s", "sat", "on", "[", "x", "]", "mat", "[SEP]"]
@@ -89,6 +90,18 @@ def test_table_and_files(tiny: Path, tmp_path: Path) -> None:
         assert torch.equal(left.layer, right.layer)
 
 
+def test_the_page(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "flow.html"
+    result = run(TEXT, "--model", tiny, "--out", out, "--layers", "1-2", "--rule", "chain")
+    assert result.exit_code == 0, result.output
+    said = header(out.read_text(encoding="utf-8"))
+    assert said["title"] == f"{tiny}: “{TEXT}”"
+    assert said["tokens"] == TOKENS
+    assert [layer["index"] for layer in said["layers"]] == [1, 2]
+    assert said["rule"] == "chain"
+    assert f"wrote {out}" in result.stdout.replace("\n", "")
+
+
 def test_options_reach_the_result(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "flow.json"
     result = run(
@@ -108,8 +121,20 @@ def test_options_reach_the_result(tiny: Path, tmp_path: Path) -> None:
         "n_steps": 5,
         "method": "riemann_middle",
         "tolerance": 0.01,
+        "self_term": None,
     }
     assert {flow.tolerance for flow in found.flows} == {0.01}
+
+
+def test_self_terms_are_asked_for_by_name(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "flow.json"
+    result = run("the cat", "--model", tiny, "--out", out, "--self-term", "map_ratio")
+    assert result.exit_code == 0, result.output
+    found = load_flows(out)
+    assert found.settings["self_term"] == "map_ratio"
+    assert {flow.baseline for flow in found.flows} == {"target_token+map_ratio"}
+    refused = run("the cat", "--model", tiny, "--self-term", "map_ratio", "--baseline", "zero")
+    assert "self terms are estimated for the baseline 'target_token'" in sentence(refused)
 
 
 def test_flows_of_the_command_are_those_of_the_library(tiny: Path, tmp_path: Path) -> None:
@@ -142,6 +167,7 @@ def test_flows_of_the_command_are_those_of_the_library(tiny: Path, tmp_path: Pat
         (["the", "--method", "simpson"], "method 'simpson' is unknown: use one of"),
         (["the", "--out", "flow.csv"], "--out 'flow.csv' has no known suffix: use one of .json"),
         (["the", "--out", "flow"], "--out 'flow' has no known suffix"),
+        (["the", "--layers", "0,2", "--out", "f.html"], "--layers '0,2' leaves some out: name a"),
     ],
 )
 def test_bad_input_is_one_sentence(tiny: Path, given: list[str], said: str) -> None:

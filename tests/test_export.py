@@ -26,7 +26,10 @@ TENSORS = [
     "residual",
     "layer",
     "layer_total",
+    "mlp_total",
     "chain",
+    "chain_total",
+    "self_weight",
 ]
 
 
@@ -46,7 +49,7 @@ def assert_same(left: LayerFlow, right: LayerFlow) -> None:
     assert left.delta.keys() == right.delta.keys()
     for name, delta in left.delta.items():
         assert torch.equal(bits(delta), bits(right.delta[name])), name
-    for name in ("name", "index", "scalarization", "baseline"):
+    for name in ("name", "index", "scalarization", "baseline", "mlp_start"):
         assert getattr(left, name) == getattr(right, name)
 
 
@@ -68,6 +71,30 @@ def test_round_trip_keeps_every_bit(tmp_path: Path, suffix: str, dtype: torch.dt
     assert len(found.flows) == 3
     for left, right in zip(given.flows, found.flows, strict=True):
         assert_same(left, right)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_flow_whose_mlp_boundary_starts_at_zero(tmp_path: Path, suffix: str) -> None:
+    flow = layer_flow(tokens=3)
+    assert flow.layer_total is not None
+    flow = replace(flow, mlp_start="zero", mlp_total=flow.layer_total * 2)
+    path = save_flows(Explanation([flow], list("abc")), tmp_path / f"flow{suffix}")
+    assert_same(flow, load_flows(path).flows[0])
+
+
+def test_files_of_before_there_was_a_start(tmp_path: Path) -> None:
+    flow = layer_flow(tokens=3)
+    path = save_flows(Explanation([flow], list("abc")), tmp_path / "flow.json")
+    document = json.loads(path.read_text())
+    (layer,) = document["layers"]
+    del layer["mlp_start"], layer["tensors"]["mlp_total"], layer["tensors"]["chain_total"]
+    del layer["tensors"]["self_weight"]
+    path.write_text(json.dumps(document))
+    found = load_flows(path).flows[0]
+    assert found.mlp_start == "attention"
+    assert found.self_weight is None
+    assert torch.equal(found.mlp_total, flow.layer_total)  # type: ignore[arg-type]
+    assert torch.equal(found.chain_total, flow.mlp.transpose(1, 2))  # type: ignore[union-attr, arg-type]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

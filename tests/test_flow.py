@@ -94,6 +94,39 @@ def test_chain_by_hand() -> None:
     torch.testing.assert_close(hand().compose("chain"), expected)
 
 
+def test_heads_apart_by_hand() -> None:
+    """Target 2 of the first head: 8/4 (1, 2, 1), of the second 5/10 (0, 5, 5)."""
+    apart = {rule: hand().compose(rule, by_head=True) for rule in ("conserve", "product", "chain")}
+    torch.testing.assert_close(
+        apart["conserve"],
+        number([[[[2, 4, 2], [1.5, 0, -0.5]], [[0, 2.5, 2.5], [-1, -1, -2]]]]),
+    )
+    torch.testing.assert_close(
+        apart["product"], number([[[[8, 16, 8], [3, 0, -1]], [[0, 25, 25], [-8, -8, -16]]]])
+    )
+    torch.testing.assert_close(apart["chain"], number([HAND["chain"]]))
+
+
+def test_select() -> None:
+    first, second = hand(), hand(layer=[[0, 1, 19], [0, 0, 0]], mlp=[[1, 2], [3, 4]])
+    both = replace(
+        first,
+        **{name: torch.cat([getattr(f, name) for f in (first, second)]) for name in PARTS},
+        valid=first.valid.expand(2, -1),
+        mlp_total=torch.cat([first.mlp_total, second.mlp_total]),  # type: ignore[list-item]
+        chain_total=torch.cat([first.chain_total, second.chain_total]),  # type: ignore[list-item]
+        delta={name: torch.cat([first.delta[name], second.delta[name]]) for name in first.delta},
+    )
+    for text, right in ((0, first), (1, second), (-1, second), (-2, first)):
+        one = both.select(text)
+        for name in (*PARTS, "targets", "valid", "mlp_total", "chain_total"):
+            assert torch.equal(getattr(one, name), getattr(right, name)), name
+        assert all(torch.equal(one.delta[name], right.delta[name]) for name in right.delta)
+    for text in (2, -3, True, "0", None):
+        with pytest.raises(LigError, match="2 texts"):
+            both.select(text)  # type: ignore[arg-type]
+
+
 def test_what_the_quadrature_left_over_is_spread_by_size() -> None:
     """One head, one target (token 1): attention misses 2 of 4, the mlp boundary 3 of 12."""
     flow = make_flow(
@@ -266,6 +299,18 @@ def test_rows_of_a_composition_add_up_to_the_layers_total(flow: LayerFlow, rule:
     torch.testing.assert_close(composed.sum(-1), flow.layer_total, rtol=1e-10, atol=1e-10)
     still = flow.layer_total == 0
     assert bool((composed[still] == 0).all())
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(flow=random_flows(), rule=st.sampled_from(["conserve", "chain", "product"]))
+def test_what_is_not_in_a_head_is_the_residual_on_the_diagonal(flow: LayerFlow, rule: str) -> None:
+    past = flow.compose(rule) - flow.compose(rule, by_head=True).sum(1)
+    rows = torch.arange(len(flow.targets))
+    own = past[:, rows, flow.targets]
+    past[:, rows, flow.targets] = 0
+    torch.testing.assert_close(past, torch.zeros_like(past))
+    assert flow.residual is not None
+    assert bool((own.abs() > 0).any()) == (rule != "product" and bool((flow.residual != 0).any()))
 
 
 @settings(deadline=None, derandomize=True, max_examples=40)

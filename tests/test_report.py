@@ -77,7 +77,7 @@ def test_summary_numbers() -> None:
     summary = summarize(small_flow(error=0.0005), "chain")
     assert summary.index == 4
     assert summary.total == 3.0
-    assert summary.rows == 4 + 2 + 2
+    assert summary.rows == 4 + 2 + 2 + 4  # attention, mlp, layer, chain
     assert summary.completeness_error == pytest.approx(0.0005)
     assert summary.certified
     assert summary.via_heads == pytest.approx(6 / 8)
@@ -99,7 +99,7 @@ def test_links_of_a_token_to_itself_do_not_count() -> None:
 def test_padding_counts_for_nothing() -> None:
     keep = [True, True, True, True, False, False]
     padded = summarize(layer_flow(tokens=6, valid=keep), links=99)
-    assert padded.rows == 4 * (2 + 1 + 1)
+    assert padded.rows == 4 * (2 + 1 + 1 + 2)
     assert all(max(link.source, link.target) < 4 for link in padded.links)
     total = layer_flow(tokens=6, valid=keep).layer_total
     assert total is not None
@@ -108,7 +108,7 @@ def test_padding_counts_for_nothing() -> None:
 
 def test_table_certifies_what_adds_up() -> None:
     text = printed(flows(3, error=1e-6), list("abcdef"))
-    assert "Certified: each of the 72 rows" in text
+    assert "Certified: each of the 108 rows" in text
     assert "1e-06" in text
     assert "!" not in text
     assert "via" not in text  # nothing passes the heads on target-token paths
@@ -118,7 +118,7 @@ def test_table_says_what_does_not_add_up() -> None:
     text = printed([small_flow(error=0.078)], list("abc"))
     assert "0.078 !" in text
     assert "Not certified" in text
-    assert "1 of 8" in text
+    assert "1 of 12" in text
     assert "Certified:" not in text
     assert "88%" not in text
     assert "75%" in text  # via heads

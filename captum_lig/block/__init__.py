@@ -2,12 +2,14 @@
 
 from captum_lig.block.attach import attach, compare_with_model
 from captum_lig.block.call import Attention, BlockCall, Spread
+from captum_lig.block.core import MASKED
 from captum_lig.block.cut import BlockCut
 from captum_lig.block.discovery import elements, record_blocks
 from captum_lig.block.interface import use_interface
 from captum_lig.block.own import Block, record_own
 
 __all__ = [
+    "MASKED",
     "Attention",
     "Block",
     "BlockCall",

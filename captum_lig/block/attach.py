@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_lig.block.call import BlockCall, Spread, first_tensor
+from captum_lig.block.core import MASKED
 from captum_lig.block.cut import BlockCut, close, gap
 from captum_lig.block.own import Span, check_span
 from captum_lig.block.projection import find_projection
@@ -18,9 +19,6 @@ from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 
 __all__ = ["attach", "compare_with_model"]
-
-MASKED = -1e30
-"""A mask below this forbids a source."""
 
 
 def compare_with_model(

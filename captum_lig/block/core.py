@@ -10,7 +10,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["AttentionCall", "Handler", "added", "current_handler", "handle_with", "lowest"]
+__all__ = [
+    "MASKED",
+    "AttentionCall",
+    "Handler",
+    "added",
+    "current_handler",
+    "handle_with",
+    "lowest",
+]
+
+MASKED = -1e30
+"""A mask below this forbids a source."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 ``pre(z)`` calls the block and stops it where the attention function is reached; ``post(u, z)``
 calls it again and hands it ``u`` there. No model code is rewritten, so what the cut computes is
-what the model computes; :func:`BlockCut.check` makes sure of it.
+what the model computes; :meth:`BlockCut.check` makes sure of it.
 """
 
 from __future__ import annotations

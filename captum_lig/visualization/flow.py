@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from captum_lig.errors import LigError
 from captum_lig.flow import LayerFlow
 from captum_lig.summary import LayerSummary, one_text, shares, summarize, target_rows
-from captum_lig.tokens import readable_text, readable_token
-from captum_lig.visualization._text import PLAIN, drawable, font_families
+from captum_lig.visualization._draw import (
+    COLORS,
+    GREY,
+    arrange,
+    curve,
+    draw_color_bar,
+    draw_matrix,
+    label_axis,
+    set_caption,
+    set_title,
+    show_figure,
+    symmetric,
+    text_style,
+    token_labels,
+)
 
 __all__ = ["plot_flow"]
 
-COLORS = ListedColormap(colormaps["RdBu_r"](np.linspace(0.07, 0.93, 256)))
-"""Positive red, negative blue: told apart with every common colour blindness. The darkest ends
-are left out: they would look alike."""
-GREY = "0.85"
-"""A token's own row: guide lines, self links, the diagonal where it is 0."""
 LINKS_PER_TARGET = 2
 WIDEST_LINK = 3.5
 """In points; tokens are about 12 points apart."""
-LABEL_LENGTH = 16
 ROUNDING = 1e-5
 """Self terms below this share are drawn as the 0 that they are by construction."""
 
@@ -97,13 +98,12 @@ def plot_flow(
     """
     one_text(flows, tokens)
     layers = [_layer(flow, rule) for flow in flows]
-    families = font_families()
-    style = {**PLAIN, "family": families}
+    style = text_style()
     kept = flows[0].valid[0].nonzero().squeeze(-1).tolist()
-    labels = [drawable(readable_token(tokens[i], LABEL_LENGTH), families) for i in kept]
+    labels = token_labels([tokens[i] for i in kept])
     norm = _color_scale(layers)
 
-    panel, columns, rows = _arrange(len(labels), len(layers))
+    panel, columns, rows = arrange(len(labels), len(layers))
     strip_height = min(max(1.5, 0.165 * len(labels)), 14.0)
     targets = max(len(layer.targets) for layer in layers)
     map_height = min(panel * targets / len(labels), max(1.2, 0.4 * targets))
@@ -119,36 +119,20 @@ def plot_flow(
     maps = []
     for place, layer in enumerate(layers):
         axes = figure.add_subplot(grid[1 + place // columns, place % columns])
-        _draw_map(axes, layer, labels, norm, (panel, map_height), style)
+        _draw_map(axes, layer, labels, norm, (panel, map_height))
         first, lowest = place % columns == 0, place + columns >= len(layers)
         axes.tick_params(labelleft=first, labelbottom=lowest)
         axes.set_ylabel("target" if first else "", fontsize=8)
         axes.set_xlabel("source" if lowest else "", fontsize=8)
         maps.append(axes)
-    _draw_color_bar(figure, figure.add_subplot(grid[1:, columns]), norm, rule)
-
-    if title is not None:
-        heading = drawable(readable_text(title), families)
-        heading = textwrap.fill(heading, int(width * 10.5), max_lines=2, placeholder=" …")
-        figure.suptitle(heading, fontsize=11, x=0.01, ha="left", **style)
-    caption = textwrap.fill(_caption(flows, layers, rule), int(width * 18))
-    figure.supxlabel(caption, fontsize=7, x=0.01, ha="left", **style)
+    other = " (links: of the row's absolute sum)" if rule == "product" else ""
+    bar = figure.add_subplot(grid[1:, columns])
+    draw_color_bar(figure, bar, norm, f"share of the target's total{other}")
+    set_title(figure, title, width)
+    set_caption(figure, _caption(flows, layers, rule), width)
     if show:
-        _show(figure)
+        show_figure(figure)
     return figure, [strip, *maps]
-
-
-def _show(figure: Figure) -> None:
-    from matplotlib import pyplot
-
-    try:
-        pyplot.figure(figure)  # from matplotlib 3.11 on, pyplot adopts a figure it did not make
-    except ValueError as error:
-        raise LigError(
-            "show=True needs matplotlib 3.11 or newer: save the figure with savefig, or leave it "
-            "as the last expression of a notebook's cell."
-        ) from error
-    pyplot.show()
 
 
 def _layer(flow: LayerFlow, rule: str) -> _Layer:
@@ -165,19 +149,8 @@ def _layer(flow: LayerFlow, rule: str) -> _Layer:
 
 def _color_scale(layers: Sequence[_Layer]) -> Normalize:
     """Symmetric, and made for the links: self terms of a zero baseline would outshine them."""
-    links = [np.abs(m[~layer.own]) for layer in layers for m in (layer.composed, layer.direct)]
-    values = np.concatenate(links)
-    limit = float(np.quantile(values, 0.99)) if len(values) else 0.0
-    return Normalize(-(limit or 1.0), limit or 1.0)
-
-
-def _arrange(tokens: int, layers: int) -> tuple[float, int, int]:
-    """Inches a heat map, columns and rows of heat maps."""
-    panel = min(max(2.4, 0.09 * tokens), 6.0)
-    columns = min(layers, max(int(9.0 / panel), math.ceil(math.sqrt(layers / 1.5))))
-    rows = math.ceil(layers / columns)
-    columns = math.ceil(layers / rows)
-    return max(panel, 4.6 / columns), columns, rows
+    links = [m[~layer.own] for layer in layers for m in (layer.composed, layer.direct)]
+    return symmetric(np.concatenate(links), 0.99)
 
 
 def _draw_strip(
@@ -205,7 +178,7 @@ def _draw_strip(
     axes.set_xlim(-0.03, start + 0.03)
     axes.set_ylim(len(labels) - 0.5, -0.9)
     axes.set_xticks([])
-    _label(axes.yaxis, rows, labels, height, 8.0, style)
+    label_axis(axes.yaxis, rows, labels, height, 8.0, style)
     axes.tick_params(length=0, labelright=True)
     for tick in axes.yaxis.get_major_ticks():
         tick.label2.update({"fontsize": tick.label1.get_fontsize(), **style})
@@ -224,7 +197,7 @@ def _links(layer: _Layer, start: float, widest: float, norm: Normalize) -> LineC
     found.sort(key=lambda link: size[link])
     values = np.array([layer.composed[link] for link in found])
     links = LineCollection(
-        [_curve(start, source, layer.targets[row]) for row, source in found],
+        [curve(start, source, layer.targets[row]) for row, source in found],
         linewidths=0.3 + (widest - 0.3) * (np.abs(values) / norm.vmax).clip(0, 1),
         cmap=COLORS,
         norm=norm,
@@ -249,65 +222,23 @@ def _self_links(layer: _Layer, start: float, widest: float) -> LineCollection:
     return links
 
 
-def _curve(start: float, source: int, target: int) -> NDArray[np.float64]:
-    t = np.linspace(0, 1, 25)
-    ease = t * t * (3 - 2 * t)
-    return np.column_stack([start + t, source + (target - source) * ease])
-
-
 def _draw_map(
     axes: Axes,
     layer: _Layer,
     labels: Sequence[str],
     norm: Normalize,
     size: tuple[float, float],
-    style: dict[str, Any],
 ) -> None:
     values = np.ma.array(layer.direct)
     if not layer.moves_itself:
         values[layer.own] = np.ma.masked
-    axes.set_facecolor(GREY)
-    few = len(labels) <= 64  # more are too small for a grid, and a heavy vector file
-    mesh = axes.pcolormesh(values, cmap=COLORS, norm=norm, rasterized=not few)
-    if few:
-        mesh.set(edgecolor="white", linewidth=min(0.3, 4 / len(labels)))
-    axes.invert_yaxis()
+    draw_matrix(axes, values, [labels[target] for target in layer.targets], labels, norm, size)
     axes.set_title(
         f"layer {layer.index} · composed off by {layer.summary.agreement_text}\n"
         f"completeness error {layer.summary.error_text}",
         fontsize=7,
         color="black" if layer.summary.certified else COLORS(1.0),
     )
-    width, height = size
-    names = [labels[target] for target in layer.targets]
-    _label(axes.xaxis, np.arange(len(labels)) + 0.5, labels, width, 7.0, style)
-    _label(axes.yaxis, np.arange(len(names)) + 0.5, names, height, 7.0, style)
-    axes.tick_params("x", labelrotation=90)
-    axes.tick_params(length=0, pad=2)
-    axes.spines[:].set_visible(False)
-
-
-def _label(
-    axis: Axis,
-    places: NDArray[Any],
-    labels: Sequence[str],
-    length: float,
-    size: float,
-    style: dict[str, Any],
-) -> None:
-    """Label an axis of ``length`` inches with tokens, every so many where they would overlap."""
-    pitch = 72 * length / len(labels)  # points
-    every = max(1, math.ceil(5.0 / pitch))
-    size = min(size, 0.85 * every * pitch)
-    axis.set_ticks(places[::every], labels[::every], fontsize=size, **style)
-
-
-def _draw_color_bar(figure: Figure, axes: Axes, norm: Normalize, rule: str) -> None:
-    bar = figure.colorbar(ScalarMappable(norm, COLORS), cax=axes, extend="both", extendfrac=0.02)
-    other = " (links: of the row's absolute sum)" if rule == "product" else ""
-    bar.set_label(f"share of the target's total{other}", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    bar.ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:+.3g} %" if share else "0 %")
 
 
 def _caption(flows: Sequence[LayerFlow], layers: Sequence[_Layer], rule: str) -> str:

@@ -1,0 +1,161 @@
+"""Which tokens and heads decide "The keys to the cabinet" are/is, and does ablation say the same?
+
+    python -m benchmarks.agreement --model FOLDER
+
+The baseline is "The key to the cabinet": one token differs, and the scalar, logit(are) - logit(is),
+changes its sign. Every head is then switched off in turn: its output for this text set to 0, or to
+what it is for the baseline. FOLDER holds a decoder whose blocks have ``self_attn.o_proj``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from benchmarks.common import short, stamp, table, use_threads
+from captum_lig import FlowGraph, LayerFlowIG
+from captum_lig.consistency.measures import compare_maps
+from captum_lig.prediction import direct_relevance, layer_baselines, logit_difference
+from captum_lig.prediction.comparison import compare
+
+TEXT, OTHER, MOVED, WORDS = "The keys to the cabinet", "The key to the cabinet", 1, (" are", " is")
+RULES = ("conserve", "chain")
+SHOWN = 10
+
+
+def heads_off(model: Any, blocks: list[str], scalar: Any, inputs: Any, other: Any) -> Tensor:
+    """``(2, L, H)``: the scalar less what it is with a head's output 0, or as in the other text."""
+    heads = model.config.num_attention_heads
+    outputs: dict[str, Tensor] = {}
+    projections = {name: model.get_submodule(name).self_attn.o_proj for name in blocks}
+
+    def keep(name: str) -> Any:
+        return lambda module, args: outputs.__setitem__(name, args[0].detach())
+
+    handles = [p.register_forward_pre_hook(keep(name)) for name, p in projections.items()]
+    with torch.no_grad():
+        scalar(**other)
+    for handle in handles:
+        handle.remove()
+
+    def value(name: str, head: int, to: Tensor) -> float:
+        width = to.shape[-1] // heads
+
+        def off(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            u = args[0].clone()
+            u[..., head * width : (head + 1) * width] = to[..., head * width : (head + 1) * width]
+            return (u,)
+
+        handle = projections[name].register_forward_pre_hook(off)
+        try:
+            return float(scalar(**inputs))
+        finally:
+            handle.remove()
+
+    with torch.no_grad():
+        whole = float(scalar(**inputs))
+        drops = [
+            [
+                [whole - value(name, head, factor * outputs[name]) for head in range(heads)]
+                for name in blocks
+            ]
+            for factor in (0.0, 1.0)
+        ]
+    return torch.tensor(drops, dtype=torch.float64)
+
+
+def place_of(values: Tensor, at: int) -> int:
+    """Rank of an entry by size, 1 for the largest."""
+    return 1 + int((values.abs() > values.abs()[at]).sum())
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    folder = parser.parse_args().model
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    use_threads(1)
+    warnings.filterwarnings("ignore", message=".*not within tolerance.*")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    inputs, other = (dict(tokenizer(text, return_tensors="pt")) for text in (TEXT, OTHER))
+    words = [tokenizer(word)["input_ids"][0] for word in WORDS]
+    scalar = logit_difference(model, *words)
+    tokens = [tokenizer.decode(i) for i in inputs["input_ids"][0]]
+    direct = direct_relevance(model, scalar, inputs, other["input_ids"])
+    starts = {
+        "zero": "zero",
+        "target_token": "target_token",
+        "layer_baselines": layer_baselines(model, inputs, other["input_ids"]),
+    }
+    graphs = {
+        name: FlowGraph(
+            LayerFlowIG(model).attribute(inputs, start, boundaries=("attention", "mlp")), tokens
+        )
+        for name, start in starts.items()
+    }
+    blocks = [layer.name for layer in graphs["zero"].layers]
+    zeroed, exchanged = heads_off(model, blocks, scalar, inputs, other)
+    count = zeroed.shape[-1]
+    with torch.no_grad():
+        print(f"{stamp()}\n\nThe scalar is {float(scalar(**inputs)):.2f} for {TEXT!r}, ", end="")
+        print(f"{float(scalar(**other)):.2f} for {OTHER!r}.\n")
+    graph = graphs["layer_baselines"]
+    maps = [compare(graph, direct, rule).carried for rule in RULES] + [direct.tokens]
+    chosen = [*range(0, len(blocks), 3), len(blocks) - 1, len(blocks)]
+    print("Relevance of each token where it enters a layer: conserve / chain / direct\n")
+    lines = [
+        [
+            "end" if place == len(blocks) else str(place),
+            *(" / ".join(f"{float(m[place, i]):.2f}" for m in maps) for i in range(len(tokens))),
+        ]
+        for place in chosen
+    ]
+    print(table(["entering", *(token.strip() for token in tokens)], lines))
+    carried = {
+        (name, rule): graph.relevance(start=direct.tokens[-1], rule=rule).by_head().flatten()
+        for name, graph in graphs.items()
+        for rule in RULES
+    }
+    flat = {"0": zeroed.flatten(), "other": exchanged.flatten()}
+    print(
+        "\nThe strongest heads, by what exchanging them does to the scalar or by what they carry\n"
+    )
+    order = flat["other"].abs().argsort(descending=True)[:SHOWN].tolist()
+    own = carried["layer_baselines", RULES[0]].abs().argsort(descending=True).tolist()
+    lines = []
+    for at in dict.fromkeys(order[: SHOWN // 2] + own[: SHOWN // 2]):
+        cells = [short(float(flat["other"][at])), short(float(flat["0"][at]))]
+        shown = [carried[name, RULES[0]] for name in graphs]
+        cells += [f"{short(float(v[at]))} ({place_of(v, at)})" for v in shown]
+        lines.append([f"{at // count}.{at % count}", *cells])
+    print(table(["head", "exchanged", "set to 0", *graphs], lines))
+    print(f"\nRank correlation of sizes over all {len(flat['0'])} heads\n")
+    lines = []
+    moved = torch.stack([layer.attention_sum.sum(-1) for layer in graph.layers]).flatten()
+    for name, values in (
+        *((f"{name}, {rule}", v) for (name, rule), v in carried.items()),
+        ("control: how far the head's output moved", moved),
+        ("control: number of the layer", torch.arange(len(moved)) // count + 1.0),
+    ):
+        size = values.abs()[None]
+        cells = [f"{float(compare_maps(d.abs()[None], size).spearman):.2f}" for d in flat.values()]
+        among = values.abs().topk(SHOWN).indices.tolist()
+        lines.append([name, *cells, str(len(set(among) & set(order)))])
+    print(table(["", "set to 0", "exchanged", f"of the {SHOWN} strongest"], lines))
+    print(f"\nStrongest routes from {tokens[MOVED]!r} to {tokens[-1]!r}\n")
+    for rule in RULES:
+        for route in graph.paths(MOVED, len(tokens) - 1, 3, rule=rule):
+            steps = [f"{s.layer}.{s.head}" for s in route.steps if s.head is not None]
+            print(f"- {rule}: {route.share:+.3f} through heads {', '.join(steps)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Composed maps against direct ones: the consistency experiment of the LIG paper, with controls."""
+
+from captum_lig.consistency.job import Corpus, run_corpus
+from captum_lig.consistency.measures import Comparison, compare_maps, uniform_map
+from captum_lig.consistency.pairings import Record, measure_text
+from captum_lig.consistency.ranking import Pooled, Ranked, pool
+from captum_lig.consistency.words import words_of_tokens
+
+__all__ = [
+    "Comparison",
+    "Corpus",
+    "Pooled",
+    "Ranked",
+    "Record",
+    "compare_maps",
+    "measure_text",
+    "pool",
+    "run_corpus",
+    "uniform_map",
+    "words_of_tokens",
+]

@@ -1,0 +1,7 @@
+"""The flow graph: the layers of one text joined, and the questions one asks of them."""
+
+from captum_lig.graph.flow_graph import FlowGraph
+from captum_lig.graph.routes import Route, Step
+from captum_lig.graph.trace import Trace
+
+__all__ = ["FlowGraph", "Route", "Step", "Trace"]

@@ -1,0 +1,524 @@
+"""``FlowGraph``: the flows of a text's layers joined into one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_lig.checks import fraction, index_list, whole_number
+from captum_lig.errors import LigError
+from captum_lig.flow import LayerFlow
+from captum_lig.graph import files
+from captum_lig.graph.checks import check_flows, layer_range, start_relevance, token_places
+from captum_lig.graph.edges import KINDS, Edges, edges_of, only_heads, only_strong
+from captum_lig.graph.layer import GraphLayer
+from captum_lig.graph.network import to_networkx
+from captum_lig.graph.routes import Route, routes_between
+from captum_lig.graph.trace import Trace, padded
+from captum_lig.graph.words import merged_layer, words_of
+
+if TYPE_CHECKING:
+    import networkx
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Edges", "FlowGraph"]
+
+
+class FlowGraph:
+    r"""The layers of one text as a graph, from the tokens entering to the tokens leaving.
+
+    Nodes are tokens of the residual stream ``z[l, i]`` entering layer ``l`` (those leaving it are
+    those entering the next) and per-head attention outputs ``u[l, h, j]``. Signed edges run
+    ``z -> u`` (attention), ``u -> z'`` (mlp) and ``z -> z'`` (residual). They are held as tensors,
+    a matrix a head.
+
+    What a layer hands down from a target to its sources is a share of the target: the edge's
+    attribution by the sum of all of the target's. So the total of what starts above arrives
+    below, with the composition rules that conserve (after LRP, Bach et al. 2015).
+
+    Args:
+        flows: one flow a layer, of consecutive layers, with the attention and mlp boundaries,
+            as :class:`~captum_lig.LayerFlowIG` gives them. Every token has to be a target,
+            except in the last layer.
+        tokens: what the tokens are called, one for each source. None: their places.
+        text: which text of the batch; needed if the flows hold several.
+
+    Attributes:
+        tokens: the tokens without padding.
+        positions: ``(N,)`` their places in the text as the model got it.
+
+    Raises:
+        LigError: flows that do not fit together, or lack a boundary.
+
+    Across layers the baseline matters: with ``"target_token"`` a token has no part in itself, so
+    its relevance leaves it in every layer. Give the flows a self term
+    (``LayerFlowIG.attribute(..., self_term="zero_ratio")``) or use the zero baseline.
+
+    Example::
+
+        >>> graph = FlowGraph(flows, tokens)
+        >>> graph.relevance(target=3).strongest(2)   # token, place, part
+        [('[SEP]', 8, 0.185...), ('.', 7, 0.146...)]
+        >>> print(graph.paths(source=1, target=3, k=1)[0])
+        +6.69e-06  the -[0.h9]-> . ... -[5.h11]-> sat
+    """
+
+    def __init__(
+        self,
+        flows: Sequence[LayerFlow] | LayerFlow,
+        tokens: Sequence[str] | None = None,
+        text: int | None = None,
+    ) -> None:
+        flows = [flows] if isinstance(flows, LayerFlow) else list(flows)
+        text = check_flows(flows, text)
+        valid = flows[0].valid[text]
+        if tokens is None:
+            tokens = [str(place) for place in range(len(valid))]
+        if len(tokens) != len(valid):
+            raise LigError(
+                f"{len(tokens)} tokens were given for flows of {len(valid)} sources: give every "
+                "token of the text, special tokens included, and padding where there is some."
+            )
+        self.positions: Tensor = valid.nonzero().squeeze(-1)
+        self.tokens: list[str] = [str(tokens[int(place)]) for place in self.positions]
+        self.layers: list[GraphLayer] = [GraphLayer.of(flow, text) for flow in flows]
+        self.scalarization: str = flows[0].scalarization
+        self.baseline: str = flows[0].baseline
+
+    def _with(
+        self,
+        layers: list[GraphLayer],
+        tokens: list[str] | None = None,
+        positions: Tensor | None = None,
+    ) -> FlowGraph:
+        return self._of(
+            layers,
+            self.tokens if tokens is None else tokens,
+            self.positions if positions is None else positions,
+            self.scalarization,
+            self.baseline,
+        )
+
+    @classmethod
+    def _of(
+        cls,
+        layers: list[GraphLayer],
+        tokens: list[str],
+        positions: Tensor,
+        scalarization: str,
+        baseline: str,
+    ) -> FlowGraph:
+        graph = object.__new__(cls)
+        graph.layers, graph.tokens, graph.positions = layers, tokens, positions
+        graph.scalarization, graph.baseline = scalarization, baseline
+        return graph
+
+    # --- what there is ------------------------------------------------------------------------
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Indices of the layers, in the order they run."""
+        return tuple(layer.index for layer in self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the graph's tensors."""
+        tensors = [t for layer in self.layers for t in layer.tensors().values()]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def __repr__(self) -> str:
+        counts = self.edge_counts
+        return (
+            f"FlowGraph(layers {self.indices[0]} to {self.indices[-1]}, {len(self.tokens)} tokens, "
+            f"edges: {counts['attention']} attention, {counts['mlp']} mlp, "
+            f"{counts['residual']} residual)"
+        )
+
+    @cached_property
+    def edge_counts(self) -> dict[str, int]:
+        """Number of edges by kind; an edge that carries nothing is none."""
+        return {
+            kind: sum(int(mask.sum()) for mask in map(kept, self.layers))
+            for kind, kept in KINDS.items()
+        }
+
+    def edges(self, kind: str) -> Edges:
+        """The edges of one kind, ``"attention"``, ``"mlp"`` or ``"residual"``, as columns.
+
+        Raises:
+            LigError: for another kind.
+        """
+        return edges_of(self.layers, kind)
+
+    # --- what moves along it --------------------------------------------------------------------
+
+    def relevance(
+        self,
+        target: int | Sequence[int] | None = None,
+        start: Tensor | Sequence[float] | None = None,
+        *,
+        rule: str = "conserve",
+        absolute: bool = False,
+        layers: tuple[int, int] | None = None,
+    ) -> Trace:
+        r"""Hand relevance down from tokens leaving the last layer, to every node below.
+
+        In each layer a token's relevance is shared out among the edges into it, in proportion to
+        their attributions (LRP, Bach et al. 2015), and adds up at the other end.
+
+        Args:
+            target: the token, or the tokens, to start from. Negative numbers count from the end.
+            start: with ``target``, its relevance (a number for each); without, the relevance of
+                all tokens ``(N,)``, as :func:`~captum_lig.prediction.last_layer_relevance` gives
+                it for a logit. None: 1 for each target.
+            rule: ``"conserve"``, ``"chain"`` or ``"product"``, see :meth:`LayerFlow.compose`.
+            absolute: take absolute values of the edges: then every share is between 0 and 1.
+            layers: indices of the first and the last layer of a range; None for all.
+
+        Raises:
+            LigError: tokens, layers or a rule that do not exist, or relevance that reaches a token
+                that was no target of the attribution.
+        """
+        chosen = layer_range(self.layers, layers)
+        relevance = self._start(target, start, "target")
+        rows, heads, residuals = [relevance], [], []
+        for layer in reversed(chosen):
+            lost = relevance[~layer.known].abs().sum()
+            if lost > 0:
+                token = int((relevance.abs() * ~layer.known).argmax())
+                raise LigError(
+                    f"token {token} ({self.tokens[token]!r}) was no target in layer {layer.index}, "
+                    "so what reaches it cannot be handed down: attribute all tokens "
+                    "(output_indices=None) in every layer but the last."
+                )
+            shares = layer.shares(rule, absolute)
+            by_route = shares.heads * relevance[:, None]  # (H, target, source)
+            heads.append(by_route.sum(-1))
+            residuals.append(shares.residual * relevance)
+            relevance = by_route.sum((0, 1)) + residuals[-1]
+            rows.append(relevance)
+        return Trace(
+            layers=tuple(layer.index for layer in chosen),
+            labels=tuple(self.tokens),
+            tokens=torch.stack(rows[::-1]),
+            heads=padded(heads[::-1]),
+            residual=torch.stack(residuals[::-1]),
+        )
+
+    def influence(
+        self,
+        source: int | Sequence[int],
+        *,
+        rule: str = "conserve",
+        absolute: bool = False,
+        layers: tuple[int, int] | None = None,
+    ) -> Trace:
+        """Follow tokens entering the first layer forward: their share in every node above.
+
+        The forward counterpart of :meth:`relevance`: the share of ``source`` in a target at the
+        end is what of the target's relevance arrives at ``source``.
+
+        Args:
+            source: the token, or the tokens (their shares add up).
+            rule: see :meth:`relevance`.
+            absolute: see :meth:`relevance`.
+            layers: see :meth:`relevance`.
+
+        Raises:
+            LigError: tokens, layers or a rule that do not exist.
+        """
+        chosen = layer_range(self.layers, layers)
+        share = self._start(source, None, "source")
+        rows, heads, residuals = [share], [], []
+        for layer in chosen:
+            shares = layer.shares(rule, absolute)
+            heads.append(shares.heads @ share)
+            residuals.append(shares.residual * share)
+            share = heads[-1].sum(0) + residuals[-1]
+            rows.append(share)
+        return Trace(
+            layers=tuple(layer.index for layer in chosen),
+            labels=tuple(self.tokens),
+            tokens=torch.stack(rows),
+            heads=padded(heads),
+            residual=torch.stack(residuals),
+        )
+
+    def rollout(
+        self,
+        layers: tuple[int, int] | None = None,
+        *,
+        rule: str = "conserve",
+        absolute: bool = False,
+    ) -> Tensor:
+        """The token-to-token map across a range of layers: the product of the layers' shares.
+
+        Args:
+            layers: indices of the first and the last layer; None for all.
+            rule: see :meth:`relevance`. Rows add up to 1 with ``conserve`` and ``chain``.
+            absolute: see :meth:`relevance`. The signed map and the absolute one differ by what
+                cancels on the way.
+
+        Returns:
+            ``(N, N)``, float64: row ``j`` is what of token ``j`` leaving the last layer comes from
+            each token entering the first.
+
+        Raises:
+            LigError: layers or a rule that do not exist.
+        """
+        product = torch.eye(len(self.tokens), dtype=torch.float64, device=self.positions.device)
+        for layer in layer_range(self.layers, layers):
+            product = layer.shares(rule, absolute).matrix @ product
+        return product
+
+    def paths(
+        self,
+        source: int,
+        target: int,
+        k: int = 5,
+        *,
+        rule: str = "conserve",
+        layers: tuple[int, int] | None = None,
+    ) -> list[Route]:
+        """The ``k`` strongest routes between two tokens, with their heads and layers.
+
+        The strength of a route is the absolute product of the signed shares of its steps; of all
+        routes these are exactly the strongest (dynamic programming over layers). All routes from
+        a source together, with their signs, add up to its entry in :meth:`rollout`.
+
+        Args:
+            source: a token entering the first layer.
+            target: a token leaving the last layer.
+            k: how many; fewer are returned if fewer carry anything.
+            rule: see :meth:`relevance`.
+            layers: indices of the first and the last layer; None for all.
+
+        Raises:
+            LigError: tokens, layers or a rule that do not exist.
+        """
+        whole_number("k", k, 1)
+        chosen = layer_range(self.layers, layers)
+        first = token_places(source, len(self.tokens), "source")[0]
+        last = token_places(target, len(self.tokens), "target")[0]
+        shares = [layer.shares(rule, False).cpu() for layer in chosen]
+        indices = [layer.index for layer in chosen]
+        return routes_between(shares, indices, self.tokens, first, last, k)
+
+    # --- less of it -----------------------------------------------------------------------------
+
+    def prune(
+        self,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        *,
+        rule: str = "conserve",
+    ) -> FlowGraph:
+        """Only the strong edges.
+
+        An edge is as strong as the share of its target, a token leaving the layer, that it
+        carries (see :meth:`relevance`), its sign aside. The shares of the edges that are left
+        stay what they are: what the others carried is :attr:`Trace.lost`.
+
+        Args:
+            threshold: keep edges that carry at least this share, between 0 and 1.
+            top_k: keep this many of the strongest into each token leaving a layer.
+            rule: by which rule an edge's share is measured.
+
+        Raises:
+            LigError: unless one of ``threshold`` and ``top_k`` is given.
+        """
+        if (threshold is None) == (top_k is None):
+            raise LigError("give either threshold or top_k, and not both.")
+        if threshold is not None:
+            fraction("threshold", threshold)
+        else:
+            whole_number("top_k", top_k, 1)
+        layers = [
+            only_strong(layer, layer.shares(rule, False), threshold, top_k) for layer in self.layers
+        ]
+        return self._with(layers)
+
+    def subgraph(
+        self,
+        tokens: Sequence[int] | Tensor | None = None,
+        layers: tuple[int, int] | None = None,
+        heads: Iterable[int | tuple[int, int]] | None = None,
+    ) -> FlowGraph:
+        """Only some tokens, layers or heads, and the edges between them.
+
+        The shares of the edges that are left stay what they are in the whole graph.
+
+        Args:
+            tokens: places of the tokens to keep; None for all.
+            layers: indices of the first and the last layer; None for all.
+            heads: numbers of heads to keep in every layer, or pairs of (layer, head); None for
+                all. Residual edges stay.
+
+        Raises:
+            LigError: tokens, layers or heads that do not exist.
+        """
+        chosen = layer_range(self.layers, layers)
+        if heads is not None:
+            chosen = only_heads(chosen, list(heads))
+        if tokens is None:
+            return self._with(chosen)
+        places = index_list(tokens, len(self.tokens), self.positions.device, "tokens", "tokens")
+        return self._with(
+            [layer.at(places) for layer in chosen],
+            [self.tokens[int(place)] for place in places],
+            self.positions[places],
+        )
+
+    def merge_tokens(
+        self,
+        word_ids: Sequence[int | None] | None = None,
+        *,
+        offsets: Sequence[tuple[int, int]] | None = None,
+        text: str | None = None,
+    ) -> FlowGraph:
+        """Words in place of word pieces, with attributions and totals kept.
+
+        The edges of the pieces of a word add up, and so do the sums at their nodes. A word has the
+        position of its first piece. Across layers words are less exact than pieces: what reaches a
+        word is handed down by all of its pieces, whichever of them it came to.
+
+        Args:
+            word_ids: the number of each token's word (``encoding.word_ids()``), None for a token
+                that stays alone. One for each token of the graph, or of the text with its padding.
+            offsets: instead, where each token begins and ends in ``text``; see
+                :func:`captum_lig.words.word_groups` for which pieces make a word.
+            text: the text that was tokenized, with ``offsets``.
+
+        Raises:
+            LigError: for words that do not fit the graph, or have a piece that was a target of the
+                attribution and one that was none.
+        """
+        groups, labels = words_of(self.tokens, self.positions, word_ids, offsets, text)
+        first = [groups.index(word) for word in range(len(labels))]
+        layers = [merged_layer(layer, groups) for layer in self.layers]
+        return self._with(layers, labels, self.positions[first])
+
+    # --- sums -----------------------------------------------------------------------------------
+
+    def by_head(self) -> Tensor:
+        """``(L, H)``: the share of each head in what reached the tokens leaving a layer.
+
+        Absolute values of the mlp boundary, added up over the targets. With
+        :meth:`residual_share`, the shares of a layer add up to 1.
+        """
+        return padded([layer.head_shares()[:, None] for layer in self.layers]).squeeze(-1)
+
+    def residual_share(self) -> Tensor:
+        """``(L,)``: the share of the residual edges in what reached the tokens leaving a layer."""
+        return torch.stack([layer.residual_share() for layer in self.layers])
+
+    # --- files and other programs ---------------------------------------------------------------
+
+    def to_networkx(self) -> networkx.DiGraph[Any]:
+        """The graph for networkx.
+
+        Nodes are tuples ``(layer, kind, head, token)``: ``(l, "z", None, i)`` is token ``i``
+        entering layer ``l`` (those that leave the last layer have the next number),
+        ``(l, "u", h, j)`` the output of head ``h`` at token ``j``. All tokens are nodes, and the
+        outputs that an attention edge reaches. They have
+
+        - ``layer``, ``kind``, ``head`` (of ``u`` alone), ``token``: their names again;
+        - ``label``: what the token is called; ``position``: its place in the text;
+        - ``sum`` and ``size``: of all attributions that the layer has to the node, and of their
+          absolute values. Tokens entering the first layer have none.
+
+        Edges that carry nothing are left out. The others have
+
+        - ``kind``: ``"attention"``, ``"mlp"`` or ``"residual"``;
+        - ``value``: the signed attribution, a length;
+        - ``share``: the signed share of the target node that the edge carries (``conserve``). A
+          token that nothing moved has a residual edge of value 0 and share 1;
+        - ``chain``, of attention edges, where the flows have it: the attribution with the
+          cotangent that the mlp boundary hands down.
+
+        Raises:
+            LigError: if networkx is not installed.
+        """
+        return to_networkx(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the graph to a file: ``.json``, ``.safetensors``, or ``.graphml`` (write only).
+
+        :mod:`captum_lig.graph.files` says what is in them. Missing folders are made.
+
+        Returns:
+            The path.
+
+        Raises:
+            LigError: if the suffix is another one, or networkx is not installed (GraphML).
+            OSError: if the file cannot be written.
+        """
+        return files.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> FlowGraph:
+        """Read back what :meth:`save` wrote, on the CPU; every number has the same bits.
+
+        Raises:
+            LigError: if the file's suffix or content is not this format, or its version is another.
+            OSError: if the file cannot be read.
+        """
+        return cls._of(*files.load(path))
+
+    def to_html(self, path: str | Path, title: str | None = None, rule: str = "conserve") -> Path:
+        """Write the interactive page: one HTML file that needs no network.
+
+        Layers, target, head, boundary, rule and threshold are chosen on the page, a token's
+        strongest routes are those of :meth:`paths`, and the composed maps stand beside the direct
+        ones where the flows have them.
+
+        Args:
+            path: a file that ends in ``.html``. Missing folders are made.
+            title: what stands on top; plain text, whatever it contains. None: the tokens.
+            rule: the composition rule that the page opens with, see :meth:`LayerFlow.compose`.
+
+        Returns:
+            The path.
+
+        Raises:
+            LigError: for another suffix, an unknown rule, or one that needs a boundary that is
+                not there.
+            OSError: if the file cannot be written.
+        """
+        from captum_lig.page import write_page
+
+        return write_page(self, path, title, rule)
+
+    # --- pictures -------------------------------------------------------------------------------
+
+    def plot(self, target: int | Sequence[int] = -1, **settings: Any) -> tuple[Figure, Axes]:
+        """Draw what reaches a token, and the strongest routes to it.
+
+        Args:
+            target: the token, or the tokens, at the end.
+            settings: further arguments of :func:`captum_lig.visualization.plot_graph`: ``source``,
+                ``k``, ``rule``, ``absolute``, ``title``, ``show``.
+
+        Raises:
+            LigError: tokens or a rule that do not exist.
+        """
+        from captum_lig.visualization import plot_graph
+
+        return plot_graph(self, target, **settings)
+
+    def _repr_html_(self) -> str:
+        """Facts and a picture, for notebooks."""
+        from captum_lig.visualization.notebook import graph_html
+
+        return graph_html(self)
+
+    def _start(
+        self, tokens: int | Sequence[int] | None, start: Tensor | Sequence[float] | None, name: str
+    ) -> Tensor:
+        return start_relevance(tokens, start, len(self.tokens), name).to(self.positions.device)

@@ -1,0 +1,68 @@
+"""What goes through each node of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Trace"]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What goes through each node of a range of ``L`` layers, over ``N`` tokens.
+
+    Made by :meth:`FlowGraph.relevance`, backward from the tokens at the end, or by
+    :meth:`FlowGraph.influence`, forward from tokens at the beginning. All numbers are float64.
+    """
+
+    layers: tuple[int, ...]
+    """Indices of the layers, in the order they run."""
+    labels: tuple[str, ...]
+    """The tokens."""
+    tokens: Tensor
+    """``(L + 1, N)``: row ``l`` at the residual stream entering the ``l``-th of the layers, the
+    last row at the tokens that leave the last of them."""
+    heads: Tensor
+    """``(L, H, N)`` at each head's output at a target; 0 where a layer has fewer heads."""
+    residual: Tensor
+    """``(L, N)`` along the residual edge of a token, past the heads."""
+
+    @property
+    def lost(self) -> Tensor:
+        """``(L,)`` what entered a layer from above and did not come out below it.
+
+        0 in a whole graph with a rule that conserves; the edges that are not there (pruned, of
+        other tokens or heads) carry the rest. Of a forward trace it has no meaning.
+        """
+        return self.tokens[1:].sum(-1) - self.tokens[:-1].sum(-1)
+
+    def by_head(self) -> Tensor:
+        """``(L, H)`` sums over the tokens."""
+        return self.heads.sum(-1)
+
+    def strongest(self, count: int = 5, layer: int | None = None) -> list[tuple[str, int, float]]:
+        """The tokens with the largest absolute values, largest first.
+
+        Args:
+            count: how many.
+            layer: at the tokens entering this layer (its index); None for the first.
+
+        Returns:
+            Token, its place, and its value.
+        """
+        row = self.tokens[0 if layer is None else self.layers.index(layer)]
+        order = row.abs().argsort(descending=True, stable=True)[:count]
+        return [(self.labels[int(i)], int(i), float(row[i])) for i in order]
+
+
+def padded(heads: Sequence[Tensor]) -> Tensor:
+    """Stack ``(H, N)`` tensors with zeros for heads that a layer does not have."""
+    most = max(len(part) for part in heads)
+    stacked = heads[0].new_zeros(len(heads), most, heads[0].shape[-1])
+    for layer, part in enumerate(heads):
+        stacked[layer, : len(part)] = part
+    return torch.as_tensor(stacked)

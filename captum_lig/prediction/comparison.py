@@ -1,0 +1,222 @@
+"""Relevances that a graph carries down, beside those that Captum gives at every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from torch import Tensor, nn
+
+from captum_lig.checks import brief
+from captum_lig.consistency.measures import Comparison, compare_maps
+from captum_lig.errors import LigError
+from captum_lig.graph import FlowGraph
+from captum_lig.prediction.relevance import (
+    DirectRelevance,
+    InputBaseline,
+    Inputs,
+    direct_relevance,
+)
+from captum_lig.prediction.scalars import Scalar
+
+__all__ = ["RelevanceComparison", "compare", "compare_with_layer_integrated_gradients"]
+
+MAPS = ("carried", "stays", "uniform")
+
+
+@dataclass(frozen=True)
+class RelevanceComparison:
+    """Carried relevances, direct ones, and two controls, at ``R`` places, over ``N`` tokens.
+
+    In the last place carried and direct are the same, that is where it starts.
+    """
+
+    layers: tuple[int, ...]
+    """``R`` indices: a place is where tokens enter this layer, the last one where they leave the
+    last layer (its index plus 1)."""
+    labels: tuple[str, ...]
+    """The tokens."""
+    carried: Tensor
+    """``(R, N)`` float64: the last place's direct relevances, handed down the graph."""
+    direct: Tensor
+    """``(R, N)`` float64: ``LayerIntegratedGradients`` at each place."""
+    direct_delta: Tensor
+    """``(R,)`` Captum's convergence delta: sum of ``direct`` minus ``change``."""
+    change: float
+    """Scalar of the inputs minus that of the baselines."""
+    rule: str
+    absolute: bool
+
+    @property
+    def stays(self) -> Tensor:
+        """``(R, N)`` control: the last place's relevances left on their own tokens."""
+        return self.direct[-1].expand_as(self.direct)
+
+    @property
+    def uniform(self) -> Tensor:
+        """``(R, N)`` control: their sum spread evenly over the tokens."""
+        return self.stays.mean(-1, keepdim=True).expand_as(self.direct)
+
+    @property
+    def carried_delta(self) -> Tensor:
+        """``(R,)`` sum of ``carried`` minus ``change``."""
+        return self.carried.sum(-1) - self.change
+
+    def measures(self, of: str = "carried") -> Comparison:
+        """Correlations with ``direct`` and distances from it, each ``(R,)``.
+
+        Args:
+            of: ``"carried"``, or a control: ``"stays"``, ``"uniform"``.
+
+        Raises:
+            LigError: for another map.
+        """
+        if of not in MAPS:
+            raise LigError(f"there is no map {brief(of)} to compare: use {', '.join(MAPS)}.")
+        return compare_maps(self.direct, getattr(self, of))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One a place, first layer first: plain numbers, such as ``pearson_carried``."""
+        columns: dict[str, Tensor] = {
+            "carried_delta": self.carried_delta,
+            "direct_delta": self.direct_delta,
+        }
+        for of in MAPS:
+            measures = self.measures(of)
+            columns |= {f"{f.name}_{of}": getattr(measures, f.name) for f in fields(measures)}
+        return [
+            {"layer": layer} | {name: float(column[row]) for name, column in columns.items()}
+            for row, layer in enumerate(self.layers)
+        ]
+
+    def table(self) -> Table:
+        """The rows as a table for a rich console."""
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+        table.title = f"carried by {self.rule}{', absolute' if self.absolute else ''}"
+        controls = {"pearson": MAPS[:2], "spearman": MAPS[:2], "relative_l2": MAPS}
+        for title in (
+            "entering\nlayer",
+            "Pearson\n(stays)",
+            "Spearman\n(stays)",
+            "L2 / norm of direct\n(stays, uniform)",
+            "carried\nmisses",
+            "direct\nmisses",
+        ):
+            table.add_column(title, justify="right", no_wrap=True)
+        for row in self.rows():
+            cells = []
+            for measure, names in controls.items():
+                first, *others = (_shown(row[f"{measure}_{name}"]) for name in names)
+                cells.append(f"{first} ({', '.join(others)})")
+            for name in ("carried_delta", "direct_delta"):
+                cells.append(f"{abs(row[name] / self.change):.1e}" if self.change else "")
+            end = row["layer"] == self.layers[-1]
+            table.add_row("end" if end else str(row["layer"]), *cells)
+        table.caption = (
+            "In brackets, controls: relevance left on its tokens, or spread evenly. misses: "
+            f"|sum - change| / |change|, of the scalar's change of {self.change:.4g}."
+        )
+        return table
+
+
+def compare_with_layer_integrated_gradients(
+    graph: FlowGraph,
+    model: nn.Module,
+    scalar: Scalar,
+    inputs: Inputs,
+    baselines: InputBaseline = None,
+    layers: Sequence[int] | None = None,
+    n_steps: int = 50,
+    method: str = "gausslegendre",
+    internal_batch_size: int | None = None,
+    additional_forward_args: object = None,
+    show_progress: bool = False,
+    *,
+    rule: str = "conserve",
+    absolute: bool = False,
+) -> RelevanceComparison:
+    """Put relevances that the graph carries beside Captum's ``LayerIntegratedGradients``.
+
+    Both begin with ``LayerIntegratedGradients`` at the output of the graph's last layer. One is
+    handed down the graph, the other is computed anew at the input of every layer.
+
+    Args:
+        graph: of the text, from flows of this model.
+        model: see :func:`last_layer_relevance`.
+        scalar: see :func:`last_layer_relevance`.
+        inputs: the text the graph is of.
+        baselines: see :func:`last_layer_relevance`.
+        layers: indices of the layers at whose input to compare; None for all of the graph.
+        n_steps: see :func:`last_layer_relevance`.
+        method: see :func:`last_layer_relevance`.
+        internal_batch_size: see :func:`last_layer_relevance`.
+        additional_forward_args: see :func:`last_layer_relevance`.
+        show_progress: show a progress bar over layers.
+        rule: see :meth:`FlowGraph.relevance`.
+        absolute: see :meth:`FlowGraph.relevance`.
+
+    Raises:
+        LigError: for a graph of other layers or another text, and as
+            :func:`last_layer_relevance` does.
+    """
+    direct = direct_relevance(
+        model,
+        scalar,
+        inputs,
+        baselines,
+        graph.indices if layers is None else layers,
+        graph.indices[-1],
+        n_steps,
+        method,
+        internal_batch_size,
+        additional_forward_args,
+        show_progress,
+    )
+    return compare(graph, direct, rule, absolute)
+
+
+def compare(
+    graph: FlowGraph, direct: DirectRelevance, rule: str = "conserve", absolute: bool = False
+) -> RelevanceComparison:
+    """The comparison with direct relevances that are there already, for several graphs or rules.
+
+    Args:
+        graph: of the same text, ending with the layer that ``direct`` ends with.
+        direct: of :func:`direct_relevance`.
+        rule: see :meth:`FlowGraph.relevance`.
+        absolute: see :meth:`FlowGraph.relevance`.
+
+    Raises:
+        LigError: for a graph of other layers or another text.
+    """
+    first, end = graph.indices[0], graph.indices[-1] + 1
+    if direct.layers[-1] != end or direct.layers[0] < first:
+        raise LigError(
+            f"the graph has the layers {first} to {end - 1}, the direct relevances are of layers "
+            f"{direct.layers[0]} to {direct.layers[-1] - 1}: they have to end with the same one, "
+            "and begin within the graph."
+        )
+    if not torch.equal(graph.positions, direct.positions):
+        raise LigError(
+            f"the graph is of {len(graph.positions)} tokens, the inputs of "
+            f"{len(direct.positions)}: give the text that the graph was made of."
+        )
+    trace = graph.relevance(start=direct.tokens[-1], rule=rule, absolute=absolute)
+    return RelevanceComparison(
+        layers=direct.layers,
+        labels=trace.labels,
+        carried=trace.tokens[[layer - first for layer in direct.layers]],
+        direct=direct.tokens,
+        direct_delta=direct.delta.double(),
+        change=direct.change,
+        rule=rule,
+        absolute=absolute,
+    )
+
+
+def _shown(number: float) -> str:
+    return "" if number != number else f"{number:.2f}"

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from captum_lig.block import Block
     from captum_lig.errors import LigError
     from captum_lig.flow import LayerFlow
     from captum_lig.graph import FlowGraph
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from captum_lig.set_to_set import SetToSetIG
 
 __all__ = [
+    "Block",
     "FlowGraph",
     "LayerFlow",
     "LayerFlowIG",
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Block": "captum_lig.block",
     "FlowGraph": "captum_lig.graph",
     "LayerFlow": "captum_lig.flow",
     "LayerFlowIG": "captum_lig.layer_flow",

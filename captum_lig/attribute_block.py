@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lig.baselines import Baseline, Start, describe, start_of
-from captum_lig.block import BlockCall, BlockCut
+from captum_lig.block import MASKED, BlockCall, BlockCut
 from captum_lig.boundaries import (
     AttentionBoundary,
     Chain,
@@ -23,19 +23,16 @@ from captum_lig.cost import Cost, Meter
 from captum_lig.errors import LigError
 from captum_lig.flow import MLP_STARTS, LayerFlow
 from captum_lig.influence import Influence
-from captum_lig.paths import Structure, inspect_structure, make_path
+from captum_lig.paths import Structure, floats_per_pair, inspect_structure, make_path
 from captum_lig.quadrature import rule
 from captum_lig.refinement import Integrable, refine
 from captum_lig.rows import Rows
 
-__all__ = ["BOUNDARIES", "INFLUENCE", "MASKED", "Settings", "attribute_block", "epsilons"]
+__all__ = ["BOUNDARIES", "INFLUENCE", "Settings", "attribute_block", "epsilons"]
 
 BOUNDARIES = ("attention", "mlp", "layer")
 INFLUENCE = "influence"
 """Vectors instead of scalars: more work, so only when it is asked for."""
-
-MASKED = -1e30
-"""A mask below this forbids a source."""
 
 MEMORY = 2**28
 """Bytes that the path points and targets in flight may take, if nothing else is said."""
@@ -139,7 +136,7 @@ class Settings:
 
 
 def attribute_block(
-    call: BlockCall, baseline: Baseline, settings: Settings, valid: Tensor | None
+    call: BlockCall, baseline: Baseline, settings: Settings, valid: Tensor
 ) -> tuple[LayerFlow, ...]:
     """All boundaries of one block, for every text of the batch: a flow for each ``mlp_start``.
 
@@ -147,7 +144,7 @@ def attribute_block(
         call: the block and what it was called with.
         baseline: what the path of its input starts from.
         settings: what is asked for.
-        valid: ``(B, S)`` False at padding, or None.
+        valid: ``(B, S)`` False at padding.
 
     Raises:
         LigError: activations that are not finite, masks, baselines or indices that do not fit,
@@ -155,18 +152,12 @@ def attribute_block(
     """
     z = call.hidden
     batch, sources, _ = z.shape
-    if valid is None:
-        valid = torch.ones(batch, sources, dtype=torch.bool, device=z.device)
-    valid = valid.to(z.device)
-    if valid.shape != (batch, sources):
+    if call.attention is None and settings.boundaries & {"attention", "mlp"}:
+        asked = tuple(name for name in BOUNDARIES if name in settings.boundaries)
         raise LigError(
-            f"attention_mask of shape {tuple(valid.shape)} does not fit the tokens of "
-            f"{call.describe()}, {(batch, sources)}."
-        )
-    if not bool(torch.isfinite(z[valid]).all() and torch.isfinite(call.output[valid]).all()):
-        raise LigError(
-            f"{call.describe()} has activations that are not finite on these inputs: look at "
-            "the weights and the inputs, or load the model in a wider dtype."
+            f"{call.describe()} has no attention that can be cut: boundaries={asked} need one, and "
+            "it has the layer boundary alone. Ask for boundaries=('layer',), name the blocks with "
+            "attention in layer=[...], or describe this one with captum_lig.Block."
         )
     began = time.perf_counter()
     half = z.dtype not in (torch.float32, torch.float64)
@@ -227,7 +218,7 @@ def _from_start(parts: dict[str, Tensor], start: str) -> dict[str, Tensor]:
 def _deltas(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     delta = {}
     for name in (INFLUENCE, f"attention_{INFLUENCE}"):
-        if name in parts:
+        if f"{name}_missing" in parts:
             delta[name] = parts.pop(f"{name}_missing")
     if "attention" in parts:
         delta["attention"] = parts["attention"].sum(-1) - parts["attention_total"]
@@ -247,13 +238,15 @@ def _attribute_text(
         return _nothing(cut, settings, len(targets))
     moved = len(kept) if start.is_target_token else 0
     structure = inspect_structure(cut, epsilons(cut.call.module), moved)
-    at_once = _pairs_at_once(cut, settings)
+    at_once = _pairs_at_once(cut, structure, start, settings)
     chunks = []
     for chunk in kept.split(at_once):
         rows = _rows(cut, start.select(chunk), structure, settings, targets[chunk], at_once)
         chunks.append(_attribute_rows(rows, settings))
     result = {}
-    for name in chunks[0]:
+    # A block without attention counts as one head: that is nothing to hand out.
+    wanted = [name for name in chunks[0] if cut.has_attention or not name.startswith("attention")]
+    for name in wanted:
         rows_found = torch.cat([chunk[name] for chunk in chunks])
         shape = (len(targets), *rows_found.shape[1:])
         result[name] = rows_found.new_zeros(shape).index_copy_(0, kept, rows_found)
@@ -266,7 +259,8 @@ def _nothing(cut: BlockCut, settings: Settings, count: int) -> dict[str, Tensor]
     shapes: dict[str, tuple[int, ...]] = {}
     if "attention" in wanted:
         shapes |= {"attention": (heads, sources), "attention_total": (heads,)}
-        shapes["self_weight"] = (heads,)
+        if cut.opens:
+            shapes["self_weight"] = (heads,)
     for start in settings.mlp_starts if "mlp" in wanted else ():
         shapes |= {f"mlp@{start}": (heads,), f"residual@{start}": (), f"mlp_total@{start}": ()}
         if "attention" in wanted:
@@ -279,6 +273,8 @@ def _nothing(cut: BlockCut, settings: Settings, count: int) -> dict[str, Tensor]
         shapes |= {f"attention_{INFLUENCE}_missing": (heads,), "attention_total": (heads,)}
     if wanted & {"mlp", "layer", INFLUENCE}:
         shapes["layer_total"] = ()
+    if not cut.has_attention:
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith("attention")}
     return {name: cut.z.new_zeros(count, *shape) for name, shape in shapes.items()}
 
 
@@ -323,7 +319,8 @@ def _attribute_rows(rows: Rows, settings: Settings) -> dict[str, Tensor]:
             on_path.append(chain)
         result |= _to_start(found, start)
     if "attention" in wanted:
-        result["self_weight"] = rows.self_weight
+        if rows.self_weight is not None:
+            result["self_weight"] = rows.self_weight
         on_path.append(AttentionBoundary(rows))
     if "layer" in wanted:
         on_path.append(LayerBoundary(rows))
@@ -370,8 +367,7 @@ def _still(cut: BlockCut, start: Start, rows: Tensor) -> Tensor:
     moves = ~start.frozen(cut.z, rows)
     own = moves[torch.arange(len(rows), device=rows.device), rows]
     if cut.mask is not None:
-        masked = MASKED
-        moves = moves & (cut.mask[:, rows] > masked).any(0)
+        moves = moves & (cut.mask[:, rows] > MASKED).any(0)
     return ~(moves.any(-1) | own)
 
 
@@ -382,12 +378,9 @@ def epsilons(block: nn.Module) -> list[float]:
     return [value for value in values if isinstance(value, float)]
 
 
-def _pairs_at_once(cut: BlockCut, settings: Settings) -> int:
+def _pairs_at_once(cut: BlockCut, structure: Structure, start: Start, settings: Settings) -> int:
     """How many pairs of a path point and a target to work on at once."""
     if settings.internal_batch_size is not None:
         return settings.internal_batch_size
-    sources, width = cut.z.shape
-    # Per pair: about ten (heads x sources) tensors in the attention core, and the activations
-    # that the backward pass of what follows it keeps (the hidden layer is some times the width).
-    floats = 10 * cut.heads * sources + 64 * width
+    floats = floats_per_pair(cut, structure, start)
     return max(1, MEMORY // (floats * cut.z.element_size()))

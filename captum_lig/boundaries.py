@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from captum_lig.attention_path import PointSet
-from captum_lig.rows import Parts, Rows, one
+from captum_lig._types import Parts
+from captum_lig.attention import Points
+from captum_lig.rows import Rows, one
 from captum_lig.scalarization import cotangent, unit, value
 
 __all__ = ["AttentionBoundary", "Chain", "LayerBoundary", "MlpBoundary", "sweep_together"]
@@ -29,10 +30,19 @@ __all__ = ["AttentionBoundary", "Chain", "LayerBoundary", "MlpBoundary", "sweep_
 
 
 @dataclass(frozen=True)
-class _OfOutputs:
-    """What the boundaries whose targets are the block's outputs have in common."""
+class _OfRows:
+    """What all boundaries have in common."""
 
     rows: Rows
+
+    def miss(self, sums: Tensor, change: Tensor) -> Tensor:
+        """What sums miss of a change, as ``totals``."""
+        return (sums - change).abs()
+
+
+@dataclass(frozen=True)
+class _OfOutputs(_OfRows):
+    """What the boundaries whose targets are the block's outputs have in common."""
 
     def select(self, rows: Tensor) -> Self:
         """Some of the rows."""
@@ -56,10 +66,6 @@ class _OfOutputs:
     def scale(self) -> Tensor:
         """Shape ``(R, 1)``."""
         return self.totals
-
-    def miss(self, sums: Tensor, change: Tensor) -> Tensor:
-        """What sums miss of a change, as ``totals``."""
-        return (sums - change).abs()
 
 
 @dataclass(frozen=True)
@@ -96,11 +102,10 @@ class MlpBoundary(_OfOutputs):
 
 
 @dataclass(frozen=True)
-class AttentionBoundary:
+class AttentionBoundary(_OfRows):
     """``z -> u``, each head by itself."""
 
     gives: ClassVar[tuple[str, ...]] = ("attention",)
-    rows: Rows
 
     def select(self, rows: Tensor) -> AttentionBoundary:
         """Some of the rows."""
@@ -129,7 +134,7 @@ class AttentionBoundary:
         """``attention (R, H, S)``."""
         return sweep_together([self], alphas, weights)
 
-    def rates(self, a: Tensor, w: Tensor, at: PointSet, first: bool) -> Parts:
+    def rates(self, a: Tensor, w: Tensor, at: Points, first: bool) -> Parts:
         """The share of some nodes: ``attention (R, H, S)``."""
         rows = self.rows
         change = at.moved - rows.moved_start
@@ -142,10 +147,6 @@ class AttentionBoundary:
         """Shape ``(R, H)``."""
         return parts["attention"].sum(-1)
 
-    def miss(self, sums: Tensor, change: Tensor) -> Tensor:
-        """What sums miss of a change, as ``totals``."""
-        return (sums - change).abs()
-
     def values(self, a: float) -> Tensor:
         """``A`` at one path point, ``(R, H)``."""
         rows = self.rows
@@ -154,10 +155,9 @@ class AttentionBoundary:
 
 
 @dataclass(frozen=True)
-class Chain:
+class Chain(_OfRows):
     """``z -> u`` with the cotangent ``(R, H, d)`` that the mlp boundary hands down."""
 
-    rows: Rows
     gradient: Tensor
     target_total: Tensor
     """``(R,)`` total of the mlp boundary."""
@@ -201,17 +201,13 @@ class Chain:
         """``(R, H, S)``."""
         return sweep_together([self], alphas, weights)
 
-    def rates(self, a: Tensor, w: Tensor, at: PointSet, first: bool) -> Parts:
+    def rates(self, a: Tensor, w: Tensor, at: Points, first: bool) -> Parts:
         """The share of some nodes: ``(R, H, S)``."""
         return {self.name: _rates(at, w, self.gradient.expand(len(a), -1, -1, -1))}
 
     def sums(self, parts: Parts) -> Tensor:
         """Shape ``(R, H)``."""
         return parts[self.name].sum(-1)
-
-    def miss(self, sums: Tensor, change: Tensor) -> Tensor:
-        """What sums miss of a change, as ``totals``."""
-        return (sums - change).abs()
 
     def values(self, a: float) -> Tensor:
         """``<gradient, u(a) - u(0)>`` at one path point, ``(R, H)``."""
@@ -229,11 +225,11 @@ class LayerBoundary(_OfOutputs):
         """``layer (R, S)``."""
         return sweep_together([self], alphas, weights)
 
-    def rates(self, a: Tensor, w: Tensor, at: PointSet, first: bool) -> Parts:
+    def rates(self, a: Tensor, w: Tensor, at: Points, first: bool) -> Parts:
         """The share of some nodes: ``layer (R, S)``."""
         rows = self.rows
         gu, gz = rows.gradients(a, at.u, at.velocity()[0] if first else None)
-        rates = _rates(at, w, gu).sum(1)
+        rates = at.summed_rates(gu * w.view(-1, 1, 1, 1))
         own = torch.einsum("p,prd,rd->r", w, gz, rows.step)
         rates[torch.arange(len(own), device=own.device), at.rows] += own
         return {"layer": rates}
@@ -264,6 +260,6 @@ def sweep_together(
     return sums
 
 
-def _rates(at: PointSet, w: Tensor, g: Tensor) -> Tensor:
+def _rates(at: Points, w: Tensor, g: Tensor) -> Tensor:
     """Weighted rates ``(R, H, S)`` for cotangents ``g (P, R, H, d)``."""
     return at.rates(g * w.view(-1, 1, 1, 1)).transpose(0, 1)

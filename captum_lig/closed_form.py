@@ -22,9 +22,6 @@ from torch import Tensor
 
 __all__ = ["Mixture", "Norm", "recognise_norm"]
 
-QKV = tuple[Tensor, Tensor, Tensor]
-Pre = Callable[[Tensor], QKV]
-
 
 @dataclass(frozen=True)
 class Norm:
@@ -51,19 +48,29 @@ class Norm:
             A :class:`Mixture` of ``(P, ...)`` tensors in float64.
         """
         a = alphas.double().view(-1, *[1] * dot.dim())
-        if self.kind == "identity":
-            one = torch.ones_like(a)
-            return Mixture(1 - a, a, -one, one, -a)
-        variance = (1 - a) ** 2 * start + 2 * a * (1 - a) * dot + a**2 * end
+        line = Mixture(1 - a, a, -torch.ones_like(a), torch.ones_like(a), -a)
+        return line if self.kind == "identity" else self.of(line, start, end, dot)
+
+    def of(self, w: Mixture, start: Tensor, end: Tensor, dot: Tensor) -> Mixture:
+        """The weights of ``n(x0)`` and ``n(x1)`` in ``n(w.start x0 + w.end x1)``.
+
+        Args:
+            w: the weights of what is normed.
+            start: mean square of ``center(x0)``, any shape that broadcasts with the others.
+            end: mean square of ``center(x1)``.
+            dot: mean product of ``center(x0)`` and ``center(x1)``.
+        """
+        variance = w.start**2 * start + 2 * w.start * w.end * dot + w.end**2 * end
         sigma = (variance.clamp_min(0) + self.eps).sqrt()
         sigma0, sigma1 = (start + self.eps).sqrt(), (end + self.eps).sqrt()
+        from_start = w.start * sigma0 / sigma
         # The derivatives with the cancelling terms already cancelled.
-        from_start = (1 - a) * sigma0 / sigma
+        turn = w.d_start * w.end - w.start * w.d_end
         return Mixture(
             from_start,
-            a * sigma1 / sigma,
-            -sigma0 * (self.eps + a * end + (1 - a) * dot) / sigma**3,
-            sigma1 * (self.eps + (1 - a) * start + a * dot) / sigma**3,
+            w.end * sigma1 / sigma,
+            sigma0 * (w.d_start * self.eps + turn * (w.end * end + w.start * dot)) / sigma**3,
+            sigma1 * (w.d_end * self.eps - turn * (w.start * start + w.end * dot)) / sigma**3,
             from_start - 1,
         )
 
@@ -79,16 +86,22 @@ class Mixture:
     less_one: Tensor
     """``start - 1``, before rounding."""
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Mixture:
+        """Each of the weights changed."""
+        return Mixture(*(change(getattr(self, field.name)) for field in fields(self)))
+
     def to(self, dtype: torch.dtype) -> Mixture:
         """The same weights in another precision."""
-        return Mixture(*(getattr(self, field.name).to(dtype) for field in fields(self)))
+        return self.map(lambda x: x.to(dtype))
 
 
-def recognise_norm(pre: Pre, z: Tensor, epsilons: Iterable[float]) -> Norm | None:
+def recognise_norm(
+    pre: Callable[[Tensor], tuple[Tensor, ...]], z: Tensor, epsilons: Iterable[float]
+) -> Norm | None:
     """Find the norm with which the closed form reproduces ``pre``.
 
     Args:
-        pre: ``(N, S, D)`` to queries, keys and values ``(N, heads, S, d)``.
+        pre: ``(N, S, D)`` to queries, keys and values ``(N, heads, S, d)``, or to some of them.
         z: ``(S, D)`` a residual stream to test around.
         epsilons: values of eps that the norm may have.
 

@@ -74,7 +74,8 @@ class LayerFlow:
     """``(B, H, T)`` what a row of ``chain`` adds up to, ``<gbar, u(1) - u(0)>``: ``mlp``, except if
     the mlp boundary starts at zero."""
     self_weight: Tensor | None = None
-    """``(B, H, T)`` attention weight of each target on itself. There with ``attention``."""
+    """``(B, H, T)`` attention weight of each target on itself. There with ``attention``, except if
+    weights are hidden in the block's own code."""
     influence: Tensor | None = None
     """``(B, T, S)`` z -> z': length of each source's vector, the integral of
     ``(dy_j / dz_i) (z_i - z0_i)``: how much, without a sign. There when asked for."""
@@ -304,6 +305,11 @@ def _self_shares(flow: LayerFlow, estimate: str, zero: LayerFlow | None) -> dict
             "baseline 'target_token', where they are 0."
         )
     if estimate == "map_ratio":
+        if flow.attention is not None and flow.self_weight is None:
+            raise LigError(
+                f"the attention weights of layer {flow.index} ({flow.name}) are hidden in the "
+                "block's own code, and 'map_ratio' needs them: use 'zero_ratio'."
+            )
         share = _need(flow, "self_weight")
         return {name: share for name in ("attention", "chain") if getattr(flow, name) is not None}
     if zero is None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_lig.rows import Parts, Post, Rows, one
+from captum_lig._types import Parts, Post
+from captum_lig.derivatives import push
+from captum_lig.rows import Rows, one
 
 __all__ = ["Influence"]
 
@@ -97,16 +99,21 @@ def _push(post: Post, at: tuple[Tensor, Tensor], tangents: tuple[Tensor, Tensor]
     count, sources = tangents[0].shape[:2]
     if count == sources:
         # The block runs on whole sequences: as many rows as tokens fill one, and the tangents
-        # can share its forward pass.
-        def push(du: Tensor, dz: Tensor) -> Tensor:
+        # can share its forward pass, if its code takes that (a mixture of experts does not).
+        def moved_by(du: Tensor, dz: Tensor) -> Tensor:
             moved: Tensor = torch.func.jvp(post, at, (du, dz))[1]
             return moved
 
-        pushed: Tensor = torch.func.vmap(push, in_dims=1, out_dims=1)(*tangents)
-        return pushed.detach()
-    _, moved = torch.func.jvp(  # type: ignore[misc]
+        try:
+            pushed: Tensor = torch.func.vmap(moved_by, in_dims=1, out_dims=1)(*tangents)
+            return pushed.detach()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass
+    _, moved = push(
         post,
         tuple(x.repeat_interleave(sources, 0) for x in at),
         tuple(x.flatten(0, 1) for x in tangents),
     )
-    return moved.detach().view(count, sources, -1)  # type: ignore[no-any-return]
+    return moved.view(count, sources, -1)  # type: ignore[no-any-return]

@@ -15,17 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_lig.attention_path import AttentionPath, ClosedForm, SharedPath, TargetTokenPath
-from captum_lig.attribute_block import BOUNDARIES, INFLUENCE, MASKED, epsilons
+from captum_lig.attention.along import ClosedForm
+from captum_lig.attention.autograd import AutogradPath
+from captum_lig.attention.protocol import AttentionPath
+from captum_lig.attention.shared import SharedPath
+from captum_lig.attention.target_token import TargetTokenPath
+from captum_lig.attribute_block import BOUNDARIES, INFLUENCE, epsilons
 from captum_lig.baselines import Start
-from captum_lig.block import BlockCall, BlockCut, block_candidates, record_blocks, use_interface
-from captum_lig.checks import brief
+from captum_lig.block import MASKED, BlockCall, BlockCut, elements
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.loading import load_model
 from captum_lig.model_call import ModelCall
 from captum_lig.model_report import AttentionReport, BlockReport, ModelReport, ModuleList
 from captum_lig.paths import inspect_structure, make_path
+from captum_lig.selection import Finder
 
 __all__ = ["inspect_model", "inspect_pretrained"]
 
@@ -58,17 +62,15 @@ def inspect_model(
     if not isinstance(model, nn.Module):
         raise LigError(f"model is a {type(model).__name__}: give a torch.nn.Module.")
     call = ModelCall.of(model, inputs)
-    candidates = block_candidates(model)
-    calls: list[BlockCall] = []
-    unreachable = None
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.no_grad():
         call.run()  # without us: what fails here is not about us
-        with use_interface(model):
-            try:
-                calls = record_blocks(model, call.run, candidates)
-            except Exception as error:  # whatever a model unknown to us does
-                unreachable = _sentence(error)
-            blocks = tuple(_inspect_block(block, call.valid) for block in calls)
+    finder, unreachable = Finder(model), None
+    blocks: tuple[BlockReport, ...] = ()
+    try:
+        with finder.recorded(call) as calls:
+            blocks = tuple(_inspect_block(finder, b, call.valid_of(b)) for b in calls)
+    except Exception as error:  # whatever a model unknown to us does
+        unreachable = _sentence(error)
     tokens = blocks[0].tokens if blocks else None
     seen = tokens if call.valid is None or tokens is None else int(call.valid[0].sum())
     if seen is not None and seen < 2:
@@ -78,7 +80,7 @@ def inspect_model(
         parameters=_size(model),
         dtype=", ".join(sorted({_dtype(p.dtype) for p in model.parameters()})),
         tokens=tokens,
-        module_lists=_module_lists(candidates, {block.name for block in blocks}),
+        module_lists=_module_lists(elements(model), {block.name for block in blocks}),
         blocks=blocks,
         unreachable=unreachable,
     )
@@ -101,24 +103,34 @@ def inspect_pretrained(model: str | Path | None, text: str) -> ModelReport:
     return replace(report, name=loaded.name, text=text)
 
 
-def _inspect_block(call: BlockCall, valid: Tensor | None) -> BlockReport:
+def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockReport:
     """All there is to know of one block, from the first text of a run."""
+    z = call.hidden
     report = BlockReport(
         index=call.index,
         name=call.name,
         class_name=type(call.module).__name__,
         parameters=_size(call.module),
+        tokens=z.shape[1],
+        width=z.shape[-1],
     )
     try:
-        whole = call.hidden.dtype in (torch.float32, torch.float64)
-        cut = BlockCut(call.in_dtype(call.hidden.dtype if whole else torch.float32), 0, Meter())
-        z = cut.z
-        report = replace(report, tokens=len(z), width=z.shape[-1], dtype=_dtype(z.dtype))
-        kept = _kept(z, valid)
-        if not bool(torch.isfinite(z[kept]).all() and torch.isfinite(cut.output[kept]).all()):
-            raise LigError("it has activations that are not finite on this text.")
-        attention, own = _attention(cut, kept)
-        structure = inspect_structure(cut, epsilons(cut.call.module))
+        whole = z.dtype in (torch.float32, torch.float64)
+        call = finder.attached(call, valid)
+        cut = BlockCut(call.in_dtype(z.dtype if whole else torch.float32), 0, Meter())
+        z, kept = cut.z, valid[0].to(z.device).nonzero().squeeze(-1)
+        report = replace(report, dtype=_dtype(z.dtype))
+        own = cut.attend(z[None])[0]
+        if not cut.has_attention:
+            return replace(
+                report,
+                boundaries=("layer", INFLUENCE),
+                forward_error={"block": _gap(own[kept][:, 0], cut.output[kept])},
+                not_supported="no attention was reached in it, so it has no attention and mlp "
+                "boundaries.",
+            )
+        attention = _attention(cut, kept, own)
+        structure = inspect_structure(cut, epsilons(cut.call.module), len(kept))
         report = replace(
             report,
             attention=attention,
@@ -151,38 +163,34 @@ def _inspect_block(call: BlockCall, valid: Tensor | None) -> BlockReport:
     return replace(report, boundaries=(*BOUNDARIES, INFLUENCE))
 
 
-def _attention(cut: BlockCut, kept: Tensor) -> tuple[AttentionReport, Tensor]:
-    """What a block's attention function gets, and the family's own output of it ``(S, H, d)``.
-
-    The one place that looks into the call of that function.
-    """
-    q, k, v = cut.pre(cut.z[None])
-    mask = None if cut.mask is None else cut.mask[None]
-    call = replace(cut.call.attention, query=q, key=k, value=v, mask=mask)
-    kind, reach, bias = _mask_kind(None if mask is None else mask[0][:, kept][..., kept])
-    report = AttentionReport(
-        heads=q.shape[1],
+def _attention(cut: BlockCut, kept: Tensor, own: Tensor) -> AttentionReport:
+    """What a block's attention function gets, as far as it can be seen."""
+    found = AttentionReport(
+        site=cut.call.site, heads=cut.heads, value_width=own.shape[-1], arguments=_arguments(cut)
+    )
+    if not cut.opens:
+        return found
+    q, k, _ = cut.pre(cut.z[None])
+    kind, reach, bias = _mask_kind(None if cut.mask is None else cut.mask[:, kept][..., kept])
+    return replace(
+        found,
         key_value_heads=k.shape[1],
         head_width=q.shape[-1],
-        value_width=v.shape[-1],
         scaling=float(cut.scaling),
         mask=kind,
         reach=reach,
         bias=bias,
-        arguments=_arguments(call.kwargs),
     )
-    return report, call.eager()[0]
 
 
-def _kept(z: Tensor, valid: Tensor | None) -> Tensor:
-    """Positions of the text's tokens that are not padding."""
-    if valid is None:
-        return torch.arange(len(z), device=z.device)
-    if valid.shape[1] != len(z):
-        raise LigError(
-            f"the attention_mask has {valid.shape[1]} places, and the block gets {len(z)} tokens."
-        )
-    return valid[0].to(z.device).nonzero().squeeze(-1)
+def _arguments(cut: BlockCut) -> dict[str, str]:
+    """What makes the row function another one than the softmax."""
+    arguments = {}
+    if cut.softcap is not None:
+        arguments["softcap"] = f"{cut.softcap:g}"
+    if cut.sinks is not None:
+        arguments["sinks"] = f"{len(cut.sinks)}, one a head"
+    return arguments
 
 
 def _mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:
@@ -205,19 +213,9 @@ def _mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:
     return "causal" if causal else "full", reach if reach < len(allowed) - 1 else None, bias
 
 
-BOOKKEEPING = ("cache_position", "deterministic", "output_attentions", "position_ids", "use_cache")
-"""Arguments that are handed through and change nothing at the attention function."""
-
-
-def _arguments(kwargs: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        name: f"tensor {tuple(value.shape)}" if isinstance(value, Tensor) else brief(value)
-        for name, value in kwargs.items()
-        if value is not None and name not in BOOKKEEPING
-    }
-
-
 def _kind(path: AttentionPath) -> str:
+    if isinstance(path, AutogradPath):
+        return "autograd"
     mixed = isinstance(path, SharedPath) and isinstance(path.along, ClosedForm)
     return "closed_form" if mixed or isinstance(path, TargetTokenPath) else "run_block"
 
@@ -227,10 +225,12 @@ def _gap(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
-def _module_lists(candidates: Mapping[str, nn.Module], reached: set[str]) -> tuple[ModuleList, ...]:
+def _module_lists(found: Mapping[str, nn.Module], reached: set[str]) -> tuple[ModuleList, ...]:
+    """The outermost lists of modules."""
     lists: dict[str, dict[str, nn.Module]] = {}
-    for name, module in candidates.items():
-        lists.setdefault(name.rpartition(".")[0], {})[name] = module
+    for name, module in found.items():
+        if not any(name.startswith(f"{other}.") for other in found):
+            lists.setdefault(name.rpartition(".")[0], {})[name] = module
     return tuple(
         ModuleList(
             name=name,

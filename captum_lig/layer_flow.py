@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typing
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,16 +17,16 @@ from captum_lig import scalarization as scalar
 from captum_lig._captum import GradientAttribution, log_usage
 from captum_lig.attribute_block import BOUNDARIES, INFLUENCE, Settings, attribute_block
 from captum_lig.baselines import Baseline
-from captum_lig.block import BlockCall, block_candidates, record_blocks, use_interface
+from captum_lig.block import BlockCall
 from captum_lig.checks import brief
 from captum_lig.errors import LigError
 from captum_lig.flow import LayerFlow
 from captum_lig.model_call import ModelCall
+from captum_lig.selection import Finder, Layer, is_one
 from captum_lig.self_term import ESTIMATES
 
 __all__ = ["LayerFlowIG"]
 
-Layer = nn.Module | str | int
 Delta = dict[str, Tensor]
 
 MOST_NAMED = 20
@@ -43,13 +43,14 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
     adds up to a known total.
 
     After Suzuki, Hino, Murata, "LIG: Layer-wise Integrated Gradients for Within-Layer Flow
-    Analysis in Transformers", arXiv 2606.21564 (2026). The model is used as it is: it is cut at
-    the attention interface of transformers, and left as it was.
+    Analysis in Transformers", arXiv 2606.21564 (2026). The model is used as it is: its
+    blocks are cut where they attend (``docs/own-models.md``), and left as they were.
 
     Args:
-        model: a Transformer of the transformers library, in evaluation mode.
-        layer: None for every block; or one block, as a module, a dotted name or a number in the
-            order the blocks run; or a list of those.
+        model: a Transformer, in evaluation mode.
+        layer: None for every block; or one block, as a module, a dotted name, a number in the
+            order the blocks run, or a :class:`~captum_lig.Block` that describes it; or a list of
+            those.
         scalarization: ``"l2"`` (the paper) or ``"projection"`` (on the direction of the change).
 
     Example::
@@ -68,14 +69,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
     ) -> None:
         if not isinstance(model, nn.Module):
             raise LigError(f"model is a {type(model).__name__}: give a torch.nn.Module.")
-        super().__init__(model)
-        kinds = (nn.Module, str, int)
-        for one in layer if isinstance(layer, (list, tuple)) else [layer]:
-            if one is not None and (isinstance(one, bool) or not isinstance(one, kinds)):
-                raise LigError(
-                    f"layer {brief(one)} is a {type(one).__name__}: give a module of the model, "
-                    "its dotted name, or its number, a list of those, or None for every block."
-                )
+        super().__init__(getattr(model, "_orig_mod", model))  # as it was before torch.compile
+        self._finder = Finder(self.forward_func, layer)
         self.layer = layer
         self.scalarization = scalar.check(scalarization)
 
@@ -160,6 +155,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             boundaries: which of ``"attention"``, ``"mlp"``, ``"layer"`` and ``"influence"``. The
                 composition ``chain`` needs the first two. ``influence`` is more work, one
                 Jacobian-vector product per pair of tokens and node, and not in the default.
+                Blocks without attention have ``"layer"`` and ``"influence"`` alone.
             output_indices: positions of the targets to attribute; None for all tokens.
             tolerance: largest completeness error of a row, relative to its total. Rows that are
                 not within it after ``n_steps`` nodes are refined by panels whose errors are
@@ -205,13 +201,14 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         call = ModelCall.of(model, inputs, additional_forward_args)
 
         def attributed(block: BlockCall, start: Baseline) -> LayerFlow:
-            (flow,) = attribute_block(block, start, settings, call.valid)
+            valid = call.valid_of(block)
+            (flow,) = attribute_block(block, start, settings, valid)
             if self_term is None:
                 return flow
             if self_term != "zero_ratio":
                 return flow.with_self_term(self_term)
             estimated = replace(settings, boundaries=settings.boundaries - {INFLUENCE})
-            (zero,) = attribute_block(block, "zero", estimated, call.valid)
+            (zero,) = attribute_block(block, "zero", estimated, valid)
             _warn_of_open_rows([zero])
             flow = flow.with_self_term(self_term, zero)
             assert flow.cost is not None and zero.cost is not None
@@ -223,11 +220,19 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             flows = [attributed(*both) for both in zip(shown, starts, strict=True)]
         _warn_of_open_rows(flows)
         # A module that runs several times (ALBERT's) has a flow for each.
-        single = isinstance(self.layer, (nn.Module, str, int)) and len(flows) == 1
+        single = is_one(self.layer) and len(flows) == 1
         result = flows[0] if single else flows
         if not return_convergence_delta:
             return result
         return result, flows[0].delta if single else [flow.delta for flow in flows]
+
+    def blocks(self, call: ModelCall) -> AbstractContextManager[list[BlockCall]]:
+        """The chosen blocks with what they were called with, made sure of, to be attributed inside.
+
+        Raises:
+            LigError: if there are no such blocks, or one of them cannot be cut.
+        """
+        return self._finder.blocks(call)
 
     def compute_convergence_delta(
         self, flow: LayerFlow | Sequence[LayerFlow]
@@ -247,68 +252,6 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
     def multiplies_by_inputs(self) -> bool:
         """True: attributions are contributions, not sensitivities."""
         return True
-
-    @contextmanager
-    def blocks(self, call: ModelCall) -> Iterator[list[BlockCall]]:
-        """The chosen blocks with what they were called with, ready to be attributed inside."""
-        model: nn.Module = self.forward_func
-        # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.
-        with torch.inference_mode(False), torch.no_grad(), use_interface(model):
-            yield self._select(record_blocks(model, call.run, self._candidates()))
-
-    def _candidates(self) -> dict[str, nn.Module]:
-        found = block_candidates(self.forward_func)
-        names = {id(module): name for name, module in self.forward_func.named_modules()}
-        by_name = {name: id_ for id_, name in names.items()}
-        for layer in self._layers():
-            if isinstance(layer, nn.Module):
-                if id(layer) not in names:
-                    raise LigError(
-                        f"layer {type(layer).__name__} is not a module of the model "
-                        f"{type(self.forward_func).__name__}: {_blocks_there_are(found)}."
-                    )
-                found[names[id(layer)]] = layer
-            elif isinstance(layer, str):
-                if layer not in by_name:
-                    raise LigError(
-                        f"layer {layer!r} is not the name of a module of the model "
-                        f"{type(self.forward_func).__name__}: {_blocks_there_are(found)}."
-                    )
-                found[layer] = self.forward_func.get_submodule(layer)
-        return found
-
-    def _layers(self) -> list[Layer]:
-        if self.layer is None:
-            return []
-        if isinstance(self.layer, (nn.Module, str, int)):
-            return [self.layer]
-        return list(self.layer)
-
-    def _select(self, calls: list[BlockCall]) -> list[BlockCall]:
-        if self.layer is None:
-            return calls
-        chosen: list[BlockCall] = []
-        for layer in self._layers():
-            if isinstance(layer, int):
-                if not -len(calls) <= layer < len(calls):
-                    raise LigError(
-                        f"layer {layer} does not exist: the model has {len(calls)} blocks, "
-                        f"0 to {len(calls) - 1}."
-                    )
-                chosen.append(calls[layer])
-                continue
-            found = [c for c in calls if layer is c.module or layer == c.name]
-            if not found:
-                name = layer if isinstance(layer, str) else type(layer).__name__
-                blocks = {c.name: c.module for c in calls}
-                raise LigError(
-                    f"layer {name!r} is not a block that calls attention: "
-                    f"{_blocks_there_are(blocks)}."
-                )
-            chosen.extend(found)
-        if not chosen:
-            raise LigError("layer is an empty list: give None for every block, or name some.")
-        return chosen
 
 
 def _one_for_each(
@@ -368,11 +311,3 @@ def _warn_of_open_rows(flows: list[LayerFlow]) -> None:
             + ". They are flagged in flow.converged; raise max_steps or choose another baseline.",
             stacklevel=4,
         )
-
-
-def _blocks_there_are(blocks: Mapping[str, nn.Module]) -> str:
-    names = list(blocks)
-    if not names:
-        return "no blocks were found in it"
-    some = ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]}, ... {names[-1]}"
-    return f"its blocks are {some}"

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from captum_lig._captum import format_additional_forward_args
+from captum_lig.block import MASKED, BlockCall
 from captum_lig.errors import LigError
 
 __all__ = ["ModelCall"]
@@ -67,6 +69,9 @@ class ModelCall:
                 "what a tokenizer returns with return_tensors='pt'."
             )
         args += format_additional_forward_args(additional_forward_args) or ()
+        device = _device_of(model)
+        args = tuple(_moved(value, device) for value in args)
+        kwargs = {name: _moved(value, device) for name, value in kwargs.items()}
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor) and value.numel() == 0:
                 raise LigError(
@@ -92,6 +97,30 @@ class ModelCall:
                 f"text {empty} of the batch is empty: its attention_mask is 0 at every token."
             )
         return cls(model, args, kwargs, valid)
+
+    def valid_of(self, block: BlockCall) -> Tensor:
+        """Which tokens of a block are not padding, ``(B, S)``.
+
+        The attention mask of the inputs tells, if it is about these tokens; if it is not (the
+        decoder's tokens of an encoder-decoder, frames of a sound), the mask of the block's own
+        attention: a source that no target may see is padding.
+        """
+        shape = block.hidden.shape[:2]
+        everything = torch.ones(shape, dtype=torch.bool, device=block.hidden.device)
+        if self.valid is None:
+            return everything
+        mask = None if block.attention is None else block.attention.mask
+        seen = None
+        if mask is not None:
+            seen = (mask > MASKED).any(2).any(1).expand(shape)  # (B, S)
+        valid = self.valid.to(everything.device)
+        if valid.shape == shape and (seen is None or not bool((seen & ~valid).any())):
+            return valid
+        return everything if seen is None else seen
+
+    def unwatched(self) -> None:
+        """Call the model, and let its errors be."""
+        self.model(*self.args, **self.kwargs)
 
     def run(self) -> None:
         """Call the model.
@@ -153,9 +182,25 @@ def _check_tokens(model: nn.Module, named: dict[str, Any]) -> None:
             raise LigError(
                 f"attention_mask has shape {tuple(mask.shape)}, and {given}: they have to agree."
             )
-    tensors = [value for value in named.values() if isinstance(value, Tensor)]
-    if not tensors:
+    values = [
+        value
+        for given in named.values()
+        for value in (given if isinstance(given, tuple) else (given,))
+    ]
+    if not any(isinstance(value, Tensor) for value in values):
         raise LigError(
             f"inputs hold no tensor that {type(model).__name__} could work on: give input_ids, or "
             "what its tokenizer returns with return_tensors='pt'."
         )
+
+
+def _device_of(model: nn.Module) -> torch.device | None:
+    """Where inputs have to be, or None if the model sees to that itself."""
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return None  # sharded or offloaded: its hooks move what they get
+    devices = {parameter.device for parameter in model.parameters()}
+    return devices.pop() if len(devices) == 1 else None
+
+
+def _moved(value: Any, device: torch.device | None) -> Any:
+    return value.to(device) if isinstance(value, Tensor) and device is not None else value

@@ -13,9 +13,10 @@
         "parameters": 1774464, "tokens": 12, "width": 384, "dtype": "float32",
         "boundaries": ["attention", "mlp", "layer", "influence"], "not_supported": null,
         "attention": {
-          "heads": 12, "key_value_heads": 12, "head_width": 32, "value_width": 32,
+          "site": "interface", "heads": 12, "value_width": 32,
+          "key_value_heads": 12, "head_width": 32,
           "scaling": 0.176..., "mask": "full", "reach": null, "bias": false,
-          "arguments": {"sliding_window": "4096"}
+          "arguments": {"softcap": "50"}
         },
         "norm": {"kind": "identity", "eps": 0.0},
         "keys_know_position": false, "values_know_position": false,
@@ -46,26 +47,29 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class AttentionReport:
-    """What a block's attention function gets."""
+    """What a block's attention function gets. None: hidden in the block's own code."""
 
+    site: str
+    """Where the block is cut: ``"interface"`` (of transformers), ``"sdpa"`` (torch's function),
+    ``"projection"`` (the input of the output projection; queries and keys are hidden) or
+    ``"parts"`` (functions of the caller)."""
     heads: int
     """Query heads."""
-    key_value_heads: int
-    """Fewer than ``heads`` if heads share keys and values."""
-    head_width: int
-    """Width of a query and of a key."""
     value_width: int
-    scaling: float
+    key_value_heads: int | None = None
+    """Fewer than ``heads`` if heads share keys and values."""
+    head_width: int | None = None
+    """Width of a query and of a key."""
+    scaling: float | None = None
     """Factor of the scalar products of queries and keys."""
-    mask: str
+    mask: str | None = None
     """``"full"``, ``"causal"`` or ``"other"``: which sources the mask leaves to each target."""
-    reach: int | None
+    reach: int | None = None
     """Furthest source that a target sees, in tokens (0: itself); None: as far as the text goes."""
-    bias: bool
+    bias: bool | None = None
     """Whether the mask adds something to logits that it leaves, such as a position bias."""
     arguments: dict[str, str] = field(default_factory=dict)
-    """Further arguments that are not None, such as ``softcap``, ``s_aux`` (sinks),
-    ``position_bias`` or ``sliding_window``."""
+    """``softcap`` (of the logits) and ``sinks`` (logits without a value), where there are some."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ class BlockReport:
     """Whether a token's key depends on its place, as with rotary encodings."""
     values_know_position: bool | None = None
     paths: dict[str, str] | None = None
-    """By baseline, ``"closed_form"`` or ``"run_block"``: how keys and values along the path are
-    had, from tables at its two ends or by running the block at each point."""
+    """By baseline: how keys and values along the path are had, ``"closed_form"`` from tables at its
+    two ends, ``"run_block"`` by running the block at each point; ``"autograd"``: they are not."""
     forward_error: dict[str, float] | None = None
     """Largest difference between the cut block and the block, as part of the largest entry:
     ``attention``, our attention arithmetic at the ends of both paths against the model's own;
@@ -122,7 +126,7 @@ class ModuleList:
     """Classes, comma-separated, if there are several."""
     count: int
     reached: int
-    """How many of them called transformers' attention interface, and so are blocks."""
+    """How many of them are blocks."""
 
 
 @dataclass(frozen=True)

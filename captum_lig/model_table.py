@@ -23,8 +23,18 @@ SIDE_BY_SIDE = 2
 """Columns that stay readable in 80 characters."""
 
 NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
-PATHS = {"closed_form": "closed form", "run_block": "by running the block"}
-ARGUMENTS = {"s_aux": "sinks", "position_bias": "position bias"}
+PATHS = {
+    "closed_form": "closed form",
+    "run_block": "by running the block",
+    "autograd": "by autograd through the block",
+}
+SITES = {
+    "interface": "transformers' attention interface",
+    "sdpa": "torch's scaled_dot_product_attention",
+    "projection": "its output projection",
+    "parts": "the functions given",
+}
+HIDDEN = "hidden in the block"
 
 
 def model_table(report: ModelReport) -> Group:
@@ -144,6 +154,8 @@ def _attention(kind: Kind) -> str:
     attention = kind[0].attention
     if attention is None:
         return "?"
+    if attention.mask is None:
+        return HIDDEN
     parts = [attention.mask]
     if attention.mask == "other":
         parts = ["a mask of another kind"]
@@ -153,11 +165,7 @@ def _attention(kind: Kind) -> str:
         parts.append(f"window of {attention.reach} on either side")
     if attention.bias:
         parts.append("bias in the mask")
-    for name, value in attention.arguments.items():
-        if name != "sliding_window":
-            parts.append(f"{ARGUMENTS.get(name, name)} ({value})")
-        elif attention.reach is None:
-            parts.append(f"sliding window ({value}) beyond this text")
+    parts += [f"{name} ({value})" for name, value in attention.arguments.items()]
     return ", ".join(parts)
 
 
@@ -166,8 +174,8 @@ def _heads(kind: Kind) -> str:
     if attention is None:
         return "?"
     shared = attention.key_value_heads
-    if shared == attention.heads:
-        return str(shared)
+    if shared is None or shared == attention.heads:
+        return str(attention.heads)
     return f"{attention.heads} of queries, {shared} of keys and values"
 
 
@@ -176,6 +184,8 @@ def _head_width(kind: Kind) -> str:
     if attention is None:
         return "?"
     value = attention.value_width
+    if attention.head_width is None:
+        return f"values {value}"
     values = "" if value == attention.head_width else f", values {value}"
     return f"{attention.head_width}{values}"
 
@@ -184,6 +194,8 @@ def _scaling(kind: Kind) -> str:
     attention = kind[0].attention
     if attention is None:
         return "?"
+    if attention.scaling is None or attention.head_width is None:
+        return HIDDEN
     usual = math.isclose(attention.scaling, attention.head_width**-0.5, rel_tol=1e-6)
     note = f" (1/√{attention.head_width})" if usual else ""
     return f"{attention.scaling:.4g}{note}"
@@ -193,6 +205,8 @@ def _norm(kind: Kind) -> str:
     block = kind[0]
     if block.keys_know_position is None:  # nothing was found out
         return "?"
+    if block.attention is not None and block.attention.mask is None:
+        return HIDDEN
     if block.norm is None:
         return "none that a closed form knows"
     if block.norm.kind == "identity":
@@ -204,6 +218,8 @@ def _position(kind: Kind) -> str:
     block = kind[0]
     if block.keys_know_position is None:
         return "?"
+    if block.attention is not None and block.attention.mask is None:
+        return HIDDEN
     known = {"keys": block.keys_know_position, "values": block.values_know_position}
     return " and ".join(what for what, knows in known.items() if knows) or "neither keys nor values"
 
@@ -231,6 +247,7 @@ _ROWS: tuple[tuple[str, Callable[[Kind], str]], ...] = (
     ("class", lambda kind: kind[0].class_name),
     ("parameters", _parameters),
     ("residual width", lambda kind: str(kind[0].width or "?")),
+    ("cut at", lambda kind: SITES[kind[0].attention.site] if kind[0].attention else "?"),
     ("heads", _heads),
     ("head width", _head_width),
     ("attention", _attention),

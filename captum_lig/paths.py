@@ -8,31 +8,51 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from captum_lig.attention_path import (
+from captum_lig._types import QKV
+from captum_lig.attention import (
     AttentionPath,
-    ByRunning,
-    ClosedForm,
+    AutogradPath,
     PerTargetPath,
+    RowFunction,
     SharedPath,
     TargetTokenPath,
-    target_token_weights,
 )
+from captum_lig.attention.along import ByRunning, ClosedForm
+from captum_lig.attention.target_token import PairWeights
 from captum_lig.baselines import Start
-from captum_lig.closed_form import QKV, Norm, recognise_norm
+from captum_lig.closed_form import Norm, recognise_norm
+from captum_lig.cost import Meter
+from captum_lig.normed_keys import NormedKeys
 from captum_lig.positions import PlaceMaps, probes_needed
 
-__all__ = ["Block", "Structure", "inspect_structure", "make_path"]
+__all__ = ["Block", "Structure", "floats_per_pair", "inspect_structure", "make_path"]
 
 
 class Block(Protocol):
     """What a path needs of a block cut open."""
 
     z: Tensor
+    heads: int
+    """Number of query heads."""
     mask: Tensor | None
+    """``(1 or H, T, S)``"""
     scaling: float
+    softcap: float | None
+    """Largest size of the logits, before the mask."""
+    sinks: Tensor | None
+    """``(H,)`` one more logit of each head, without a value."""
+    opens: bool
+    """Whether queries, keys and values can be had; if not, there is ``attend`` alone."""
+    meter: Meter
 
     def pre(self, z: Tensor) -> QKV:
         """Queries, keys and values of ``z (N, S, D)``."""
+
+    def inside(self, z: Tensor) -> list[Tensor]:
+        """What its modules get on the way to the attention core, for ``z (1, S, D)``."""
+
+    def attend(self, z: Tensor) -> Tensor:
+        """Attention outputs ``(N, S, H, d)`` of ``z (N, S, D)``, differentiable."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +66,27 @@ class Structure:
     values_know_position: bool = True
     places: PlaceMaps | None = None
     """What places do to keys, if that was worth finding out."""
+    normed_keys: NormedKeys | None = None
+    """The norm that keys have of their own: then there is a closed form for target tokens alone."""
 
 
 def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> Structure:
-    """Find the norm in ``pre``, and whether keys and values depend on a token's place.
+    """Find the norms in ``pre``, and whether keys and values depend on a token's place.
 
     Args:
         block: the block.
-        epsilons: values of eps that the norm may have.
+        epsilons: values of eps that the norms may have.
         targets: number of targets whose content will have to be put at each place.
     """
+    if not block.opens:
+        return Structure(None)
     with torch.no_grad():
-        norm = recognise_norm(block.pre, block.z, epsilons)
+        norm, normed_keys = recognise_norm(block.pre, block.z, epsilons), None
+        if norm is None and targets:
+            norm = recognise_norm(lambda x: block.pre(x)[2:], block.z, epsilons)
+            normed_keys = None if norm is None else NormedKeys.find(block, norm, epsilons)
+            if normed_keys is None:
+                norm = None
         flipped = block.pre(torch.stack([block.z, block.z.flip(0)]))
         keys, values = (not _same_flipped(table) for table in flipped[1:])
         if norm is None:
@@ -67,7 +96,7 @@ def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> 
         if keys and not values and targets > 2 * probes_needed(key_heads, width):
             bias = block.pre(torch.zeros_like(block.z)[None])[1]
             places = PlaceMaps.find(lambda x: block.pre(x)[1] - bias, block.z, key_heads, width)
-    return Structure(norm, keys, values, places)
+    return Structure(norm, keys, values, places, normed_keys)
 
 
 def _same_flipped(table: Tensor) -> bool:
@@ -75,28 +104,56 @@ def _same_flipped(table: Tensor) -> bool:
     return bool(gap <= (1e-6 if table.dtype == torch.float64 else 1e-4) * table.abs().max())
 
 
+def floats_per_pair(block: Block, structure: Structure, start: Start) -> int:
+    """About how many numbers a pair of a path point and a target takes, to bound the memory."""
+    sources, width = block.z.shape
+    # The activations that the backward pass of what follows the attention core keeps: the hidden
+    # layer is some times the width.
+    after = 64 * width
+    if not block.opens:
+        return after
+    core = 10 * block.heads * sources
+    if structure.normed_keys is not None:
+        core += 10 * block.heads * sources
+    closed = start.shared is not None or (start.is_target_token and _in_closed_form(structure))
+    # Its own residual stream, and queries, keys, values and their derivatives.
+    return after + core + (0 if closed else 20 * sources * width)
+
+
+def _in_closed_form(structure: Structure) -> bool:
+    """Whether target-token paths have a closed form."""
+    return structure.norm is not None and not structure.values_know_position
+
+
 def make_path(block: Block, structure: Structure, start: Start, rows: Tensor) -> AttentionPath:
     """The path of the attention core for ``rows (R,)``, from ``start`` to the block's input."""
-    z, mask, scaling, norm = block.z, block.mask, block.scaling, structure.norm
+    z, norm = block.z, structure.norm
     frozen = start.frozen(z, rows)
+    own = start.per_target
+    if start.is_target_token and not _in_closed_form(structure):
+        own = z[rows][:, None]
+    if not block.opens:
+        begin = own if start.shared is None else start.shared[None]
+        assert begin is not None
+        return AutogradPath(block.attend, begin, z, rows, frozen, block.meter)
+    row = RowFunction(block.softcap, block.sinks)
     with torch.no_grad():
         if start.shared is not None:
             along = (
                 ByRunning(block.pre, start.shared, z)
-                if norm is None
+                if norm is None or structure.normed_keys is not None
                 else ClosedForm.between(norm, block.pre, start.shared, z)
             )
-            return SharedPath(along, rows, scaling, mask, frozen)
-        if start.per_target is not None or norm is None or structure.values_know_position:
-            own = start.per_target
-            if own is None:
-                own = z[rows][:, None].expand(-1, *z.shape)
-            return PerTargetPath(ByRunning(block.pre, own, z), rows, scaling, mask, frozen)
-        return _target_token_path(block, norm, structure, rows, frozen)
+            return SharedPath(along, rows, block.scaling, block.mask, row, frozen)
+        if own is not None:
+            along = ByRunning(block.pre, own, z)
+            return PerTargetPath(along, rows, block.scaling, block.mask, row, frozen)
+        assert norm is not None
+        return _target_token_path(block, norm, structure, rows, row, frozen)
 
 
 def _target_token_path(
-    block: Block, norm: Norm, structure: Structure, rows: Tensor, frozen: Tensor
+    block: Block, norm: Norm, structure: Structure, rows: Tensor, row: RowFunction, frozen: Tensor
 ) -> TargetTokenPath:
     z, scaling = block.z, block.scaling
     q, k, v = (t[0] for t in block.pre(z[None]))
@@ -108,9 +165,8 @@ def _target_token_path(
         """``(Hkv, S, d)`` to ``(H, R, S)``."""
         return q @ keys.repeat_interleave(groups, 0).transpose(-1, -2)
 
-    bias_logits, end_logits = logits(key_bias), logits(k - key_bias)
-    if block.mask is not None:
-        bias_logits = bias_logits + block.mask[:, rows]
+    mask = None if block.mask is None else block.mask[:, rows]
+    bias_logits, mask = row.folded(logits(key_bias), mask)
     if structure.places is not None:
         content = structure.places.contents(k - key_bias)[:, rows].repeat_interleave(groups, 0)
         start_logits = structure.places.logits(q, content)
@@ -122,10 +178,13 @@ def _target_token_path(
     values = v - value_bias
     return TargetTokenPath(
         rows=rows,
-        weights=target_token_weights(norm, z, rows),
+        weights=PairWeights.of(norm, z, rows),
+        keys=None if structure.normed_keys is None else structure.normed_keys.weights(rows),
+        row=row,
+        mask=mask,
         bias_logits=bias_logits,
         start_logits=start_logits,
-        end_logits=end_logits,
+        end_logits=logits(k - key_bias),
         start_values=values[:, rows].repeat_interleave(groups, 0),
         end_values=values,
         bias_values=value_bias[:, 0].repeat_interleave(groups, 0),

@@ -14,11 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from captum_lig._types import Parts
 from captum_lig.quadrature import rule
 
 __all__ = ["Integrable", "Panel", "refine"]
-
-Parts = dict[str, Tensor]
 
 SHARE = 1 / 8
 """Part of a row's tolerance that one panel may use up, the first whole interval included. It

@@ -6,24 +6,20 @@ width of the residual stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_lig.attention_path import AttentionPath, PointSet
+from captum_lig._types import Post
+from captum_lig.attention import AttentionPath, Points
 from captum_lig.cost import Meter
+from captum_lig.derivatives import push
 from captum_lig.scalarization import cotangent, unit
 
-__all__ = ["Parts", "Post", "Rows", "one"]
-
-Post = Callable[[Tensor, Tensor], Tensor]
-"""``(M, H, d)`` attention outputs and ``(M, D)`` residual stream to ``(M, D)``."""
-
-Parts = dict[str, Tensor]
-"""Results by name, rows first."""
+__all__ = ["Rows", "one"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +42,9 @@ class Rows:
     """``(R, D)``"""
     y_step: Tensor
     """``(R, D)`` change of the block's outputs along the whole path."""
-    self_weight: Tensor
-    """``(R, H)`` attention weight of the targets on themselves at the end of the path."""
+    self_weight: Tensor | None
+    """``(R, H)`` attention weight of the targets on themselves at the end of the path; None if it
+    is hidden."""
     scalarization: str
     pairs_at_once: int
     """How many pairs of a path point and a row to evaluate at once."""
@@ -80,7 +77,7 @@ class Rows:
             with_outputs: whether the block's outputs are needed, beyond the attention boundary.
         """
         ends = path.at(torch.tensor([0.0, 1.0], dtype=torch.float64, device=end.device))
-        u = ends.u
+        u, weights = ends.u, ends.self_weights
         if with_outputs:
             y = post(u.flatten(0, 1), torch.cat([start, end])).view(2, len(end), -1)
         else:
@@ -92,10 +89,10 @@ class Rows:
             step=end - start,
             u_start=u[0],
             moved_start=ends.moved[0],
-            u_step=_change(ends.moved, still[:, None]),
+            u_step=_change(ends.moved, u, still[:, None]),
             y_start=y[0],
-            y_step=_change(y, still),
-            self_weight=ends.self_weights[1],
+            y_step=_change(y, y, still),
+            self_weight=None if weights is None else weights[1],
             scalarization=scalarization,
             pairs_at_once=pairs_at_once,
             meter=meter,
@@ -126,7 +123,7 @@ class Rows:
             u_start=u[0],
             u_step=u[1],
             y_start=y[0],
-            y_step=_change(y, (u[1] == 0).flatten(1).all(-1)),
+            y_step=_change(y, y, (u[1] == 0).flatten(1).all(-1)),
         )
 
     def with_l2(self) -> Rows | None:
@@ -144,7 +141,7 @@ class Rows:
             step=self.step.double(),
             u_start=ends.u[0],
             moved_start=ends.moved[0],
-            u_step=_change(ends.moved, still),
+            u_step=_change(ends.moved, ends.u, still),
         )
 
     @property
@@ -177,7 +174,7 @@ class Rows:
         split = [x.to(self.step).split(points) for x in along]
         return zip(*split, strict=True)
 
-    def at(self, a: Tensor) -> PointSet:
+    def at(self, a: Tensor) -> Points:
         """The attention core at ``a (P,)``."""
         self.meter.pairs += len(a) * len(self)
         return self.path.at(a)
@@ -208,12 +205,9 @@ class Rows:
             y = self.outputs(u, z)
             change = y.detach() - self.y_start
             if departure is not None:
-                _, dy = torch.func.jvp(  # type: ignore[misc]
-                    self.outputs,
-                    (u.detach()[:1], z.detach()[:1]),
-                    (departure[None], self.step[None]),
-                )
-                change = torch.cat([dy.detach(), change[1:]])
+                start, direction = (u.detach()[:1], z.detach()[:1]), (departure, self.step)
+                _, dy = push(self.outputs, start, tuple(x[None] for x in direction))
+                change = torch.cat([dy, change[1:]])
             g = cotangent(self.scalarization, change, unit(self.y_step)) * self.moved
             gu, gz = torch.autograd.grad(y, (u, z), g, materialize_grads=True)
         self.meter.passed += len(a) * len(self)
@@ -224,10 +218,15 @@ class Rows:
         return self.scalarization == "l2" and float(alphas[0]) == 0.0
 
 
-def _change(ends: Tensor, still: Tensor) -> Tensor:
-    """Change between ``ends (2, ..., d)``; exactly 0 if ``still (...)`` or lost in rounding."""
+def _change(ends: Tensor, whole: Tensor, still: Tensor) -> Tensor:
+    """Change between ``ends (2, ..., d)``; exactly 0 if ``still (...)`` or lost in rounding.
+
+    ``ends`` may lack a constant that ``whole`` has: a change that an output of that size cannot
+    show is none, however well it is known. (A head that looks at its target alone at both ends,
+    and elsewhere between, would have a total of 1e-30 to share out among sources that matter.)
+    """
     change = ends[1] - ends[0]
-    size = torch.linalg.vector_norm(ends, dim=-1).amax(0)
+    size = torch.linalg.vector_norm(whole, dim=-1).amax(0)
     rounding = 2 * torch.finfo(ends.dtype).eps * size
     nothing = still | (torch.linalg.vector_norm(change, dim=-1) <= rounding)
     return change.masked_fill(nothing[..., None], 0.0)

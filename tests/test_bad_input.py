@@ -102,19 +102,19 @@ def test_one_submodule_in_training_mode(any_model: PreTrainedModel) -> None:
         any_model.eval()
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        LinearLayers(),
-        nn.Sequential(nn.Linear(8, 8)),
-        nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, batch_first=True), 2),
-    ],
-    ids=["linear", "sequential", "torch_transformer"],
-)
-def test_attention_that_cannot_be_reached(model: nn.Module) -> None:
+@pytest.mark.parametrize("model", [LinearLayers(), nn.Sequential(nn.Linear(8, 8))], ids=str)
+def test_blocks_without_attention(model: nn.Module) -> None:
     for layer in (None, 0):
-        says = "attention", type(model).__name__, "transformers"
+        says = "no attention", type(model).__name__, "boundaries=('layer',)", "captum_lig.Block"
         refuses(model.eval(), torch.rand(1, 3, 8), *says, layer=layer)
+
+
+@pytest.mark.parametrize("model", [nn.Linear(8, 8), nn.ModuleDict({"a": nn.Linear(8, 8)})], ids=str)
+def test_no_blocks(model: nn.Module) -> None:
+    if isinstance(model, nn.ModuleDict):
+        model.forward = model["a"].forward
+    says = "no blocks", type(model).__name__, "captum_lig.Block"
+    refuses(model.eval(), torch.rand(1, 3, 8), *says)
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])

@@ -1,4 +1,8 @@
-"""Blocks without a closed form: the path by running the block, slower and just as right."""
+"""Every family of the table, as a small random model: cut where it should be, and right.
+
+What the maps are compared with knows nothing of the cut: the model's own block is run by itself,
+and `u` is what goes into the output projection, read and replaced by a hook.
+"""
 
 from __future__ import annotations
 
@@ -7,120 +11,192 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import (
-    Gemma2Config,
-    Gemma2Model,
-    Gemma3TextConfig,
-    Gemma3TextModel,
-    PreTrainedModel,
-    Qwen3Config,
-    Qwen3Model,
-)
+from torch import Tensor, nn
 
-from captum_lig import LayerFlowIG, LigError, SetToSetIG, paths
-from captum_lig.flow import LayerFlow
-from captum_lig.paths import Structure
-from tests import models
-from tests.test_layer_flow import attribute
+from captum_lig import LayerFlow, LayerFlowIG, LigError
+from captum_lig.block import BlockCut
+from captum_lig.cost import Meter
+from captum_lig.model_call import ModelCall
+from tests import twins
+from tests.families import FAMILIES, Family
+from tests.test_state import Unchanged
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+NODES = 8
 
 
-def qwen3() -> PreTrainedModel:
-    """Norms on queries and keys: no mixture of tables gives a key along a path."""
-    return randomised(Qwen3Model(Qwen3Config(**SHAPE)))
+class Unhooked:
+    """The last block of a model in a run of its own, for one text: z to z', and u within."""
+
+    def __init__(self, model: nn.Module, name: str, inputs: dict[str, Any], family: Family) -> None:
+        self.block = model.get_submodule(name)
+        self.out = None if family.out is None else self.block.get_submodule(family.out)
+        calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+
+        def keep(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            calls.append((args, kwargs, output))
+
+        handle = self.block.register_forward_hook(keep, with_kwargs=True)
+        config = getattr(model, "config", None)
+        arguments = dict(inputs) if config is None else {**inputs, "use_cache": False}
+        if "pixel_values" in inputs:
+            arguments.pop("use_cache", None)
+        with torch.no_grad():
+            model(**arguments)
+        handle.remove()
+        self.args, self.kwargs, output = calls[-1]
+        self.kwargs = {k: v for k, v in self.kwargs.items() if k != "past_key_values"}
+        self.z = (self.args[0] if self.args else self.kwargs["hidden_states"])[0]
+        self.output = (output[0] if isinstance(output, tuple) else output)[0]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """z (S, D) -> z' (S, D)."""
+        if self.args:
+            output = self.block(z[None], *self.args[1:], **self.kwargs)
+        else:
+            output = self.block(**{**self.kwargs, "hidden_states": z[None]})
+        return (output[0] if isinstance(output, tuple) else output)[0]
+
+    def attend(self, z: Tensor) -> Tensor:
+        """z (S, D) -> u (S, H * d)."""
+        seen: list[Tensor] = []
+        assert self.out is not None
+        handle = self.out.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            self(z)
+        finally:
+            handle.remove()
+        return seen[0].reshape(len(z), -1)
+
+    def post(self, u: Tensor, z: Tensor) -> Tensor:
+        """u (S, H * d), z (S, D) -> z' (S, D)."""
+        assert self.out is not None
+        handle = self.out.register_forward_pre_hook(lambda _, args: u.reshape(args[0].shape))
+        try:
+            return self(z)
+        finally:
+            handle.remove()
 
 
-def gemma3() -> PreTrainedModel:
-    """The same, with sandwich norms and sliding windows."""
-    kinds = ["sliding_attention", "full_attention"]
-    return randomised(
-        Gemma3TextModel(Gemma3TextConfig(**SHAPE, sliding_window=2, layer_types=kinds))
-    )
+def row_of(
+    function: Callable[..., Tensor], starts: tuple[Tensor, ...], ends: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], float]:
+    """Attributions of one output vector to the tokens of each input, and their total."""
+    means, total = twins.mean_gradients(function, starts, ends, "l2", *twins.gauss_legendre(NODES))
+    steps = (end - start for start, end in zip(starts, ends, strict=True))
+    return tuple(m * step for m, step in zip(means, steps, strict=True)), total
 
 
-def randomised(model: PreTrainedModel) -> PreTrainedModel:
-    models._randomise(model, 0)
-    return model.to(torch.float64).eval()
-
-
-@pytest.mark.parametrize("baseline", ["zero", "target_token", 0.4])
-@pytest.mark.parametrize("build", [qwen3, gemma3])
-def test_layer_map_is_that_of_the_block_as_a_callable(
-    build: Callable[[], PreTrainedModel], baseline: Any
-) -> None:
-    """One autograd pass per target through the model's own block, the same nodes."""
-    model = build()
-    model.set_attn_implementation("eager")
-    ids = models.tokens(model, 1, 5)
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    handle = model.layers[0].register_forward_pre_hook(
-        lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
-    )
-    with torch.no_grad():
-        model(ids, use_cache=False)
-    handle.remove()
-    (z, *args), kwargs = calls[0]
-
-    def block(x: Tensor) -> Tensor:
-        output = model.layers[0](x, *args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
-
-    expected = SetToSetIG(block).attribute(z, baseline, n_steps=5)
-    flow = LayerFlowIG(model, 0).attribute(ids, baseline, n_steps=5, tolerance=None)
-    assert isinstance(flow, LayerFlow)
-    assert flow.layer is not None
-    # Both families take norms and softmax in float32, whatever the dtype.
-    torch.testing.assert_close(flow.layer, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("baseline", ["zero", "target_token"])
-@pytest.mark.parametrize("build", [qwen3, gemma3])
-def test_rows_are_certified(build: Callable[[], PreTrainedModel], baseline: str) -> None:
-    model = build().to(torch.float32)
-    flows = LayerFlowIG(model).attribute(models.tokens(model, 1, 5), baseline)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_family(family: Family) -> None:
+    model = family.build()
+    inputs = family.inputs(model)
+    whole = "whole" in family.sites
+    boundaries = ("layer",) if whole else ("attention", "mlp", "layer")
+    lig = LayerFlowIG(model)
+    with Unchanged(model, inputs):
+        flows = lig.attribute(inputs, boundaries=boundaries, max_steps=4096)
     assert isinstance(flows, list)
+    assert len(flows) == len(family.sites)
     for flow in flows:
-        for converged in flow.converged.values():
-            assert bool(converged.all())
+        for boundary in flow.delta:
+            assert float(flow.completeness_error(boundary).max()) <= 1e-3, boundary
+            if family.causal and "encoder" not in flow.name.split(".")[0]:
+                causal(flow, boundary)
+    cut_is_the_block(model, inputs, family)
+    name = flows[-1].name
+    sample_of_rows(Unhooked(model, name, inputs, family), lig, inputs, boundaries)
 
 
-@pytest.mark.parametrize("baseline", ["zero", "target_token"])
-@pytest.mark.parametrize("family", models.MODELS)
-def test_running_the_block_and_the_closed_form_agree(
-    family: str, baseline: str, monkeypatch: pytest.MonkeyPatch
+def causal(flow: LayerFlow, boundary: str) -> None:
+    maps = getattr(flow, boundary)
+    if boundary in ("attention", "layer"):
+        assert bool((maps.triu(1) == 0).all())
+
+
+def cut_is_the_block(model: nn.Module, inputs: dict[str, Any], family: Family) -> None:
+    """post(core(pre(z)), z) is what the block gives in the model as it is, to 1e-5."""
+    lig = LayerFlowIG(model)
+    call = ModelCall.of(model, inputs)
+    with torch.no_grad():
+        calls, watch = lig._recorded(call)
+        with watch():
+            for block, site in zip(calls, family.sites, strict=True):
+                attached = lig._attached(block, call.valid_of(block))
+                assert attached.site == site
+                cut = BlockCut(attached, 0, Meter())
+                again = cut.whole(cut.z[None])[0]
+                torch.testing.assert_close(again, cut.output, rtol=1e-5, atol=1e-5)
+                if cut.has_attention:
+                    u = core(cut) if cut.opens else cut.attend(cut.z[None])[0]
+                    output = cut.post(u, cut.z)
+                    torch.testing.assert_close(output, cut.output, rtol=1e-5, atol=1e-5)
+    last = Unhooked(model, calls[-1].name, inputs, family)
+    torch.testing.assert_close(calls[-1].output[0], last.output, rtol=1e-5, atol=1e-5)
+
+
+def core(cut: BlockCut) -> Tensor:
+    """Softmax attention, (S, H, d), one target at a time from its definition."""
+    q, k, v = (x[0] for x in cut.pre(cut.z[None]))
+    u = []
+    for target in range(len(cut.z)):
+        heads = []
+        for h in range(len(q)):
+            own = h * len(k) // len(q)
+            logits = torch.stack([q[h, target] @ key for key in k[own]]) * cut.scaling
+            if cut.softcap is not None:
+                logits = cut.softcap * torch.tanh(logits / cut.softcap)
+            if cut.mask is not None:
+                logits = logits + cut.mask[h if len(cut.mask) > 1 else 0, target]
+            weights = (logits - logits.max()).exp()
+            rest = 0.0 if cut.sinks is None else (cut.sinks[h] - logits.max()).exp()
+            heads.append((weights / (weights.sum() + rest)) @ v[own])
+        u.append(torch.stack(heads))
+    return torch.stack(u)
+
+
+def sample_of_rows(
+    twin: Unhooked, lig: LayerFlowIG, inputs: dict[str, Any], boundaries: tuple[str, ...]
 ) -> None:
-    model = models.MODELS[family]()
-    inputs = {"input_ids": models.tokens(model, 1, 5)}
-    asked = ("attention", "mlp", "layer", "influence")
-    closed = attribute(model, 1, inputs, baseline, boundaries=asked)
-    seen: list[Structure] = []
+    """The last target of the last block, with a plain rule: the same nodes here and there."""
+    z, j = twin.z, len(twin.z) - 1
+    flows = lig.attribute(
+        inputs, n_steps=NODES, tolerance=None, output_indices=[j], boundaries=boundaries
+    )
+    flow = flows[-1]
+    start = z[j].expand_as(z)
 
-    def unrecognised(*_: Any) -> None:
-        seen.append(Structure(None))
+    def close(actual: Tensor, expected: Tensor) -> None:
+        # Families take norms and softmax in float32, whatever the dtype.
+        size = float(expected.abs().max()) + 1e-9
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * size)
 
-    monkeypatch.setattr(paths, "recognise_norm", unrecognised)
-    run = attribute(model, 1, inputs, baseline, boundaries=asked)
-    assert seen
-    for name in (*asked, "chain", "attention_influence"):
-        torch.testing.assert_close(getattr(run, name), getattr(closed, name), rtol=1e-6, atol=1e-8)
+    (to_z,), total = row_of(lambda x: twin(x)[j], (start,), (z,))
+    close(flow.layer[0, 0], to_z.sum(-1))
+    close(flow.layer_total[0, 0], torch.tensor(total, dtype=z.dtype))
+    if twin.out is None or "attention" not in boundaries:
+        return
+    heads = flow.attention.shape[1]
+    for h in (0, heads - 1):
+
+        def head(x: Tensor, h: int = h) -> Tensor:
+            return twin.attend(x)[j].view(heads, -1)[h]
+
+        (to_z,), total = row_of(head, (start,), (z,))
+        close(flow.attention[0, h, 0], to_z.sum(-1))
+        close(flow.attention_total[0, h, 0], torch.tensor(total, dtype=z.dtype))
+    with torch.no_grad():
+        u_start, u = twin.attend(start), twin.attend(z)
+    (to_u, to_z), _ = row_of(lambda u, x: twin.post(u, x)[j], (u_start, start), (u, z))
+    close(flow.mlp[0, 0], to_u[j].view(heads, -1).sum(-1))
+    close(flow.residual[0, 0], to_z[j].sum())
 
 
-def test_capped_logits_are_refused_however_weak_the_cap() -> None:
-    shape = {**SHAPE, "layer_types": ["full_attention", "full_attention"]}
-    config = Gemma2Config(**shape, attn_logit_softcapping=1e4)
-    model = randomised(Gemma2Model(config))
-    with pytest.raises(LigError, match="softcap"):
-        LayerFlowIG(model).attribute(models.tokens(model, 1, 4))
+def test_default_boundaries_of_blocks_without_attention() -> None:
+    """What cannot be had is refused, with what can be."""
+    family = next(family for family in FAMILIES if family.name == "mamba")
+    model = family.build()
+    inputs = family.inputs(model)
+    with Unchanged(model, inputs), pytest.raises(LigError) as caught:
+        LayerFlowIG(model).attribute(inputs)
+    for words in ("layers.0", "MambaBlock", "MambaModel", "no attention", "boundaries=('layer',)"):
+        assert words in str(caught.value)

@@ -137,11 +137,11 @@ def test_llama(dtype: torch.dtype) -> None:
         assert block.dtype == str(dtype).removeprefix("torch.")
 
 
-def test_norms_on_keys_leave_no_closed_form() -> None:
+def test_norms_on_keys_have_a_closed_form_for_target_tokens() -> None:
     for block in inspected(randomised(Qwen3Model(Qwen3Config(**GROUPED)))).blocks:
-        assert block.norm is None
-        assert block.paths == {"zero": "run_block", "target_token": "run_block"}
-        # Found out all the same:
+        assert block.norm is not None
+        assert block.norm.kind == "rms"
+        assert block.paths == {"zero": "run_block", "target_token": "closed_form"}
         assert (block.keys_know_position, block.values_know_position) == (True, False)
         assert block.boundaries == EVERYTHING
 
@@ -155,7 +155,6 @@ def test_sliding_window(window: int | None, reach: int | None) -> None:
         assert block.boundaries == EVERYTHING
     text = shown(report)
     assert (f"sliding window of {window}" in text) == (reach is not None)
-    assert (f"sliding window ({window}) beyond this text" in text) == (window in (7, 99))
 
 
 def test_window_on_either_side_and_blocks_of_two_kinds() -> None:
@@ -216,23 +215,20 @@ class AcrossTokens(nn.Module):
         return output + output.roll(1, -2)
 
 
-def test_a_block_that_cannot_be_cut_there_keeps_its_attention_boundary() -> None:
+def test_a_block_that_cannot_be_cut_is_refused_and_its_neighbour_is_not() -> None:
     model = models.tiny_bert(torch.float32)
     model.encoder.layer[1].output.dense = AcrossTokens(model.encoder.layer[1].output.dense)
     model.eval()
     report = inspected(model)
     first, second = report.blocks
     assert first.boundaries == EVERYTHING
-    assert second.boundaries == ("attention",)
+    assert second.boundaries == ()
     assert second.not_supported is not None
-    assert second.forward_error is not None
-    assert second.forward_error["attention"] < 1e-5
-    assert second.forward_error["block"] > 1e-2
     assert report.not_supported == (f"block 1: {second.not_supported}",)
     assert_attribution_agrees(model, report)
     text = " ".join(shown(report).split())
     assert "supported: block 0: attention, mlp, layer, influence" in text
-    assert "supported: block 1: attention not supported: block 1: it cannot be cut" in text
+    assert "not supported: block 1: it " in text
 
 
 def test_half_precision_is_looked_at_on_a_copy() -> None:
@@ -313,13 +309,8 @@ def test_a_model_without_attention(layers: nn.Module) -> None:
     assert all("attention" not in block.boundaries for block in report.blocks)
     text = " ".join(shown(report).split())
     assert "not supported: " in text
-    if isinstance(layers, nn.ModuleList):
-        assert [(m.name, m.class_name, m.count) for m in report.module_lists] == [
-            ("layers", "Linear", 2)
-        ]
-    else:
-        assert report.module_lists == ()
-        assert "no list of modules" in text
+    found = [(m.name, m.class_name, m.count) for m in report.module_lists]
+    assert found == [("layers", "Linear", len(layers))]
 
 
 def test_a_model_that_fails_under_our_interface() -> None:
@@ -342,11 +333,10 @@ def test_activations_that_are_not_finite_are_no_crash() -> None:
     model = models.tiny_bert(torch.float32)
     model.encoder.layer[0].output.dense.bias.data[0] = float("nan")
     report = inspected(model)
-    for block in report.blocks:
-        assert block.not_supported is not None
-        assert "not finite" in block.not_supported
-        assert (block.norm, block.paths, block.attention) == (None, None, None)
-    assert "not supported: blocks 0-1: it has activations" in " ".join(shown(report).split())
+    (reason,) = report.not_supported
+    assert "block 'encoder.layer.0'" in reason
+    assert "not finite" in reason
+    assert f"not supported: {reason}" in " ".join(shown(report).split())
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,14 @@ class TwinBlock:
     core: q, k, v, mask -> u (H, T, d), what the heads read, before the output projection
     post: u, z -> z' (T, D), all that follows: projection, residual, norms, feed-forward
     mask: (T, S), added to the logits: 0 or FORBIDDEN
+    inside: z -> what passes through the block's modules on the way to q, k, v (for the cut alone)
     """
 
     pre: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
     core: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     post: Callable[[Tensor, Tensor], Tensor]
     mask: Tensor
+    inside: Callable[[Tensor], list[Tensor]] = lambda z: [z]
 
     def attend(self, z: Tensor) -> Tensor:
         """z (S, D) -> u (H, T, d)."""
@@ -137,8 +139,102 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + mask  # (H, T, S)
-    return torch.matmul(logits.softmax(-1), v)
+    return attention(q, k, v, mask)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """u (H, T, d). softcap: logits s become softcap tanh(s / softcap), then the mask is added.
+
+    sinks (H,): one more logit in each row of a head; its weight goes to no value.
+    """
+    logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (H, T, S)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits + mask
+    if sinks is None:
+        return torch.matmul(logits.softmax(-1), v)
+    sink = sinks[:, None, None].expand(-1, logits.shape[1], 1)
+    weights = torch.cat([logits, sink], dim=-1).softmax(-1)
+    return torch.matmul(weights[..., :-1], v)
+
+
+# ---- a block of random numbers ---------------------------------------------------------------
+
+
+def random_block(
+    norm: str,
+    length: int = 4,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    rotary: bool = False,
+    causal: bool = True,
+    key_norm: str | None = None,
+    key_bias: bool = True,
+    seed: int = 0,
+) -> TwinBlock:
+    """Width 6, four heads that share keys and values in pairs, keys of width 4, values of 3.
+
+    norm: what q, k and v are linear images of, "layer" or "rms" (eps 1e-3) of z, z itself
+    ("identity"), or something that is no norm at all ("tanh"). key_norm: q and k have an RMSNorm
+    of their own (eps 1e-2, with a weight), over each "head" or over all of them ("width").
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    by_q, by_k, by_v = draw(4, 6, 4), draw(2, 6, 4), draw(2, 6, 3)
+    bias_q, bias_k, bias_v = draw(4, 1, 4), draw(2, 1, 4), draw(2, 1, 3)
+    scale_q, scale_k = draw(4, 1, 4), draw(2, 1, 4)
+    out, wide, narrow = 0.5 * draw(4, 3, 6), draw(6, 8), 0.5 * draw(8, 6)
+    angles = torch.arange(length)[:, None] * torch.tensor([1.0, 0.3, 1.0, 0.3])
+    cos, sin = angles.cos().double(), angles.sin().double()
+
+    def normed(z: Tensor) -> Tensor:
+        if norm == "tanh":
+            return torch.tanh(z)
+        if norm == "identity":
+            return z
+        if norm == "layer":
+            z = z - z.mean(-1, keepdim=True)
+        return z / (z.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+
+    def normed_again(x: Tensor, scale: Tensor) -> Tensor:
+        over = (0, 2) if key_norm == "width" else 2
+        return scale * x / (x.square().mean(over, keepdim=True) + 1e-2).sqrt()
+
+    def inside(z: Tensor) -> list[Tensor]:
+        x = normed(z)
+        keys = (x @ by_k + key_bias * bias_k).transpose(0, 1)  # (S, 2, d)
+        return [z, x, keys.flip(1), keys if key_norm == "head" else keys.flatten(1)]
+
+    def pre(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = normed(z)
+        q, k, v = x @ by_q + bias_q, x @ by_k + key_bias * bias_k, x @ by_v + bias_v
+        if key_norm is not None:
+            q, k = normed_again(q, scale_q), normed_again(k, scale_k)
+        if rotary:
+            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        return q, k[[0, 0, 1, 1]], v[[0, 0, 1, 1]]
+
+    def core(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return attention(q, k, v, mask, softcap, sinks)
+
+    def post(u: Tensor, z: Tensor) -> Tensor:
+        h = z + torch.einsum("htd,hde->te", u, out)
+        return h + torch.tanh(h @ wide) @ narrow
+
+    mask = torch.zeros(length, length, dtype=torch.float64)
+    if causal:
+        mask = mask.masked_fill(torch.ones(length, length).triu(1).bool(), FORBIDDEN)
+    return TwinBlock(pre, core, post, mask, inside)
 
 
 def _mask(model: Any, attention_mask: Tensor, causal: bool) -> Tensor:

@@ -1,7 +1,24 @@
 """Cutting a model's blocks open without touching its code. Knows models and no mathematics."""
 
-from captum_lig.block.cut import QKV, BlockCall, BlockCut
-from captum_lig.block.discovery import block_candidates, record_blocks
+from captum_lig.block.attach import attach, compare_with_model
+from captum_lig.block.call import Attention, BlockCall, Spread
+from captum_lig.block.core import MASKED
+from captum_lig.block.cut import BlockCut
+from captum_lig.block.discovery import elements, record_blocks
 from captum_lig.block.interface import use_interface
+from captum_lig.block.own import Block, record_own
 
-__all__ = ["QKV", "BlockCall", "BlockCut", "block_candidates", "record_blocks", "use_interface"]
+__all__ = [
+    "MASKED",
+    "Attention",
+    "Block",
+    "BlockCall",
+    "BlockCut",
+    "Spread",
+    "attach",
+    "compare_with_model",
+    "elements",
+    "record_blocks",
+    "record_own",
+    "use_interface",
+]

@@ -7,139 +7,124 @@ what the model computes; :meth:`BlockCut.check` makes sure of it.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
-from transformers.pytorch_utils import Conv1D
 
-from captum_lig.block.interface import AttentionCall, Handler, handle_with
+from captum_lig._types import QKV
+from captum_lig.block.call import Attention, BlockCall
+from captum_lig.block.core import AttentionCall, handle_with
+from captum_lig.block.projection import LINEAR, replace_input
+from captum_lig.block.sdpa import use_sdpa
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 
-__all__ = ["QKV", "BlockCall", "BlockCut"]
+__all__ = ["BlockCut", "close", "gap"]
 
-NOT_SOFTMAX = ("softcap", "s_aux")
-"""Arguments of the attention function that make it another function: capped logits, sinks."""
-
-QKV = tuple[Tensor, Tensor, Tensor]
-"""Queries ``(N, H, T, d)``, keys and values ``(N, Hkv, S, d)``."""
+AtCore = Callable[[Callable[[], Tensor], AttentionCall | None], Tensor]
+"""What to do at the core: given the block's own output there, ``(N, T, H, e)`` when called, and
+the attention call if there is one, return the output to go on with."""
 
 
 class _Reached(Exception):
-    """Raised by our attention function to stop a block once q, k and v are known."""
-
-
-@dataclass(frozen=True)
-class BlockCall:
-    """What one block of a model was called with, and what it gave, in a run over ``B`` texts."""
-
-    name: str
-    index: int
-    module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Tensor
-    """``(B, S, D)``"""
-    attention: AttentionCall
-    """The attention call inside."""
-
-    @property
-    def hidden(self) -> Tensor:
-        """The residual stream entering the block, ``(B, S, D)``."""
-        return self.args[0] if self.args else self.kwargs["hidden_states"]  # type: ignore[no-any-return]
-
-    def in_dtype(self, dtype: torch.dtype) -> BlockCall:
-        """The same call of a copy of the block in another precision; the model is untouched.
-
-        Its output is what the copy gives for the residual stream that the model had.
-        """
-        if self.hidden.dtype == dtype:
-            return self
-
-        def cast(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(cast(item) for item in value)
-            floating = isinstance(value, Tensor) and value.is_floating_point()
-            return value.to(dtype) if floating else value
-
-        names = {module: name for name, module in self.module.named_modules()}
-        module = copy.deepcopy(self.module).to(dtype)
-        own = module.get_submodule(names[self.attention.module])
-        args, kwargs = cast(self.args), {name: cast(x) for name, x in self.kwargs.items()}
-        return replace(
-            self,
-            module=module,
-            args=args,
-            kwargs=kwargs,
-            output=first_tensor(module(*args, **kwargs)).detach(),
-            attention=replace(
-                self.attention, module=own, mask=_widened(self.attention.mask, dtype)
-            ),
-        )
-
-    def describe(self) -> str:
-        """Name and class, for messages."""
-        return f"block {self.name!r} ({type(self.module).__name__})"
+    """Raised to stop a block once its attention is known."""
 
 
 class BlockCut:
     """One block, for one text of the run: path points go where the batch dimension was."""
 
     def __init__(self, call: BlockCall, text: int, meter: Meter) -> None:
-        self.call, self.meter = call, meter
-        batch = call.hidden.shape[0]
-        self.z = call.hidden[text].detach()
+        self.call, self.meter = call.for_text(text), meter
+        self.z = self.call.hidden[0].detach()
         """``(S, D)``"""
-        self.output = call.output[text].detach()
+        self.output = self.call.output[0].detach()
         """``(S, D)``"""
-        self.scaling = call.attention.scaling
-        self.mask = _mask_of(call.attention.mask, text)
+        attention = self.call.attention
+        self._parts = None if attention is None else attention.parts
+        self.has_attention = attention is not None
+        """Whether there is a cut. Without, the block counts as one head, whose output is its own:
+        ``attend`` is the whole block and ``post`` hands its output on."""
+        self.opens = attention is not None and attention.site in ("interface", "sdpa")
+        """Whether queries, keys and values can be had."""
+        core = attention or Attention(1)
+        self.heads, self.scaling = core.heads, core.scaling
+        self.softcap, self.sinks = core.softcap, core.sinks
+        self.mask = None if core.mask is None else core.mask[0]
         """``(1 or H, T, S)`` to add to the logits, or None."""
-        self._args, self._kwargs = _arguments_for(call, text, batch)
-        self._shape: tuple[int, ...] = tuple(self.z.shape)
 
-    @cached_property
-    def heads(self) -> int:
-        """Number of query heads."""
-        return self.call.attention.query.shape[1]
+    # --- the block in parts ---
 
     def pre(self, z: Tensor) -> QKV:
         """Queries, keys and values of ``z (N, S, D)``, as the attention function gets them."""
         seen: list[QKV] = []
 
-        def stop(call: AttentionCall) -> Tensor:
+        def stop(_: Callable[[], Tensor], call: AttentionCall | None) -> Tensor:
+            assert call is not None
             seen.append((call.query, call.key, call.value))
             raise _Reached
 
+        self._until(z, stop)
+        q, k, v = _joined(seen)
+        return q, k, v
+
+    def inside(self, z: Tensor) -> list[Tensor]:
+        """What the modules inside the block get, up to the attention core, for ``z (N, S, D)``."""
+        seen: dict[int, Tensor] = {}
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, Tensor):
+                    seen.setdefault(value.data_ptr(), value.detach())
+                    return
+
+        modules = list(self.call.module.modules())
+        handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in modules]
         try:
-            self._run(z, stop)
-        except _Reached:
-            return seen[0]
-        raise LigError(
-            f"{self.call.describe()} did not reach its attention when called again: "
-            "it cannot be cut there."
-        )
+            self.pre(z)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return list(seen.values())
+
+    def attend(self, z: Tensor) -> Tensor:
+        """The outputs of the heads ``(N, S, H, e)`` for ``z (N, S, D)``."""
+        if not self.has_attention:
+            return self.whole(z).unsqueeze(2)
+        if self._parts is not None:
+            pre, core, _ = self._parts
+            self.meter.passed += z.shape[0] * z.shape[1]
+            made = pre(z)
+            u: Tensor = core(*made) if isinstance(made, tuple) else core(made)
+            return u
+        seen: list[tuple[Tensor]] = []
+
+        def stop(own: Callable[[], Tensor], _: AttentionCall | None) -> Tensor:
+            seen.append((own(),))
+            raise _Reached
+
+        self._until(z, stop)
+        (u,) = _joined(seen)
+        return u
 
     def post(self, u: Tensor, z: Tensor) -> Tensor:
         """Everything after the attention core, token by token.
 
         Args:
-            u: per-head attention outputs ``(M, H, d)``.
+            u: per-head attention outputs ``(M, H, e)``.
             z: the residual stream of the same tokens ``(M, D)``.
 
         Returns:
             ``(M, D)`` the tokens leaving the block.
         """
+        if not self.has_attention:
+            return u[:, 0]
         # The block's other arguments fit sequences of the recorded length, so the tokens are
         # packed into such sequences; what follows the attention core does not look across them.
-        length, width = self._shape
+        length, width = self.z.shape
         count = u.shape[0]
         sequences = -(-count // length)
         spare = sequences * length - count
@@ -148,15 +133,70 @@ class BlockCut:
             z = torch.cat([z, z.new_zeros(spare, width)])
         u = u.reshape(sequences, length, *u.shape[1:])
         with skipping(self._skipped):
-            output = self._run(z.reshape(sequences, length, width), lambda call: u)
+            output = self.with_u(u, z.reshape(sequences, length, width))
         return output.reshape(-1, output.shape[-1])[:count]
+
+    def whole(self, z: Tensor) -> Tensor:
+        """The block itself, ``(N, S, D)`` to ``(N, S, D)``."""
+        return self._run(z, lambda own, _: own())
+
+    # --- running it ---
+
+    def with_u(self, u: Tensor, z: Tensor) -> Tensor:
+        """The block's output ``(N, S, D)`` with ``u (N, S, H, e)`` put at its core."""
+        if self.call.spread == "one by one" and len(z) > 1:
+            pairs = zip(u.split(1), z.split(1), strict=True)
+            return torch.cat([self.with_u(one_u, one_z) for one_u, one_z in pairs])
+        if self._parts is not None:
+            self.meter.passed += z.shape[0] * z.shape[1]
+            return self._parts[2](u, z)
+        return self._run(z, lambda *_: u)
+
+    def _until(self, z: Tensor, stop: AtCore) -> None:
+        """Run the block up to where ``stop`` raises :class:`_Reached`, for all of ``z``."""
+        parts = z.split(1) if self.call.spread == "one by one" else (z,)
+        for part in parts:
+            try:
+                self._run(part, stop)
+            except _Reached:
+                continue
+            raise LigError(
+                f"{self.call.describe()} did not reach its attention when called again: "
+                "it cannot be cut there."
+            )
+
+    def _run(self, z: Tensor, at_core: AtCore) -> Tensor:
+        """The block's output ``(N, S, D)``, with its first attention in other hands."""
+        attention = self.call.attention
+        reached = False
+
+        def dispatch(call: AttentionCall) -> Tensor:
+            nonlocal reached
+            first, reached = not reached, True
+            # Later calls are others: the encoder's tokens seen from a decoder.
+            return at_core(call.eager, call) if first and self.opens else call.eager()
+
+        self.meter.passed += z.shape[0] * z.shape[1]
+        with ExitStack() as stack:
+            stack.enter_context(handle_with(dispatch))
+            if self.call.site != "interface":
+                stack.enter_context(use_sdpa())
+            if attention is not None and attention.projection is not None:
+                stack.enter_context(
+                    replace_input(
+                        attention.projection, attention.heads, lambda u: at_core(lambda: u, None)
+                    )
+                )
+            return self.call.on(z)
 
     @cached_property
     def _attended(self) -> tuple[Tensor, dict[nn.Module, int]]:
-        """The family's own attention output for the text, and what ran before it.
+        """The block's own attention output for the text, and what ran before it.
 
-        The output is ``(S, H, d)``; what ran are linear maps, with their widths.
+        The output is ``(S, H, e)``; what ran are linear maps, with their widths.
         """
+        if self._parts is not None:
+            return self.attend(self.z[None])[0], {}
         outputs: list[Tensor] = []
         seen: dict[nn.Module, int] = {}
 
@@ -164,17 +204,22 @@ class BlockCut:
             if not outputs and isinstance(output, Tensor):
                 seen[module] = output.shape[-1]
 
-        def keep(call: AttentionCall) -> Tensor:
-            outputs.append(call.eager())
+        def keep(own: Callable[[], Tensor], _: AttentionCall | None) -> Tensor:
+            outputs.append(own())
             return outputs[0]
 
-        linear = [m for m in self.call.module.modules() if isinstance(m, (nn.Linear, Conv1D))]
+        linear = [m for m in self.call.module.modules() if isinstance(m, LINEAR)]
         handles = [module.register_forward_hook(note) for module in linear]
         try:
             self._run(self.z[None], keep)
         finally:
             for handle in handles:
                 handle.remove()
+        if not outputs:
+            raise LigError(
+                f"{self.call.describe()} did not reach its attention when called again: "
+                "it cannot be cut there."
+            )
         return outputs[0][0], seen
 
     @cached_property
@@ -186,47 +231,37 @@ class BlockCut:
         """
         u, seen = self._attended
         with skipping(seen):
-            without = self._run(self.z[None], lambda call: u[None])[0]
-        same = _gap(without, self.output) <= (1e-9 if u.dtype == torch.float64 else 1e-5)
+            without = self.with_u(u[None], self.z[None])[0]
+        same = gap(without, self.output) <= (1e-9 if u.dtype == torch.float64 else 1e-5)
         return seen if same else {}
 
-    def _run(self, z: Tensor, handler: Handler) -> Tensor:
-        attention = self.call.attention.module
-
-        def dispatch(call: AttentionCall) -> Tensor:
-            return handler(call) if call.module is attention else call.eager()
-
-        if self._args:
-            args, kwargs = (z, *self._args[1:]), self._kwargs
-        else:
-            args, kwargs = (), {**self._kwargs, "hidden_states": z}
-        self.meter.passed += z.shape[0] * z.shape[1]
-        with handle_with(dispatch):
-            return first_tensor(self.call.module(*args, **kwargs))
+    # --- making sure of it ---
 
     def check(self, rows: Tensor, u: Tensor, with_post: bool = True) -> None:
         """Make sure that the cut is the block: same attention output, same block output.
 
         Args:
             rows: ``(R,)`` the tokens compared (not padding).
-            u: ``(R, H, d)`` what our attention arithmetic gives for them at the text itself.
+            u: ``(R, H, e)`` what our attention arithmetic gives for them at the text itself.
             with_post: whether ``post`` is going to be used, and so is to be compared, too.
 
         Raises:
             LigError: if the attention is not the softmax of scaled dot products plus a mask, or
                 if the block, fed ``u`` at the cut, does not give what it gave in the model.
         """
-        special = [name for name in NOT_SOFTMAX if self.call.attention.kwargs.get(name) is not None]
-        if special:
-            raise LigError(
-                f"{self.call.describe()} does not use plain softmax attention (it is called with "
-                f"{special[0]}): only softmax(q k^T * scale + mask) v is supported."
-            )
+        if not self.has_attention:
+            if not close(u[:, 0], self.output[rows]):
+                raise LigError(
+                    f"{self.call.describe()} gives something else when it is called again (off by "
+                    f"{gap(u[:, 0], self.output[rows]):.1e})."
+                )
+            return
         own = self._attended[0][rows]
-        if not _close(u, own):
+        if not close(u, own):
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention (its output differs "
-                f"by {_gap(u, own):.1e}): only softmax(q k^T * scale + mask) v is supported."
+                f"by {gap(u, own):.1e} from softmax(q k^T * scale + mask) v): ask for its layer "
+                "boundary alone, with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
             )
         if not with_post:
             return
@@ -234,12 +269,18 @@ class BlockCut:
         # place, shows here too.
         back = torch.arange(len(rows) - 1, -1, -1, device=rows.device)
         output = self.post(own[back], self.z[rows][back])[back]
-        if not _close(output, self.output[rows]):
+        if not close(output, self.output[rows]):
             raise LigError(
                 f"{self.call.describe()} cannot be cut at its attention: fed its own attention "
-                f"output it gives something else (off by {_gap(output, self.output[rows]):.1e}). "
-                "What follows the attention has to treat each token by itself."
+                f"output it gives something else (off by {gap(output, self.output[rows]):.1e}). "
+                "What follows the attention has to treat each token by itself. Ask for its layer "
+                "boundary alone, with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
             )
+
+
+def _joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Tuples of tensors, joined along the batch."""
+    return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
 @contextmanager
@@ -262,50 +303,13 @@ def skipping(modules: dict[nn.Module, int]) -> Iterator[None]:
                 module.forward = forward
 
 
-def first_tensor(output: Any) -> Tensor:
-    """A block's hidden states: blocks return a tensor, or a tuple that starts with it."""
-    return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
-
-
-def _gap(a: Tensor, b: Tensor) -> float:
+def gap(a: Tensor, b: Tensor) -> float:
+    """Largest difference, relative to the largest entry of ``b``."""
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same, up to what models round inside."""
     # Families round inside (a softmax or a norm in float32), whatever the dtype of the model.
     tolerance = 1e-5 if a.dtype == torch.float64 else 1e-3
-    return _gap(a, b) <= tolerance
-
-
-def _widened(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A mask in another precision: what was forbidden in the old one is in the new one."""
-    if mask is None or not mask.is_floating_point():
-        return mask
-    forbidden = mask <= torch.finfo(mask.dtype).min / 2
-    return mask.to(dtype).masked_fill(forbidden, torch.finfo(torch.float32).min)
-
-
-def _mask_of(mask: Tensor | None, text: int) -> Tensor | None:
-    if mask is None:
-        return None
-    return mask[text if mask.shape[0] > 1 else 0]
-
-
-def _arguments_for(
-    call: BlockCall, text: int, batch: int
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The block's arguments for one text, without a key-value cache."""
-
-    def one(value: Any) -> Any:
-        if isinstance(value, Cache):
-            return None  # a second call with a live cache would attend to stale keys
-        if isinstance(value, tuple):
-            return tuple(one(item) for item in value)
-        if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[0] == batch > 1:
-            return value[text : text + 1]
-        return value
-
-    kwargs = {name: one(value) for name, value in call.kwargs.items()}
-    if "use_cache" in kwargs:
-        kwargs["use_cache"] = False
-    return tuple(one(value) for value in call.args), kwargs
+    return gap(a, b) <= tolerance

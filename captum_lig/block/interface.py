@@ -10,81 +10,34 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-__all__ = ["AttentionCall", "Handler", "handle_with", "use_interface"]
+from captum_lig.block.core import AttentionCall, added, current_handler, lowest
+
+__all__ = ["use_interface"]
 
 NAME = "captum_lig"
 
+IMPLEMENTATIONS = {
+    "_attn_implementation_internal": NAME,
+    "_experts_implementation_internal": "eager",
+}
+"""What the configs say of attention and of experts while we watch."""
 
-@dataclass(frozen=True)
-class AttentionCall:
-    """One call of the attention function, after position encodings and q/k norms."""
-
-    module: nn.Module
-    query: Tensor
-    """``(B, H, T, d)``"""
-    key: Tensor
-    """``(B, Hkv, S, d)``, before key heads are repeated."""
-    value: Tensor
-    """``(B, Hkv, S, d)``"""
-    mask: Tensor | None
-    """``(B, 1, T, S)`` or ``(1, H, T, S)``, added to the logits."""
-    scaling: float
-    kwargs: dict[str, Any]
-
-    def eager(self) -> Tensor:
-        """The model family's own attention output, ``(B, T, H, d)``."""
-        output: Tensor = _eager_function(self.module)(
-            self.module,
-            self.query,
-            self.key,
-            self.value,
-            self.mask,
-            scaling=self.scaling,
-            dropout=0.0,
-            **self.kwargs,
-        )[0]
-        return output
+SINKS = ("s_aux", "sinks")
+"""Names under which families hand sinks to the attention function."""
 
 
-Handler = Callable[[AttentionCall], Tensor]
-"""Takes a call, returns the attention output ``(B, T, H, d)``."""
-
-_handler: ContextVar[Handler] = ContextVar("captum_lig_handler", default=AttentionCall.eager)
-
-
-def _eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
+def _family_function(module: nn.Module) -> Callable[..., tuple[Tensor, Any]] | None:
     for cls in type(module).__mro__:
         function = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
         if function is not None:
             return function  # type: ignore[no-any-return]
-    return _plain_attention
-
-
-def _plain_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Softmax attention for families that have no eager function of their own."""
-    groups = query.shape[1] // key.shape[1]
-    logits = scaling * query @ key.repeat_interleave(groups, 1).transpose(-1, -2)
-    if mask is not None:
-        logits = logits + mask
-    output = torch.softmax(logits, -1) @ value.repeat_interleave(groups, 1)
-    return output.transpose(1, 2), None
+    return None
 
 
 def _attention(
@@ -99,20 +52,35 @@ def _attention(
 ) -> tuple[Tensor, None]:
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    call = AttentionCall(module, query, key, value, attention_mask, scaling, kwargs)
-    return _handler.get()(call), None
+    function = _family_function(module)
+
+    def family() -> Tensor:
+        assert function is not None
+        output: Tensor = function(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=0.0, **kwargs
+        )[0]
+        return output
+
+    mask, bias = (added(x, query, key) for x in (attention_mask, kwargs.get("position_bias")))
+    if mask is not None and bias is not None:
+        mask = (mask + bias).clamp_min(lowest(query.dtype))
+    call = AttentionCall(
+        query,
+        key,
+        value,
+        bias if mask is None else mask,
+        scaling,
+        kwargs.get("softcap"),
+        next((kwargs[name] for name in SINKS if kwargs.get(name) is not None), None),
+        None if function is None else family,
+    )
+    return current_handler()(call), None
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """The eager mask, a float tensor to add to the logits.
-
-    Not below what float32 can hold: some families take their softmax in float32, whatever the
-    dtype of the model, and a row of infinities would be NaN there.
-    """
+    """The eager mask, a float tensor to add to the logits."""
     mask: Tensor | None = eager_mask(*args, **kwargs)
-    if mask is None:
-        return None
-    return mask.clamp_min(max(torch.finfo(d).min for d in (mask.dtype, torch.float32)))
+    return None if mask is None else mask.clamp_min(lowest(mask.dtype))
 
 
 # The mask function belongs to it: without one causality is lost without a word.
@@ -121,29 +89,24 @@ AttentionMaskInterface.register(NAME, _mask)
 
 
 @contextmanager
-def handle_with(handler: Handler) -> Iterator[None]:
-    """Send the attention calls made inside to ``handler``."""
-    token = _handler.set(handler)
-    try:
-        yield
-    finally:
-        _handler.reset(token)
-
-
-@contextmanager
 def use_interface(model: nn.Module) -> Iterator[None]:
     """Route every attention of ``model`` that uses transformers' interface through ours.
 
     Sets the implementation name on the configs that the modules read it from, and puts the old
-    names back, whatever happens inside.
+    names back, whatever happens inside. Experts run one after another: the fused kernels know no
+    float64 and no forward-mode derivatives.
     """
-    attribute = "_attn_implementation_internal"
     configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    before = [(c, getattr(c, attribute)) for c in configs.values() if hasattr(c, attribute)]
+    before = [
+        (config, attribute, getattr(config, attribute))
+        for config in configs.values()
+        for attribute in IMPLEMENTATIONS
+        if hasattr(config, attribute)
+    ]
     try:
-        for config, _ in before:
-            setattr(config, attribute, NAME)
+        for config, attribute, _ in before:
+            setattr(config, attribute, IMPLEMENTATIONS[attribute])
         yield
     finally:
-        for config, implementation in before:
+        for config, attribute, implementation in before:
             setattr(config, attribute, implementation)

@@ -240,7 +240,7 @@ def measure_text(
         ):
             _one_text(block, words)
             zero, target_token = (
-                attribute_block(block, baseline, settings, call.valid)
+                attribute_block(block, baseline, settings, call.valid_of(block))
                 for baseline in ("zero", "target_token")
             )
             maps = layer_maps(zero, target_token)

@@ -16,10 +16,10 @@ from captum_lig._captum import format_additional_forward_args
 from captum_lig.block import BlockCall
 from captum_lig.checks import brief, index_list, whole_number
 from captum_lig.errors import LigError
-from captum_lig.layer_flow import LayerFlowIG
 from captum_lig.model_call import ModelCall
 from captum_lig.prediction.scalars import Scalar
 from captum_lig.prediction.stream import ResidualStream
+from captum_lig.selection import Finder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -356,7 +356,7 @@ class _Question:
 
 
 def _blocks(model: nn.Module, inputs: Inputs, additional: object) -> list[BlockCall]:
-    with LayerFlowIG(model).blocks(ModelCall.of(model, inputs, additional)) as blocks:
+    with Finder(model).recorded(ModelCall.of(model, inputs, additional)) as blocks:
         return blocks
 
 

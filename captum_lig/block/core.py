@@ -1,0 +1,117 @@
+"""The attention core of a block, wherever it is reached: what it is called with, and by whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "MASKED",
+    "AttentionCall",
+    "Handler",
+    "added",
+    "current_handler",
+    "handle_with",
+    "lowest",
+]
+
+MASKED = -1e30
+"""A mask below this forbids a source."""
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of an attention function, after position encodings and q/k norms.
+
+    It computes ``softmax(cap(q k^T * scaling) + mask) v``, the softmax with one more logit per head
+    if there are sinks, and ``cap(s) = softcap * tanh(s / softcap)`` if there is a cap.
+    """
+
+    query: Tensor
+    """``(B, H, T, d)``"""
+    key: Tensor
+    """``(B, Hkv, S, d)``, before key heads are repeated."""
+    value: Tensor
+    """``(B, Hkv, S, e)``; the width ``e`` of the values may be another one."""
+    mask: Tensor | None
+    """All that is added to the logits, ``(1 or B, 1 or H, T, S)``."""
+    scaling: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    """``(H,)`` a logit per head that has no value."""
+    family: Callable[[], Tensor] | None = None
+    """The model family's own function, or None if this arithmetic is all there is."""
+    by_sdpa: bool = False
+    """Whether it was made to torch's function, not to transformers' attention interface."""
+
+    def eager(self) -> Tensor:
+        """The attention output as the model's own code computes it, ``(B, T, H, e)``."""
+        return self.softmax_attention() if self.family is None else self.family()
+
+    def softmax_attention(self) -> Tensor:
+        """The attention output from its formula, ``(B, T, H, e)``."""
+        groups = self.query.shape[1] // self.key.shape[1]
+        key = self.key.repeat_interleave(groups, 1)
+        logits = self.scaling * self.query @ key.transpose(-1, -2)
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        if self.mask is not None:
+            logits = logits + self.mask
+        if self.sinks is not None:
+            sinks = self.sinks.to(logits).view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
+            weights = torch.softmax(torch.cat([logits, sinks], -1), -1)[..., :-1]
+        else:
+            weights = torch.softmax(logits, -1)
+        groups = self.query.shape[1] // self.value.shape[1]
+        return (weights @ self.value.repeat_interleave(groups, 1)).transpose(1, 2)
+
+
+Handler = Callable[[AttentionCall], Tensor]
+"""Takes a call, returns the attention output ``(B, T, H, e)``."""
+
+_handler: ContextVar[Handler] = ContextVar("captum_lig_handler", default=AttentionCall.eager)
+
+
+def current_handler() -> Handler:
+    """What happens to an attention call in this context."""
+    return _handler.get()
+
+
+@contextmanager
+def handle_with(handler: Handler) -> Iterator[None]:
+    """Send the attention calls made inside to ``handler``."""
+    token = _handler.set(handler)
+    try:
+        yield
+    finally:
+        _handler.reset(token)
+
+
+def lowest(dtype: torch.dtype) -> float:
+    """What forbids a source in a mask.
+
+    Not below what float32 can hold: some families take their softmax in float32, whatever the
+    dtype of the model, and a row of infinities would be NaN there.
+    """
+    return max(torch.finfo(d).min for d in (dtype, torch.float32))
+
+
+def added(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """A mask in any of its forms as a float tensor ``(1 or B, 1 or H, T, S)`` to add to logits."""
+    if mask is None:
+        return None
+    least = lowest(query.dtype)
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(
+            ~mask, least
+        )
+    elif not mask.is_floating_point():
+        mask = mask.to(query.dtype)
+    mask = mask.clamp_min(least)
+    mask = mask.view(*[1] * (4 - mask.dim()), *mask.shape)
+    return mask.expand(*mask.shape[:2], query.shape[-2], key.shape[-2])

@@ -1,0 +1,84 @@
+"""Derivatives along a direction, of code that was not written for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lig.errors import LigError
+
+__all__ = ["push"]
+
+Tensors = tuple[Tensor, ...]
+
+
+def push(function: Callable[..., Any], at: Tensors, tangents: Tensors) -> tuple[Any, Any]:
+    """``function(*at)`` and its derivative along ``tangents``, both as the function returns them.
+
+    In forward mode; where a model has operations of its own that know no forward mode, by two
+    backward passes, which give the same: ``J^T w`` is linear in ``w``, and the gradient of
+    ``<J^T w, t>`` by ``w`` is ``J t``.
+
+    Args:
+        function: tensors to a tensor or a tuple of tensors.
+        at: its arguments.
+        tangents: a direction for each of them.
+
+    Raises:
+        LigError: if the function can be differentiated in neither way.
+    """
+    try:
+        value, rate = torch.func.jvp(function, at, tangents)[:2]
+        return _detached(value), _detached(rate)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # NotImplementedError is one
+        pass
+    try:
+        return _by_two_backward_passes(function, at, tangents)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise LigError(
+            "this block cannot be differentiated along a direction, neither in forward mode nor by "
+            "two backward passes. boundaries='influence' needs that, and so does "
+            "scalarization='l2' with a method whose first node is the start of the path: leave "
+            "'influence' out and use method='gausslegendre'. "
+            f"PyTorch says: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _by_two_backward_passes(
+    function: Callable[..., Any], at: Tensors, tangents: Tensors
+) -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(0)
+    with torch.enable_grad():
+        inputs = tuple(x.detach().clone().requires_grad_() for x in at)
+        value = function(*inputs)
+        outputs = value if isinstance(value, tuple) else (value,)
+        seeds = tuple(
+            torch.randn(y.shape, generator=generator).to(y).requires_grad_() for y in outputs
+        )
+        pulled = torch.autograd.grad(
+            outputs, inputs, seeds, create_graph=True, materialize_grads=True
+        )
+        rates = torch.autograd.grad(pulled, seeds, tangents, materialize_grads=True)
+    # A backward pass that cannot be differentiated breaks the graph, without a word at times. So
+    # <w, J t> from the second has to be <J^T w, t> from the first.
+    forth, back = _products(seeds, rates), _products(pulled, tangents)
+    size = torch.linalg.vector_norm(torch.cat([forth, back]))
+    if not bool((forth.sum() - back.sum()).abs() <= 1e-3 * size):
+        raise RuntimeError("an operation's backward pass cannot be differentiated.")
+    return _detached(value), rates if isinstance(value, tuple) else rates[0]
+
+
+def _products(x: Tensors, y: Tensors) -> Tensor:
+    pairs = zip(x, y, strict=True)
+    return torch.cat([(a.detach().double() * b.double()).flatten() for a, b in pairs])
+
+
+def _detached(x: Any) -> Any:
+    return tuple(part.detach() for part in x) if isinstance(x, tuple) else x.detach()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from captum_lig.baselines import Baseline, Start, describe, start_of
-from captum_lig.block import MASKED, BlockCall, BlockCut
+from captum_lig.block import MASKED, BlockCall, BlockCut, CrossCut, find_cross, without_cross
 from captum_lig.boundaries import (
     AttentionBoundary,
     Chain,
@@ -20,6 +20,7 @@ from captum_lig.boundaries import (
 )
 from captum_lig.checks import brief, fraction, index_list, whole_number
 from captum_lig.cost import Cost, Meter
+from captum_lig.cross import CROSS, attribute_cross, check_cross_baseline
 from captum_lig.errors import LigError
 from captum_lig.flow import MLP_STARTS, LayerFlow
 from captum_lig.influence import Influence
@@ -28,7 +29,7 @@ from captum_lig.quadrature import rule
 from captum_lig.refinement import Integrable, refine
 from captum_lig.rows import Rows
 
-__all__ = ["BOUNDARIES", "INFLUENCE", "Settings", "attribute_block", "epsilons"]
+__all__ = ["BOUNDARIES", "CROSS", "INFLUENCE", "Settings", "attribute_block", "epsilons"]
 
 BOUNDARIES = ("attention", "mlp", "layer")
 INFLUENCE = "influence"
@@ -46,6 +47,8 @@ HEADS_FIRST = (
     "chain_total",
     "attention_influence",
     "attention_influence_missing",
+    CROSS,
+    f"{CROSS}_total",
 )
 
 
@@ -64,6 +67,8 @@ class Settings:
     dtype: torch.dtype | None
     mlp_starts: tuple[str, ...] = ("attention",)
     """Several make a flow for each; the attention and layer boundaries are integrated once."""
+    cross_baseline: Baseline = "zero"
+    """What the path of the encoder's states starts from."""
 
     @classmethod
     def checked(
@@ -78,6 +83,7 @@ class Settings:
         output_indices: Sequence[int] | Tensor | None,
         dtype: torch.dtype | None,
         mlp_start: str = "attention",
+        cross_baseline: Baseline = "zero",
     ) -> Settings:
         """Settings from what the caller gave.
 
@@ -86,7 +92,7 @@ class Settings:
         """
         alphas, weights = rule(method, n_steps)
         asked = (boundaries,) if isinstance(boundaries, str) else boundaries
-        known = (*BOUNDARIES, INFLUENCE)
+        known = (*BOUNDARIES, INFLUENCE, CROSS)
         names = ", ".join(map(repr, known))
         if not isinstance(asked, (tuple, list, set, frozenset)) or not asked:
             raise LigError(f"boundaries={brief(boundaries)}: name one or more of {names}.")
@@ -109,6 +115,7 @@ class Settings:
         if mlp_start not in MLP_STARTS:
             names = " or ".join(map(repr, MLP_STARTS))
             raise LigError(f"mlp_start={brief(mlp_start)} is unknown: use {names}.")
+        check_cross_baseline(cross_baseline)
         return cls(
             scalarization,
             alphas,
@@ -120,6 +127,7 @@ class Settings:
             output_indices,
             dtype,
             (mlp_start,),
+            cross_baseline,
         )
 
     def refined(self, boundary: Integrable, parts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -127,6 +135,15 @@ class Settings:
         if self.tolerance is None:
             return parts
         return refine(boundary, parts, self.tolerance, len(self.alphas), self.max_steps)
+
+    def pairs_at_once(self, floats: int, size: int) -> int:
+        """How many pairs of a path point and a target to work on at once.
+
+        Args:
+            floats: about how many numbers each takes.
+            size: bytes that a number takes.
+        """
+        return self.internal_batch_size or max(1, MEMORY // (floats * size))
 
     def targets(self, sources: int, device: torch.device) -> Tensor:
         """Positions ``(T,)`` of the targets among ``sources`` tokens."""
@@ -164,16 +181,19 @@ def attribute_block(
     call = call.in_dtype(settings.dtype or (torch.float32 if half else z.dtype))
     z = call.hidden
     targets, meter = settings.targets(sources, z.device), Meter()
-    texts = [
-        _attribute_text(
-            BlockCut(call, text, meter),
-            start_of(baseline, z[text], text, batch, targets),
-            settings,
-            targets,
-            valid[text],
-        )
-        for text in range(batch)
-    ]
+    cross = find_cross(call) if CROSS in settings.boundaries else None
+    if CROSS in settings.boundaries and cross is None:
+        raise without_cross(call)
+    inner = replace(settings, boundaries=settings.boundaries - {CROSS})
+    texts: list[dict[str, Tensor]] = [{} for _ in range(batch)]
+    for text, found in enumerate(texts):
+        start = start_of(baseline, z[text], text, batch, targets)
+        if inner.boundaries:
+            cut = BlockCut(call, text, meter)
+            found |= _attribute_text(cut, start, inner, targets, valid[text])
+        if cross is not None:
+            seen = CrossCut(call, cross, text, meter)
+            found |= attribute_cross(seen, settings, targets, valid[text], epsilons(call.module))
     parts = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
     for name in parts:
         if name.split("@")[0] in HEADS_FIRST:
@@ -197,6 +217,7 @@ def attribute_block(
             tolerance=settings.tolerance,
             cost=cost,
             mlp_start=start,
+            cross_baseline=None if cross is None else describe(settings.cross_baseline),
             **own,
         )
 
@@ -226,6 +247,8 @@ def _deltas(parts: dict[str, Tensor]) -> dict[str, Tensor]:
         delta["mlp"] = parts["mlp"].sum(-1) + parts["residual"] - parts["mlp_total"]
     if "layer" in parts:
         delta["layer"] = parts["layer"].sum(-1) - parts["layer_total"]
+    if CROSS in parts:
+        delta[CROSS] = parts[CROSS].sum(-1) - parts[f"{CROSS}_total"]
     return delta
 
 
@@ -238,7 +261,8 @@ def _attribute_text(
         return _nothing(cut, settings, len(targets))
     moved = len(kept) if start.is_target_token else 0
     structure = inspect_structure(cut, epsilons(cut.call.module), moved)
-    at_once = _pairs_at_once(cut, structure, start, settings)
+    floats = floats_per_pair(cut, structure, start)
+    at_once = settings.pairs_at_once(floats, cut.z.element_size())
     chunks = []
     for chunk in kept.split(at_once):
         rows = _rows(cut, start.select(chunk), structure, settings, targets[chunk], at_once)
@@ -376,11 +400,3 @@ def epsilons(block: nn.Module) -> list[float]:
     names = ("eps", "variance_epsilon", "epsilon")
     values = [getattr(m, name, None) for m in block.modules() for name in names]
     return [value for value in values if isinstance(value, float)]
-
-
-def _pairs_at_once(cut: BlockCut, structure: Structure, start: Start, settings: Settings) -> int:
-    """How many pairs of a path point and a target to work on at once."""
-    if settings.internal_batch_size is not None:
-        return settings.internal_batch_size
-    floats = floats_per_pair(cut, structure, start)
-    return max(1, MEMORY // (floats * cut.z.element_size()))

@@ -9,7 +9,7 @@
       "layers": [{
         "name": "encoder.layer.0", "index": 0,
         "scalarization": "l2", "baseline": "target_token",
-        "mlp_start": "attention", "tolerance": 0.001,
+        "mlp_start": "attention", "cross_baseline": null, "tolerance": 0.001,
         "cost": {"path_points": 32.0, "forward_equivalents": 80.0, "seconds": 0.03},
         "tensors": {
           "layer": {"axes": ["text", "target", "source"], "shape": [1, 9, 9],
@@ -67,13 +67,17 @@ AXES = {
     "self_weight": ("text", "head", "target"),
     "influence": ("text", "target", "source"),
     "attention_influence": ("text", "head", "target", "source"),
+    "cross": ("text", "head", "target", "encoder"),
+    "cross_total": ("text", "head", "target"),
     "delta.influence": ("text", "target"),
     "delta.attention_influence": ("text", "head", "target"),
     "delta.attention": ("text", "head", "target"),
     "delta.mlp": ("text", "target"),
     "delta.layer": ("text", "target"),
+    "delta.cross": ("text", "head", "target"),
 }
-"""What the axes of each tensor stand for. ``source`` runs over ``tokens``."""
+"""What the axes of each tensor stand for. ``source`` runs over ``tokens``, ``encoder`` over the
+encoder's tokens, which are not in the file."""
 _DELTA = "delta."
 
 
@@ -185,6 +189,7 @@ def _header(explanation: Explanation) -> dict[str, Any]:
                 "scalarization": flow.scalarization,
                 "baseline": flow.baseline,
                 "mlp_start": flow.mlp_start,
+                "cross_baseline": flow.cross_baseline,
                 "tolerance": flow.tolerance,
                 "cost": None if flow.cost is None else asdict(flow.cost),
             }
@@ -229,6 +234,7 @@ def _explanation(document: dict[str, Any], tensors: list[dict[str, Tensor]]) -> 
                 scalarization=layer["scalarization"],
                 baseline=layer["baseline"],
                 mlp_start=layer.get("mlp_start", "attention"),
+                cross_baseline=layer.get("cross_baseline"),
                 tolerance=layer["tolerance"],
                 cost=None if layer["cost"] is None else Cost(**layer["cost"]),
                 delta=delta,

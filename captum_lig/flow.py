@@ -81,11 +81,16 @@ class LayerFlow:
     ``(dy_j / dz_i) (z_i - z0_i)``: how much, without a sign. There when asked for."""
     attention_influence: Tensor | None = None
     """``(B, H, T, S)`` z -> u: the same by head."""
+    cross: Tensor | None = None
+    """``(B, H, T, S_enc)`` e -> u_cross: the encoder's tokens to the heads of the cross-attention,
+    with the queries held where they are. There when asked for, in blocks that have it."""
+    cross_total: Tensor | None = None
+    """``(B, H, T)`` what a row of ``cross`` adds up to."""
     delta: dict[str, Tensor] = field(default_factory=dict)
     """Signed completeness error, sum of attributions minus total, by boundary:
-    ``attention (B, H, T)``, ``mlp (B, T)``, ``layer (B, T)``. For ``influence (B, T)`` and
-    ``attention_influence (B, H, T)``: length of what the sum of a row's vectors misses of the
-    change of the output."""
+    ``attention (B, H, T)``, ``mlp (B, T)``, ``layer (B, T)``, ``cross (B, H, T)``. For
+    ``influence (B, T)`` and ``attention_influence (B, H, T)``: length of what the sum of a row's
+    vectors misses of the change of the output."""
     tolerance: float | None = None
     """Completeness error that rows were refined to, or None for a plain rule."""
     cost: Cost | None = None
@@ -93,6 +98,8 @@ class LayerFlow:
     mlp_start: str = "attention"
     """Where the path of the mlp boundary starts: ``"attention"``, the attention output at the start
     of the same path; or ``"zero"``, with the residual stream held where it ends."""
+    cross_baseline: str | None = None
+    """What the path of the encoder's states started from, in words; None without ``cross``."""
 
     def __post_init__(self) -> None:
         if self.mlp is not None and self.mlp_start == "attention":
@@ -200,20 +207,20 @@ class LayerFlow:
 
         Args:
             boundary: ``"attention"``, ``"mlp"``, ``"layer"``, ``"influence"``,
-                ``"attention_influence"``, or ``"chain"`` (whose rows should
+                ``"attention_influence"``, ``"cross"``, or ``"chain"`` (whose rows should
                 add up to ``chain_total``, and are measured against the target's ``mlp_total``).
 
         Returns:
-            ``(B, T)``, or ``(B, H, T)`` by head for attention and chain. Rows whose total is 0
-            and whose sum is 0 are exact: 0.
+            ``(B, T)``, or ``(B, H, T)`` by head for attention, cross and chain. Rows whose total is
+            0 and whose sum is 0 are exact: 0.
         """
         if boundary == "chain":
             gap = _need(self, "chain").sum(-1) - _need(self, "chain_total")
             return _relative(gap, _need(self, "mlp_total").unsqueeze(1))
         if boundary not in self.delta:
             raise LigError(_missing(boundary))
-        of_layer = "mlp_total" if boundary == "mlp" else "layer_total"
-        name = "attention_total" if boundary.startswith("attention") else of_layer
+        own = f"{boundary}_total" if boundary in ("mlp", "cross") else "layer_total"
+        name = "attention_total" if boundary.startswith("attention") else own
         return _relative(self.delta[boundary], _need(self, name))
 
     @property
@@ -256,7 +263,7 @@ class LayerFlow:
 
     def __repr__(self) -> str:
         texts, sources = self.valid.shape
-        names = ("attention", "mlp", "layer", "influence")
+        names = ("attention", "mlp", "layer", "influence", "cross")
         there = ", ".join(name for name in names if getattr(self, name) is not None)
         return (
             f"LayerFlow(layer {self.index}: {there}; {texts} text{'s' * (texts != 1)}, "

@@ -15,9 +15,15 @@ from tqdm.auto import tqdm
 
 from captum_lig import scalarization as scalar
 from captum_lig._captum import GradientAttribution, log_usage
-from captum_lig.attribute_block import BOUNDARIES, INFLUENCE, Settings, attribute_block
+from captum_lig.attribute_block import (
+    BOUNDARIES,
+    CROSS,
+    INFLUENCE,
+    Settings,
+    attribute_block,
+)
 from captum_lig.baselines import Baseline
-from captum_lig.block import BlockCall
+from captum_lig.block import BlockCall, find_cross, without_cross
 from captum_lig.checks import brief
 from captum_lig.errors import LigError
 from captum_lig.flow import LayerFlow
@@ -92,6 +98,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         show_progress: bool = False,
         mlp_start: str = "attention",
         self_term: str | None = None,
+        cross_baseline: Baseline = "zero",
     ) -> LayerFlow | list[LayerFlow]: ...
 
     @typing.overload
@@ -113,6 +120,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         show_progress: bool = False,
         mlp_start: str = "attention",
         self_term: str | None = None,
+        cross_baseline: Baseline = "zero",
     ) -> tuple[LayerFlow | list[LayerFlow], Delta | list[Delta]]: ...
 
     @log_usage()  # type: ignore[untyped-decorator]
@@ -133,6 +141,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         show_progress: bool = False,
         mlp_start: str = "attention",
         self_term: str | None = None,
+        cross_baseline: Baseline = "zero",
     ) -> Any:
         r"""Attribute the tokens leaving each layer to the tokens entering it.
 
@@ -152,10 +161,13 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             internal_batch_size: at most so many pairs of a path point and a target at once;
                 None chooses.
             return_convergence_delta: also return the completeness errors.
-            boundaries: which of ``"attention"``, ``"mlp"``, ``"layer"`` and ``"influence"``. The
-                composition ``chain`` needs the first two. ``influence`` is more work, one
-                Jacobian-vector product per pair of tokens and node, and not in the default.
-                Blocks without attention have ``"layer"`` and ``"influence"`` alone.
+            boundaries: which of ``"attention"``, ``"mlp"``, ``"layer"``, ``"influence"`` and
+                ``"cross"``. The composition ``chain`` needs the first two. ``influence`` is more
+                work, one Jacobian-vector product per pair of tokens and node, and not in the
+                default. Blocks without attention have ``"layer"`` and ``"influence"`` alone.
+                ``cross`` is for blocks that also attend to the states of an encoder: its tokens to
+                the heads of that cross-attention. With ``layer=None`` other blocks go without, and
+                if nothing else is asked for they are left out.
             output_indices: positions of the targets to attribute; None for all tokens.
             tolerance: largest completeness error of a row, relative to its total. Rows that are
                 not within it after ``n_steps`` nodes are refined by panels whose errors are
@@ -173,6 +185,9 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             self_term: an estimate of what targets owe to themselves, for ``"target_token"``:
                 ``"map_ratio"`` or ``"zero_ratio"`` (which attributes with zero baselines too), see
                 :meth:`LayerFlow.with_self_term`. None: as integrated, exactly 0.
+            cross_baseline: where the path of the encoder's states starts, for ``"cross"``:
+                ``"zero"``; ``"mean"``, the mean of the text's own states, so that a map says what
+                their differences do; a number; or a tensor ``(D,)`` or ``(S_enc, D)``.
 
         Returns:
             A :class:`~captum_lig.flow.LayerFlow` if ``layer`` is one block, a list of them
@@ -195,19 +210,20 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             output_indices,
             dtype,
             mlp_start,
+            cross_baseline,
         )
         if self_term is not None:
             _check_self_term(self_term, baselines, settings)
         call = ModelCall.of(model, inputs, additional_forward_args)
 
-        def attributed(block: BlockCall, start: Baseline) -> LayerFlow:
+        def attributed(block: BlockCall, start: Baseline, settings: Settings) -> LayerFlow:
             valid = call.valid_of(block)
             (flow,) = attribute_block(block, start, settings, valid)
             if self_term is None:
                 return flow
             if self_term != "zero_ratio":
                 return flow.with_self_term(self_term)
-            estimated = replace(settings, boundaries=settings.boundaries - {INFLUENCE})
+            estimated = replace(settings, boundaries=settings.boundaries - {INFLUENCE, CROSS})
             (zero,) = attribute_block(block, "zero", estimated, valid)
             _warn_of_open_rows([zero])
             flow = flow.with_self_term(self_term, zero)
@@ -216,8 +232,12 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
 
         with self.blocks(call) as calls:
             starts = _one_for_each(baselines, calls)
-            shown = tqdm(calls, desc="layers", unit="layer", disable=not show_progress)
-            flows = [attributed(*both) for both in zip(shown, starts, strict=True)]
+            asked = [settings] * len(calls)
+            if self.layer is None and CROSS in settings.boundaries:
+                asked = _where_there_is_cross(calls, settings)
+            work = [one for one in zip(calls, starts, asked, strict=True) if one[2].boundaries]
+            shown = tqdm(work, desc="layers", unit="layer", disable=not show_progress)
+            flows = [attributed(*one) for one in shown]
         _warn_of_open_rows(flows)
         # A module that runs several times (ALBERT's) has a flow for each.
         single = is_one(self.layer) and len(flows) == 1
@@ -264,6 +284,19 @@ def _one_for_each(
             f"{len(baselines)} baselines for {len(calls)} layers: give one, or one for each."
         )
     return list(baselines)
+
+
+def _where_there_is_cross(calls: list[BlockCall], settings: Settings) -> list[Settings]:
+    """What to ask of each block: the cross boundary of those that have it.
+
+    Raises:
+        LigError: if none has.
+    """
+    without = replace(settings, boundaries=settings.boundaries - {CROSS})
+    there = [find_cross(call) is not None for call in calls]
+    if not any(there):
+        raise without_cross(calls[-1])
+    return [settings if cross else without for cross in there]
 
 
 def _check_self_term(

@@ -13,6 +13,7 @@ A *path* holds what does not change along it, for some rows (targets); ``path.at
 """
 
 from captum_lig.attention.autograd import AutogradPath
+from captum_lig.attention.cross import CrossPath
 from captum_lig.attention.per_target import PerTargetPath
 from captum_lig.attention.protocol import AttentionPath, Points
 from captum_lig.attention.row_function import RowFunction
@@ -22,6 +23,7 @@ from captum_lig.attention.target_token import TargetTokenPath
 __all__ = [
     "AttentionPath",
     "AutogradPath",
+    "CrossPath",
     "PerTargetPath",
     "Points",
     "RowFunction",

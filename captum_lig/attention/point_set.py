@@ -58,8 +58,8 @@ class PointSet:
         return self._out(self._mixed)
 
     @property
-    def self_weights(self) -> Tensor:
-        """``(P, R, H)`` attention weights of the rows on themselves."""
+    def self_weights(self) -> Tensor | None:
+        """``(P, R, H)`` attention weights of the rows on themselves; None if they are no source."""
         p = self._out(self.weights.p)
         own = self.rows.view(1, -1, 1, 1).expand(*p.shape[:3], 1)
         return p.gather(-1, own).squeeze(-1)

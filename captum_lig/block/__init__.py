@@ -3,6 +3,7 @@
 from captum_lig.block.attach import attach, compare_with_model
 from captum_lig.block.call import Attention, BlockCall, Spread
 from captum_lig.block.core import MASKED
+from captum_lig.block.cross import CrossCut, find_cross, without_cross
 from captum_lig.block.cut import BlockCut
 from captum_lig.block.discovery import elements, record_blocks
 from captum_lig.block.interface import use_interface
@@ -14,11 +15,14 @@ __all__ = [
     "Block",
     "BlockCall",
     "BlockCut",
+    "CrossCut",
     "Spread",
     "attach",
     "compare_with_model",
     "elements",
+    "find_cross",
     "record_blocks",
     "record_own",
     "use_interface",
+    "without_cross",
 ]

@@ -14,7 +14,15 @@ from transformers import Cache
 from captum_lig.block.core import AttentionCall, lowest
 from captum_lig.errors import LigError
 
-__all__ = ["Attention", "BlockCall", "Site", "Spread", "first_tensor", "hidden_of"]
+__all__ = [
+    "Attention",
+    "BlockCall",
+    "Site",
+    "Spread",
+    "first_tensor",
+    "hidden_of",
+    "place_of_hidden",
+]
 
 Site = Literal["interface", "sdpa", "projection", "parts"]
 """Where a block is cut: at transformers' attention interface, at torch's
@@ -134,9 +142,14 @@ class BlockCall:
             attention=attention,
         )
 
-    def on(self, z: Tensor) -> Tensor:
-        """The block's output ``(N, S, D)`` for ``z (N, S, D)``, of a call for one text."""
+    def on(self, z: Tensor, instead: tuple[int | str, Tensor] | None = None) -> Tensor:
+        """The block's output ``(N, S, D)`` for ``z (N, S, D)``, of a call for one text.
+
+        ``instead`` is the position or name of another argument, and ``(N, ...)`` to put there; a
+        block that takes one sequence at a time takes one of those.
+        """
         if self.spread == "one by one" and len(z) > 1:
+            assert instead is None
             return torch.cat([self.on(one) for one in z.split(1)])
 
         def spread(value: Any) -> Any:
@@ -150,12 +163,18 @@ class BlockCall:
         if self.spread == "repeated":
             args = tuple(_mapped(value, spread) for value in args)
             kwargs = {name: _mapped(value, spread) for name, value in kwargs.items()}
-        place = _place_of_hidden(args, kwargs)
+        place = place_of_hidden(args, kwargs)
         if isinstance(place, int):
             args = (*args[:place], z, *args[place + 1 :])
         else:
             assert place is not None
             kwargs = {**kwargs, place: z}
+        if instead is not None:
+            place, value = instead
+            if isinstance(place, int):
+                args = (*args[:place], value, *args[place + 1 :])
+            else:
+                kwargs = {**kwargs, place: value}
         return first_tensor(self.module(*args, **kwargs))
 
     def in_dtype(self, dtype: torch.dtype) -> BlockCall:
@@ -215,13 +234,15 @@ def first_tensor(output: Any) -> Tensor:
 
 def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The residual stream ``(B, S, D)`` among a module's arguments, or None."""
-    place = _place_of_hidden(args, kwargs)
+    place = place_of_hidden(args, kwargs)
     if place is None:
         return None
     return args[place] if isinstance(place, int) else kwargs[place]  # type: ignore[no-any-return]
 
 
-def _place_of_hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str | None:
+def place_of_hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str | None:
+    """Where it stands among them: a place, or a name."""
+
     def fits(value: Any) -> bool:
         return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
 

@@ -150,7 +150,7 @@ class BlockCall:
         if self.spread == "repeated":
             args = tuple(_mapped(value, spread) for value in args)
             kwargs = {name: _mapped(value, spread) for name, value in kwargs.items()}
-        place = _place_of_hidden(args, kwargs)
+        place = place_of_hidden(args, kwargs)
         if isinstance(place, int):
             args = (*args[:place], z, *args[place + 1 :])
         else:
@@ -215,13 +215,15 @@ def first_tensor(output: Any) -> Tensor:
 
 def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The residual stream ``(B, S, D)`` among a module's arguments, or None."""
-    place = _place_of_hidden(args, kwargs)
+    place = place_of_hidden(args, kwargs)
     if place is None:
         return None
     return args[place] if isinstance(place, int) else kwargs[place]  # type: ignore[no-any-return]
 
 
-def _place_of_hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str | None:
+def place_of_hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str | None:
+    """Where it stands among them: a place, or a name."""
+
     def fits(value: Any) -> bool:
         return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
 

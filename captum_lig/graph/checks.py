@@ -54,9 +54,9 @@ def check_flows(flows: list[LayerFlow], text: int | None) -> int:
         if texts != 1:
             raise LigError(f"the flows hold {texts} texts: say which one, text=0 to {texts - 1}.")
         return 0
-    if not isinstance(text, int) or not 0 <= text < texts:
+    if isinstance(text, bool) or not isinstance(text, int) or not -texts <= text < texts:
         raise LigError(f"text {brief(text)} does not exist: the flows hold {texts} texts.")
-    return text
+    return text % texts
 
 
 def layer_range(layers: list[GraphLayer], wanted: tuple[int, int] | None) -> list[GraphLayer]:

@@ -327,9 +327,8 @@ def sapiens() -> Example:
         ours, theirs = (x[layer].argsort(descending=True)[:2].tolist() for x in (by_head, heads))
         lines.append(
             f"layer {layer}: heads {ours[0]} and {ours[1]} carry {by_head[layer, ours[0]]:.2f} and "
-            f"{by_head[layer, ours[1]]:.2f}; V's output in a head costs most in heads "
-            f"{theirs[0]} and {theirs[1]} ({heads[layer, theirs[0]]:.2f}, "
-            f"{heads[layer, theirs[1]]:.2f})"
+            f"{by_head[layer, ours[1]]:.2f}; V's output costs most in heads {theirs[0]} and "
+            f"{theirs[1]}, {heads[layer, theirs[0]]:.2f} and {heads[layer, theirs[1]]:.2f}"
         )
     lines.append(f"rank correlation over the 32 heads: {rank_correlation(by_head, heads):.2f}")
     return figure, lines

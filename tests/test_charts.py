@@ -92,6 +92,21 @@ def test_layers_and_the_difference() -> None:
     )
 
 
+def test_a_product_is_compared_at_the_size_it_has() -> None:
+    flow = layer_flow(0, 6, 2, baseline="zero")
+    _, (composed, direct, difference) = plot_compared(flow, TOKENS, "product")
+    expected = flow.compose("product")[0] / flow.layer_total[0, :, None]
+    np.testing.assert_allclose(drawn(composed), expected, rtol=1e-5)
+    gap = np.linalg.norm(drawn(difference), axis=-1) / np.linalg.norm(drawn(direct), axis=-1)
+    np.testing.assert_allclose(gap, flow.agreement("product")[0], rtol=1e-4)
+
+
+def test_a_graph_of_few_targets_shows_its_facts() -> None:
+    shown = FlowGraph(flows(2, 6, targets=[2, 4]), TOKENS)._repr_html_()
+    assert "layers 0 to 1, 6 tokens" in shown
+    assert "<img" not in shown
+
+
 def test_padding_is_not_drawn() -> None:
     flow = layer_flow(0, 6, 2, valid=[False, True, True, True, True, True])
     _, (axes,) = plot_layers([flow], TOKENS)

@@ -43,12 +43,13 @@ def check_flows(flows: list[LayerFlow], text: int | None) -> int:
                 f"the flow of layer {flow.index} is of other texts than that of layer "
                 f"{first.index}: make a graph of the flows of one call."
             )
-        if (flow.scalarization, flow.baseline) != (first.scalarization, first.baseline):
-            raise LigError(
-                f"layer {flow.index} has scalarization {flow.scalarization!r} and baseline "
-                f"{flow.baseline!r}, layer {first.index} {first.scalarization!r} and "
-                f"{first.baseline!r}: make a graph of flows made in the same way."
-            )
+        for name in ("scalarization", "baseline", "mlp_start"):
+            own, others = getattr(flow, name), getattr(first, name)
+            if own != others:
+                raise LigError(
+                    f"layer {flow.index} has {name} {own!r}, layer {first.index} {others!r}: make "
+                    "a graph of flows made in the same way."
+                )
     texts = len(first.valid)
     if text is None:
         if texts != 1:

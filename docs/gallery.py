@@ -1,5 +1,4 @@
-"""The examples of docs/gallery.md: five models with real weights, a picture each, and what is said
-about it measured on the model itself.
+"""The examples of docs/gallery.md, each a picture and a check on a model with real weights.
 
     python docs/pictures.py gallery
 
@@ -9,8 +8,6 @@ Python packages, whose files are read and whose code is not run.
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import random
 import sys
 import warnings
@@ -22,20 +19,15 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    AutoTokenizer,
-    GPT2LMHeadModel,
-    RobertaConfig,
-    RobertaForMaskedLM,
-)
+from transformers import AutoModel, AutoTokenizer
 
 from captum_lig import FlowGraph, LayerFlowIG
 from captum_lig.embedded import embedded_model_path
 from captum_lig.prediction import last_layer_relevance, layer_baselines, logit_difference
 from captum_lig.visualization import plot_graph, plot_map
 
-sys.path.append(str(Path(__file__).parents[1] / "tutorials"))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tutorials")]
+import biology
 import models
 
 Example = tuple[Figure, list[str]]
@@ -76,12 +68,13 @@ def entered(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list[Tensor
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's, of all numbers of two tensors."""
     ranks = [x.flatten().argsort().argsort().double() for x in (a, b)]
     return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
 class Swap:
-    """Two texts that differ in one token, what tells them apart, and the graph of the difference."""
+    """Two texts that differ in one token, a scalar, and the graph of its difference."""
 
     def __init__(self, model: Any, ids: Tensor, other: Tensor, scalar: Any, tokens: list[str]):
         self.ids, self.other, self.scalar = ids, other, scalar
@@ -94,12 +87,15 @@ class Swap:
         self.value, self.other_value = self(ids), self(other)
 
     def __call__(self, ids: Tensor) -> float:
+        """The scalar of a text."""
         with torch.no_grad():
             return float(self.scalar(input_ids=ids))
 
     def patched(self, modules: Sequence[nn.Module], places: Sequence[Any]) -> Tensor:
-        """How much of the scalar is lost when a place of what enters a module is set to what it is
-        for the other text: `(modules, places)`."""
+        """How much of the scalar it costs to take over a place of the other text.
+
+        `(modules, places)`: the place, of what enters the module, is what it is for that text.
+        """
         theirs = entered(modules, lambda: self(self.other))
         lost = torch.zeros(len(modules), len(places))
         for m, module in enumerate(modules):
@@ -228,18 +224,9 @@ MOUTH += " Fusobacterium Leptotrichia"
 LISTS = 40
 
 
-def load_mgm() -> tuple[dict[str, int], GPT2LMHeadModel]:
-    """Numbers of genera, and the model. The package's pickles are left alone."""
-    folder = _package("mgm") / "resources"
-    rows = (folder / "phylogeny.csv").read_text().splitlines()[1:]
-    names = ["<pad>", "<mask>", "<bos>", "<eos>", *(row.split(",")[0] for row in rows)]
-    model = GPT2LMHeadModel.from_pretrained(folder / "general_model", weights_only=True)
-    return {name: number for number, name in enumerate(names)}, model.eval()
-
-
 def mgm() -> Example:
     """Which genus moves which through one head."""
-    vocabulary, model = load_mgm()
+    vocabulary, model = biology.mgm()
     draw = random.Random(0)
     block = model.transformer.h[0]
     width, chance, count = 32, 0.0, 0
@@ -265,7 +252,10 @@ def mgm() -> Example:
                 each[range(1, j), range(1, j)] = z[0, j]
                 (u,) = entered([block.attn.c_proj], lambda each=each: block(each))
             effect = (u[1:, j, :width] - u[:1, j, :width]).norm(dim=-1)
-            claims = {"map": flow.attention[0, 0, j, before], "attention weight": weights[j, before]}
+            claims = {
+                "map": flow.attention[0, 0, j, before],
+                "attention weight": weights[j, before],
+            }
             for name, row in {**claims, "experiment": effect}.items():
                 hits[name] += int(same[row.argmax()])
             for name, row in claims.items():
@@ -298,52 +288,9 @@ HEAVY = (  # the variable domain of trastuzumab's heavy chain
 )
 
 
-def load_sapiens() -> tuple[dict[str, int], RobertaForMaskedLM]:
-    """Numbers of residues, and the model of heavy chains."""
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        file = _package("sapiens") / "models" / "v1" / "checkpoint_vh.pt"
-        saved = torch.load(file, map_location="cpu", weights_only=True)["model"]
-    model = RobertaForMaskedLM(
-        RobertaConfig(
-            vocab_size=25,
-            hidden_size=128,
-            num_hidden_layers=4,
-            num_attention_heads=8,
-            intermediate_size=256,
-            max_position_embeddings=146,
-            type_vocab_size=1,
-            layer_norm_eps=1e-5,
-        )
-    )
-    weights = {"roberta.embeddings.token_type_embeddings.weight": torch.zeros(1, 128)}
-    for name, value in saved.items():
-        for theirs, ours in (
-            ("decoder.sentence_encoder.layers.", "roberta.encoder.layer."),
-            ("decoder.sentence_encoder.embed_tokens", "roberta.embeddings.word_embeddings"),
-            ("decoder.sentence_encoder.embed_positions", "roberta.embeddings.position_embeddings"),
-            ("decoder.sentence_encoder.emb_layer_norm", "roberta.embeddings.LayerNorm"),
-            ("decoder.lm_head.weight", "lm_head.decoder.weight"),
-            ("decoder.lm_head.", "lm_head."),
-            (".self_attn_layer_norm.", ".attention.output.LayerNorm."),
-            (".self_attn.out_proj.", ".attention.output.dense."),
-            (".self_attn.q_proj.", ".attention.self.query."),
-            (".self_attn.k_proj.", ".attention.self.key."),
-            (".self_attn.v_proj.", ".attention.self.value."),
-            (".fc1.", ".intermediate.dense."),
-            (".fc2.", ".output.dense."),
-            (".final_layer_norm.", ".output.LayerNorm."),
-        ):
-            name = name.replace(theirs, ours)
-        weights[name] = value
-    weights["lm_head.decoder.bias"] = weights["lm_head.bias"]
-    model.load_state_dict(weights)
-    names = ["<s>", "<pad>", "</s>", "<unk>", *"ACDEFGHIKLMNPQRSTVWY", "<mask>"]
-    return {name: number for number, name in enumerate(names)}, model.eval()
-
-
 def sapiens() -> Example:
     """How a residue tells which gene the end of a chain comes from."""
-    vocabulary, model = load_sapiens()
+    vocabulary, model = biology.sapiens()
     residue, asked = 109, 115  # counted from 1, as tokens are behind <s>
     tokens = ["<s>", *HEAVY, "</s>"]
     tokens[asked] = "<mask>"
@@ -380,9 +327,8 @@ def sapiens() -> Example:
         ours, theirs = (x[layer].argsort(descending=True)[:2].tolist() for x in (by_head, heads))
         lines.append(
             f"layer {layer}: heads {ours[0]} and {ours[1]} carry {by_head[layer, ours[0]]:.2f} and "
-            f"{by_head[layer, ours[1]]:.2f}; V's output in a head costs most in heads "
-            f"{theirs[0]} and {theirs[1]} ({heads[layer, theirs[0]]:.2f}, "
-            f"{heads[layer, theirs[1]]:.2f})"
+            f"{by_head[layer, ours[1]]:.2f}; V's output costs most in heads {theirs[0]} and "
+            f"{theirs[1]}, {heads[layer, theirs[0]]:.2f} and {heads[layer, theirs[1]]:.2f}"
         )
     lines.append(f"rank correlation over the 32 heads: {rank_correlation(by_head, heads):.2f}")
     return figure, lines
@@ -403,9 +349,7 @@ def vit() -> Example:
     pixels = ((picture - mean) / deviation).permute(2, 0, 1)[None]
     side, layer, (row, column) = 16, 6, (6, 5)  # of the eye
     eye = 1 + side * row + column
-    flow = LayerFlowIG(model, layer).attribute(
-        pixels, output_indices=[eye], boundaries=("layer",)
-    )
+    flow = LayerFlowIG(model, layer).attribute(pixels, output_indices=[eye], boundaries=("layer",))
     assert not isinstance(flow, list)
     shares = (flow.layer[0, 0] / flow.layer_total[0, 0])[1:].view(side, side)
 
@@ -450,16 +394,6 @@ def vit() -> Example:
         f"rank correlation over the {len(claim)} boxes: {rank_correlation(claim, effect):.2f}",
     ]
     return figure, lines
-
-
-def _package(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.submodule_search_locations is None:
-        raise ModuleNotFoundError(
-            f"{name} is not installed: pip install --no-deps --require-hashes "
-            "-r docs/requirements-pictures.txt"
-        )
-    return Path(spec.submodule_search_locations[0])
 
 
 EXAMPLES: dict[str, Callable[[], Example]] = {

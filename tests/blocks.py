@@ -121,7 +121,11 @@ def rows_of(
 def maps_of(rows: Rows, alphas: Tensor, weights: Tensor) -> dict[str, Tensor]:
     """Every boundary of some rows, rows first, by one rule."""
     found = MlpBoundary(rows).sweep(alphas, weights)
-    on_path = [AttentionBoundary(rows), Chain(rows, found.pop("gradient")), LayerBoundary(rows)]
+    on_path = [
+        AttentionBoundary(rows),
+        Chain(rows, found.pop("gradient"), rows.layer_total, "chain"),
+        LayerBoundary(rows),
+    ]
     return {
         **found,
         **sweep_together(on_path, alphas, weights),

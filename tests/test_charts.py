@@ -23,6 +23,7 @@ from captum_lig.visualization import (
     plot_map,
     plot_shares,
 )
+from captum_lig.visualization._draw import arrange
 from tests.synthetic import HOSTILE, flows, layer_flow
 
 TOKENS = ["[CLS]", "the", "cat", "##s", "sat", "[SEP]"]
@@ -91,6 +92,21 @@ def test_layers_and_the_difference() -> None:
     )
 
 
+def test_a_product_is_compared_at_the_size_it_has() -> None:
+    flow = layer_flow(0, 6, 2, baseline="zero")
+    _, (composed, direct, difference) = plot_compared(flow, TOKENS, "product")
+    expected = flow.compose("product")[0] / flow.layer_total[0, :, None]
+    np.testing.assert_allclose(drawn(composed), expected, rtol=1e-5)
+    gap = np.linalg.norm(drawn(difference), axis=-1) / np.linalg.norm(drawn(direct), axis=-1)
+    np.testing.assert_allclose(gap, flow.agreement("product")[0], rtol=1e-4)
+
+
+def test_a_graph_of_few_targets_shows_its_facts() -> None:
+    shown = FlowGraph(flows(2, 6, targets=[2, 4]), TOKENS)._repr_html_()
+    assert "layers 0 to 1, 6 tokens" in shown
+    assert "<img" not in shown
+
+
 def test_padding_is_not_drawn() -> None:
     flow = layer_flow(0, 6, 2, valid=[False, True, True, True, True, True])
     _, (axes,) = plot_layers([flow], TOKENS)
@@ -146,6 +162,64 @@ def test_the_graph_s_links_are_its_relevance(absolute: bool) -> None:
     caption = figure.get_supxlabel().replace("\n", " ")
     assert f"{routes[0].share:+.2g}, {routes[1].share:+.2g}" in caption
     saved(figure)
+
+
+def test_a_graph_starts_at_a_number_of_the_model() -> None:
+    graph = FlowGraph(flows(3, 6, baseline="zero"), TOKENS)
+    start = torch.tensor([0.0, 5.0, 0.0, 0.0, -2.5, 0.0])
+    figure, axes = plot_graph(graph, start=start, k=0)
+    trace = graph.relevance(start=start)
+    arrived, own = np.zeros((4, 6)), np.zeros((4, 6))
+    links = lines(axes, "links")
+    for segment, value in zip(links.get_segments(), links.get_array(), strict=True):
+        (column, source), _ = np.round(segment[0]), segment[-1]
+        arrived[int(column), int(source)] += value
+    for segment, width in zip(
+        lines(axes, "self links").get_segments(),
+        lines(axes, "self links").get_linewidths(),
+        strict=True,
+    ):
+        (column, token), _ = np.round(segment[0]), segment[1]
+        own[int(column), int(token)] = width / 4 * 5  # the largest start is the full width
+    stayed = np.abs(trace.tokens[:3].numpy() - arrived[:3])
+    np.testing.assert_allclose(own[:3], stayed.clip(max=5), atol=1e-6)
+    assert "Relevance of the, sat (right)" in figure.get_supxlabel().replace("\n", " ")
+    scale = figure.axes[1].yaxis
+    assert not any("%" in label.get_text() for label in scale.get_ticklabels())
+    with pytest.raises(LigError, match="routes go to one"):
+        plot_graph(graph, start=start, source=0)
+    _, axes = plot_graph(graph, k=0)  # neither a target nor a start: the last token
+    np.testing.assert_array_equal(
+        lines(axes, "links").get_array(), lines(plot_graph(graph, 5, k=0)[1], "links").get_array()
+    )
+
+
+def test_every_layer_keeps_its_strongest_links() -> None:
+    graph = FlowGraph(flows(8, 30, baseline="zero"), [f"token{i}" for i in range(30)])
+    _, axes = plot_graph(graph, 29, k=0)
+    found = [np.round(line[0]) for line in lines(axes, "links").get_segments()]
+    found += [np.round(line[0]) for line in lines(axes, "self links").get_segments()]
+    columns = np.array(found)[:, 0].astype(int)
+    # All relevance is at one token at the end; from there it spreads.
+    assert np.bincount(columns).tolist() == [50] * 7 + [30]
+
+
+def test_heads_of_routes_that_share_a_link_are_all_named() -> None:
+    graph = FlowGraph(flows(1, 6, heads=3, baseline="zero"), TOKENS)
+    _, axes = plot_graph(graph, 4, source=1, k=3)
+    (label,) = [text.get_text() for text in axes.texts]
+    assert label == "h" + ",".join(str(route.steps[0].head) for route in graph.paths(1, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("maps", "columns"), [(1, 1), (6, 3), (8, 4), (12, 3), (30, 5), (32, 8), (7, 3)]
+)
+def test_maps_are_arranged_without_empty_places_if_they_can_be(maps: int, columns: int) -> None:
+    width, found, rows = arrange(12, maps)
+    assert found == columns
+    assert rows == -(-maps // columns)
+    assert width >= 2.0
+    assert width * columns <= 16
 
 
 @pytest.mark.parametrize("count", [5, 128])

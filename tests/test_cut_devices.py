@@ -101,7 +101,7 @@ def test_offloaded(where: str, tmp_path: Path) -> None:
 
 def test_inputs_go_where_the_model_is() -> None:
     """The meta device stands for another one: nothing is computed, the inputs are moved."""
-    model = nn.Linear(2, 2, device="meta")
+    model = nn.Linear(2, 2, device="meta").eval()
     call = ModelCall.of(model, torch.zeros(1, 3, 2))
     assert call.args[0].device.type == "meta"
     call = ModelCall.of(model, {"input": torch.zeros(1, 3, 2)})

@@ -17,6 +17,7 @@ from captum_lig import LayerFlow, LayerFlowIG, LigError
 from captum_lig.block import BlockCut
 from captum_lig.cost import Meter
 from captum_lig.model_call import ModelCall
+from captum_lig.selection import Finder
 from tests import twins
 from tests.families import FAMILIES, Family
 from tests.test_state import Unchanged
@@ -115,21 +116,19 @@ def causal(flow: LayerFlow, boundary: str) -> None:
 
 def cut_is_the_block(model: nn.Module, inputs: dict[str, Any], family: Family) -> None:
     """post(core(pre(z)), z) is what the block gives in the model as it is, to 1e-5."""
-    lig = LayerFlowIG(model)
+    finder = Finder(model)
     call = ModelCall.of(model, inputs)
-    with torch.no_grad():
-        calls, watch = lig._recorded(call)
-        with watch():
-            for block, site in zip(calls, family.sites, strict=True):
-                attached = lig._attached(block, call.valid_of(block))
-                assert attached.site == site
-                cut = BlockCut(attached, 0, Meter())
-                again = cut.whole(cut.z[None])[0]
-                torch.testing.assert_close(again, cut.output, rtol=1e-5, atol=1e-5)
-                if cut.has_attention:
-                    u = core(cut) if cut.opens else cut.attend(cut.z[None])[0]
-                    output = cut.post(u, cut.z)
-                    torch.testing.assert_close(output, cut.output, rtol=1e-5, atol=1e-5)
+    with finder.recorded(call) as calls:
+        for block, site in zip(calls, family.sites, strict=True):
+            attached = finder.attached(block, call.valid_of(block))
+            assert attached.site == site
+            cut = BlockCut(attached, 0, Meter())
+            again = cut.whole(cut.z[None])[0]
+            torch.testing.assert_close(again, cut.output, rtol=1e-5, atol=1e-5)
+            if cut.has_attention:
+                u = core(cut) if cut.opens else cut.attend(cut.z[None])[0]
+                output = cut.post(u, cut.z)
+                torch.testing.assert_close(output, cut.output, rtol=1e-5, atol=1e-5)
     last = Unhooked(model, calls[-1].name, inputs, family)
     torch.testing.assert_close(calls[-1].output[0], last.output, rtol=1e-5, atol=1e-5)
 

@@ -522,8 +522,10 @@ def test_what_goes_on_below_a_token_without_edges_is_not_known(ask: object) -> N
         (lambda f: FlowGraph([f[0], f[2]]), r"layers \[0, 2\]: give consecutive"),
         (lambda f: FlowGraph(f, ["a"]), "1 tokens were given for flows of 4 sources"),
         (lambda f: FlowGraph([replace(f[0], mlp=None)]), "layer 0 has no 'mlp' boundary"),
-        (lambda f: FlowGraph([f[0], replace(f[1], baseline="x")]), "made in the same way"),
+        (lambda f: FlowGraph([f[0], replace(f[1], baseline="x")]), "has baseline 'x'"),
+        (lambda f: FlowGraph([f[0], replace(f[1], mlp_start="zero")]), "has mlp_start 'zero'"),
         (lambda f: FlowGraph(f, text=1), "text 1 does not exist"),
+        (lambda f: FlowGraph(f, text=False), "text False does not exist"),
         (lambda f: FlowGraph(f).relevance(4), "target=.*4 is out of range"),
         (lambda f: FlowGraph(f).relevance(), "give a target, or a start"),
         (lambda f: FlowGraph(f).relevance([1, -3]), "names a token twice"),
@@ -574,6 +576,7 @@ def test_a_batch_of_a_causal_model(baseline: str) -> None:
         FlowGraph(flows)
     for text in range(2):
         graph = FlowGraph(flows, text=text)
+        assert torch.equal(graph.rollout(), FlowGraph(flows, text=text - 2).rollout())
         for rule in ("conserve", "chain"):
             for layer, flow in zip(graph.layers, flows, strict=True):
                 # The graph's shares are the composed map's, and nothing is lost.

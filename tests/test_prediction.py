@@ -27,6 +27,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
+from transformers.utils import ModelOutput
 
 from captum_lig import FlowGraph, LayerFlow, LayerFlowIG, LigError
 from captum_lig.embedded import embedded_model_path
@@ -227,6 +228,29 @@ def test_blocks_that_give_tuples() -> None:
     for block, following in zip(blocks_of(model), (blocks_of(model)[1], model.norm), strict=True):
         block.register_forward_hook(lambda module, args, output: (output, None))
         following.register_forward_pre_hook(lambda module, args: (args[0][0], *args[1:]))
+    torch.testing.assert_close(direct_relevance(model, read(model), ids).tokens, plain)
+
+
+@pytest.mark.parametrize("kind", [dict, ModelOutput, list])
+def test_blocks_that_give_records_and_take_names_of_their_own(kind: type) -> None:
+    model = models.tiny_llama()
+    ids = models.tokens(model, 1, 5)
+    plain = direct_relevance(model, read(model), ids).tokens
+    for block, following in zip(blocks_of(model), (blocks_of(model)[1], model.norm), strict=True):
+
+        def named(x: Tensor, inner: Any = block.forward, **kwargs: Any) -> Any:
+            output = inner(x, **kwargs)
+            return [output, None] if kind is list else kind({"out": output, "more": ids})
+
+        def out_of_it(module: nn.Module, args: Any) -> Any:
+            (given, *further) = args
+            return (given[0] if kind is list else given["out"], *further)
+
+        following.register_forward_pre_hook(out_of_it)
+        block.register_forward_pre_hook(
+            lambda module, args, kwargs: ((), {"x": args[0], **kwargs}), with_kwargs=True
+        )
+        block.forward = named
     torch.testing.assert_close(direct_relevance(model, read(model), ids).tokens, plain)
 
 

@@ -1,6 +1,5 @@
 """Cutting a model's blocks open without touching its code. Knows models and no mathematics."""
 
-from captum_lig.block.attach import attach, compare_with_model
 from captum_lig.block.call import Attention, BlockCall, Spread
 from captum_lig.block.core import MASKED
 from captum_lig.block.cross import CrossCut, find_cross, without_cross
@@ -8,6 +7,7 @@ from captum_lig.block.cut import BlockCut
 from captum_lig.block.discovery import elements, record_blocks
 from captum_lig.block.interface import use_interface
 from captum_lig.block.own import Block, record_own
+from captum_lig.block.selftest import attach, compare_with_model
 
 __all__ = [
     "MASKED",

@@ -40,7 +40,12 @@ class Block:
 
     Example::
 
-        >>> LayerFlowIG(model, layer=[Block(b, attention=b.out, heads=4) for b in model.blocks])
+        >>> from captum_lig import Block, LayerFlowIG
+        >>> blocks = [
+        ...     Block(layer, attention=layer.attention.output.dense, heads=12)
+        ...     for layer in model.encoder.layer
+        ... ]
+        >>> flows = LayerFlowIG(model, layer=blocks).attribute(inputs, dtype=torch.float64)
     """
 
     input: Module

@@ -298,12 +298,10 @@ def _words(loaded: Pretrained, sentence: Sentence) -> list[int]:
 
 
 def _fingerprint_of(model: nn.Module) -> str:
-    """Hash of a model's configuration and of some numbers of each parameter."""
+    """Hash of a model's configuration and of all its numbers."""
     config = getattr(model, "config", None)
     digest = hashlib.sha256(config.to_json_string().encode() if config is not None else b"")
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
-        some = flat[:: max(1, len(flat) // 64)].float().cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(some.numpy().tobytes())
+    for name, values in model.state_dict().items():
+        digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
+        digest.update(values.cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

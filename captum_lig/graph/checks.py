@@ -43,20 +43,21 @@ def check_flows(flows: list[LayerFlow], text: int | None) -> int:
                 f"the flow of layer {flow.index} is of other texts than that of layer "
                 f"{first.index}: make a graph of the flows of one call."
             )
-        if (flow.scalarization, flow.baseline) != (first.scalarization, first.baseline):
-            raise LigError(
-                f"layer {flow.index} has scalarization {flow.scalarization!r} and baseline "
-                f"{flow.baseline!r}, layer {first.index} {first.scalarization!r} and "
-                f"{first.baseline!r}: make a graph of flows made in the same way."
-            )
+        for name in ("scalarization", "baseline", "mlp_start"):
+            own, others = getattr(flow, name), getattr(first, name)
+            if own != others:
+                raise LigError(
+                    f"layer {flow.index} has {name} {own!r}, layer {first.index} {others!r}: make "
+                    "a graph of flows made in the same way."
+                )
     texts = len(first.valid)
     if text is None:
         if texts != 1:
             raise LigError(f"the flows hold {texts} texts: say which one, text=0 to {texts - 1}.")
         return 0
-    if not isinstance(text, int) or not 0 <= text < texts:
+    if isinstance(text, bool) or not isinstance(text, int) or not -texts <= text < texts:
         raise LigError(f"text {brief(text)} does not exist: the flows hold {texts} texts.")
-    return text
+    return text % texts
 
 
 def layer_range(layers: list[GraphLayer], wanted: tuple[int, int] | None) -> list[GraphLayer]:

@@ -55,7 +55,7 @@ class FlowGraph:
             as :class:`~captum_lig.LayerFlowIG` gives them. Every token has to be a target,
             except in the last layer.
         tokens: what the tokens are called, one for each source. None: their places.
-        text: which text of the batch; needed if the flows hold several.
+        text: which text of the batch, negative ones from the end; needed if the flows hold several.
 
     Attributes:
         tokens: the tokens without padding.

@@ -8,13 +8,14 @@ are Captum's layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from captum_lig.block import BlockCall
+from captum_lig.block.call import place_of_hidden
 from captum_lig.errors import LigError
 
 __all__ = ["ResidualStream"]
@@ -69,17 +70,25 @@ class ResidualStream:
         if number >= len(self.blocks):
             raise _not_once()
         self._entered += 1
-        if args:
-            return (self.entering[number](args[0]), *args[1:]), kwargs
-        hidden = self.entering[number](kwargs["hidden_states"])
-        return args, {**kwargs, "hidden_states": hidden}
+        place, through = place_of_hidden(args, kwargs), self.entering[number]
+        if isinstance(place, str):
+            return args, {**kwargs, place: through(kwargs[place])}
+        return (through(args[0]), *args[1:]), kwargs
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         number = self._left
         self._left += 1
-        if isinstance(output, Tensor):
-            return self.leaving[number](output)
-        return (self.leaving[number](output[0]), *output[1:])
+        return _led(output, self.leaving[number])
+
+
+def _led(output: Any, through: nn.Module) -> Any:
+    """A block's output with its hidden states led through a module, see ``first_tensor``."""
+    if isinstance(output, Tensor):
+        return through(output)
+    if isinstance(output, Mapping):
+        name = next(iter(output))
+        return type(output)({**output, name: _led(output[name], through)})  # type: ignore[call-arg]
+    return type(output)([_led(output[0], through), *output[1:]])
 
 
 def _not_once() -> LigError:

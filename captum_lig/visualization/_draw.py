@@ -45,6 +45,9 @@ GREY = "0.85"
 """A token's own row: guide lines, self links, the diagonal where it is 0."""
 LABEL_LENGTH = 16
 TALLEST_BAR = 5.0
+"""Inches; in a longer one the numbers are too far apart."""
+LARGEST_VECTOR = 45**2
+"""Entries of a map that a vector file holds one by one: more make it some megabytes."""
 
 
 def text_style() -> dict[str, Any]:
@@ -77,9 +80,9 @@ def draw_matrix(
 ) -> None:
     """A map ``(T, S)`` as a mesh in axes of ``size`` inches, first row on top; masked is grey."""
     axes.set_facecolor(GREY)
-    few = len(columns) <= 64  # more are too small for a grid, and a heavy vector file
-    mesh = axes.pcolormesh(values, cmap=COLORS, norm=norm, rasterized=not few)
-    if few:
+    heavy = len(rows) * len(columns) > LARGEST_VECTOR
+    mesh = axes.pcolormesh(values, cmap=COLORS, norm=norm, rasterized=heavy)
+    if len(columns) <= 64:  # more are too small for a grid
         mesh.set(edgecolor="white", linewidth=min(0.3, 4 / len(columns)))
     axes.invert_yaxis()
     width, height = size

@@ -111,11 +111,11 @@ def plot_flow(
     heights = [strip_height + 0.35, rows * (map_height + 0.4)]
     width = columns * panel + 1.6
     figure = Figure(figsize=(width, sum(heights) + 1.1), layout="constrained")
-    above, below = figure.add_gridspec(2, 1, height_ratios=heights)
-    left, bar = places(below, columns * panel, heights[1])
+    halves = figure.add_gridspec(2, 1, height_ratios=heights)
+    left, bar = places(halves[1], columns * panel, heights[1])
     grid = left.subgridspec(rows, columns)
 
-    strip = figure.add_subplot(above)
+    strip = figure.add_subplot(halves[0])
     _draw_strip(strip, layers, labels, norm, (width - 2.0, strip_height), style)
     maps = []
     for place, layer in enumerate(layers):

@@ -202,7 +202,10 @@ def plot_compared(
         LigError: if flow and tokens do not fit, for an unknown rule, or a missing boundary.
     """
     one_text([flow], tokens)
-    composed, direct = shares(flow, rule), shares(flow, None)
+    direct = shares(flow, None)
+    assert flow.layer_total is not None
+    total = flow.layer_total[0][:, None]  # of both: the product is not that of its own size here
+    composed = torch.where(total > 0, flow.compose(rule)[0] / total, 0.0)
     off = flow.agreement(rule)[0, target_rows(flow)].nanmean().item()
     panels = [
         _panel(flow, composed, tokens, f"composed by {rule}"),

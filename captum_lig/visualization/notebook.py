@@ -60,8 +60,10 @@ def graph_html(graph: FlowGraph) -> str:
         " ".join(readable_token(token) for token in graph.tokens[:64])
         + (" …" if len(graph.tokens) > 64 else ""),
     ]
-    known = [i for i, one in enumerate(graph.layers[-1].known.tolist()) if one]
-    figure = plot_graph(graph, known[-1], k=0)[0] if known else None
+    known = graph.layers[-1].known.nonzero().flatten().tolist()
+    # Relevance cannot be handed down to tokens that were no targets.
+    whole = all(bool(layer.known.all()) for layer in graph.layers[:-1])
+    figure = plot_graph(graph, known[-1], k=0)[0] if known and whole else None
     return _page(facts, figure)
 
 

@@ -1,0 +1,146 @@
+"""Remake the pictures of the documentation, all of them or those that are named.
+
+    make pictures
+    python docs/pictures.py [charts] [flow] [page] [gallery]
+    python docs/pictures.py [minilm] [smollm2] [mgm] [sapiens] [vit]
+
+Charts are what the code blocks of docs/charts.md save; the picture of the README is what its
+command writes; the screenshot is of the page that the command writes, in Chromium; the gallery's
+are in docs/gallery.py. No picture in docs/images comes from anywhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from captum_lig import FlowGraph
+from captum_lig.explain import explain
+from captum_lig.visualization import plot_flow
+
+DOCS = Path(__file__).parent
+IMAGES = DOCS / "images"
+SENTENCE = "My credit card paid for ice cream in New York."
+BYTES = 150_000
+"""Largest size of a picture: more is too heavy for a repository."""
+
+
+def keep(picture: Path, name: str, scale: float = 1.0) -> None:
+    """Store a picture in few colours, which its lines and maps do not miss."""
+    with Image.open(picture) as opened:
+        image = opened.convert("RGB")
+    size = round(image.width * scale), round(image.height * scale)
+    image = image.resize(size, Image.Resampling.LANCZOS)
+    IMAGES.mkdir(exist_ok=True)
+    file = IMAGES / f"{name}.png"
+    image.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(file, optimize=True)
+    print(f"{file.relative_to(DOCS.parent)}: {size[0]} x {size[1]}, {file.stat().st_size:,} bytes")
+    if file.stat().st_size > BYTES:
+        raise SystemExit(f"{file.name} is larger than {BYTES:,} bytes: make it smaller.")
+
+
+def charts(folder: Path) -> None:
+    """What the code blocks of docs/charts.md save."""
+    text = (DOCS / "charts.md").read_text(encoding="utf-8")
+    namespace: dict[str, Any] = {"__name__": "charts"}
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        for block in code_blocks(text):
+            exec(compile(block, "docs/charts.md", "exec"), namespace)
+    finally:
+        os.chdir(here)
+    for picture in sorted(folder.glob("charts-*.png")):
+        keep(picture, picture.stem)
+
+
+def code_blocks(page: str, language: str = "python") -> list[str]:
+    """The code blocks of a page in Markdown."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+
+
+def flow(folder: Path) -> None:
+    """The picture of the README's command, at half its resolution."""
+    explanation = explain(SENTENCE)
+    figure, _ = plot_flow(explanation.flows, explanation.tokens, title=explanation.text)
+    figure.savefig(folder / "flow.png", dpi=200)
+    keep(folder / "flow.png", "flow", 0.5)
+
+
+def page(folder: Path) -> None:
+    """The interactive page, with a pinned token, its routes and what it comes from."""
+    chromium = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
+    if chromium is None:
+        print(
+            "docs/images/page.png: left as it is, there is no Chromium (apt-get install chromium)"
+        )
+        return
+    from playwright.sync_api import sync_playwright
+
+    explanation = explain(SENTENCE, baseline="zero")
+    tokens = explanation.tokens
+    graph = FlowGraph(explanation.flows, tokens)
+    file = graph.to_html(folder / "flow.html", title=SENTENCE)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--no-first-run"]
+        )
+        tab = browser.new_page(viewport={"width": 1280, "height": 960}, offline=True)
+        tab.goto(file.resolve().as_uri())
+        tab.locator("#summary:not(:empty)").wait_for()
+        tab.locator("#target").select_option(str(tokens.index("cream")))
+        tab.locator("#source").select_option(str(tokens.index("ice")))
+        tab.locator("#routes li").first.wait_for()
+        tab.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+        tab.screenshot(path=folder / "page.png")
+        browser.close()
+    keep(folder / "page.png", "page")
+
+
+def example(name: str) -> Callable[[Path], None]:
+    """One of the gallery, and whether what it says is what docs/gallery.md shows."""
+
+    def draw(folder: Path) -> None:
+        from gallery import EXAMPLES
+
+        figure, lines = EXAMPLES[name]()
+        figure.savefig(folder / f"{name}.png", dpi=100)
+        keep(folder / f"{name}.png", f"gallery-{name}")
+        text = "\n".join(line.rstrip() for line in lines) + "\n"
+        print(text)
+        shown = (DOCS / "gallery.md").read_text(encoding="utf-8")
+        if text not in code_blocks(shown, "text"):
+            raise SystemExit(
+                f"docs/gallery.md shows other numbers of {name} than these: update it."
+            )
+
+    return draw
+
+
+GALLERY = ("minilm", "smollm2", "mgm", "sapiens", "vit")
+PICTURES: dict[str, Callable[[Path], None]] = {"charts": charts, "flow": flow, "page": page}
+PICTURES |= {name: example(name) for name in GALLERY}
+
+
+def main(names: Iterable[str]) -> None:
+    """Remake the pictures that are named, all if none is."""
+    chosen = [one for name in names for one in (GALLERY if name == "gallery" else [name])]
+    unknown = [name for name in chosen if name not in PICTURES]
+    if unknown:
+        raise SystemExit(f"{unknown[0]} is unknown: name some of gallery, {', '.join(PICTURES)}.")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for name in chosen or PICTURES:
+        with tempfile.TemporaryDirectory() as folder:
+            PICTURES[name](Path(folder))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from captum_lig import LayerFlow, LayerFlowIG
+from captum_lig.model_call import ModelCall
 from tests.families import FAMILIES, Family
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
@@ -43,7 +44,8 @@ def line(family: Family) -> str:
     flows = lig.attribute(family.inputs(model), boundaries=boundaries, max_steps=4096)
     assert isinstance(flows, list)
     errors = [_worst(flows, name) for name in ("attention", "mlp", "layer")]
-    sites = ", ".join(dict.fromkeys(family.sites))
+    with lig.blocks(ModelCall.of(model, family.inputs(model))) as blocks:
+        sites = ", ".join(dict.fromkeys(block.site for block in blocks))
     cells = [family.name, family.what, sites, str(_heads(flows)), *errors]
     return "| " + " | ".join(cells) + " |"
 

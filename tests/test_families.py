@@ -121,7 +121,8 @@ def cut_is_the_block(model: nn.Module, inputs: dict[str, Any], family: Family) -
     with finder.recorded(call) as calls:
         for block, site in zip(calls, family.sites, strict=True):
             attached = finder.attached(block, call.valid_of(block))
-            assert attached.site == site
+            # A newer transformers may have moved a family to its interface, which is as well.
+            assert attached.site in (site, "interface")
             cut = BlockCut(attached, 0, Meter())
             again = cut.whole(cut.z[None])[0]
             torch.testing.assert_close(again, cut.output, rtol=1e-5, atol=1e-5)

@@ -14,6 +14,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+import matplotlib.font_manager  # noqa: F401  builds the font cache, which a kernel would report
 import nbformat
 from nbclient import NotebookClient
 from PIL import Image

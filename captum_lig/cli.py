@@ -26,6 +26,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Name on the Hugging Face hub, or a folder.",
+        metavar="NAME|FOLDER",
+        show_default="the embedded all-MiniLM-L6-v2",
+    ),
+]
+
 DATA_SUFFIXES = (".json", ".safetensors")
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 PAGE_SUFFIX = ".html"
@@ -58,14 +67,7 @@ def _options(
 @app.command(no_args_is_help=True)
 def explain(
     text: Annotated[str, typer.Argument(help="The text to explain.", metavar="TEXT")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Name on the Hugging Face hub, or a folder.",
-            metavar="NAME|FOLDER",
-            show_default="the embedded all-MiniLM-L6-v2",
-        ),
-    ] = None,
+    model: Model = None,
     layers: Annotated[
         str, typer.Option(help="Layers to attribute, such as 0,2,4-5.", metavar="LIST|all")
     ] = "all",
@@ -219,14 +221,7 @@ def consistency(
             show_default=False,
         ),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Name on the Hugging Face hub, or a folder.",
-            metavar="NAME|FOLDER",
-            show_default="the embedded all-MiniLM-L6-v2",
-        ),
-    ] = None,
+    model: Model = None,
     layers: Annotated[
         str, typer.Option(help="Layers to compare, such as 0,2,4-5.", metavar="LIST|all")
     ] = "all",

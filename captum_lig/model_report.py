@@ -162,7 +162,8 @@ class ModelReport:
         found = () if self.unreachable is None else (self.unreachable,)
         return found + tuple(
             f"{some.count - some.reached} of the {some.count} modules in {some.name!r} "
-            f"({some.class_name}) do not call transformers' attention interface."
+            f"({some.class_name}) were not reached as blocks: they do not map tokens to tokens, or "
+            "did not run on this text."
             for some in self.module_lists
             if 0 < some.reached < some.count
         )

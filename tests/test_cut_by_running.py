@@ -37,7 +37,7 @@ SHAPE: dict[str, Any] = {
 
 
 def qwen3() -> PreTrainedModel:
-    """Norms on queries and keys: no mixture of tables gives a key along a path."""
+    """Norms on queries and keys: from zero a key along the path takes running the block."""
     return randomised(Qwen3Model(Qwen3Config(**SHAPE)))
 
 

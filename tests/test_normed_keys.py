@@ -21,20 +21,9 @@ from captum_lig.attention import PerTargetPath, TargetTokenPath
 from captum_lig.normed_keys import NormedKeys
 from captum_lig.rows import Rows
 from tests import models
+from tests.test_cut_by_running import SHAPE
 from tests.test_layer_flow import attribute
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {
     "qwen3": lambda **more: Qwen3Model(Qwen3Config(**SHAPE, **more)),
     "gemma3": lambda **more: Gemma3TextModel(Gemma3TextConfig(**SHAPE, **more)),

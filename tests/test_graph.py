@@ -447,6 +447,14 @@ def test_layers_with_different_numbers_of_heads() -> None:
     assert graph.paths(0, 1)
 
 
+def test_a_graph_of_bert_base_fits_in_memory() -> None:
+    """Twelve layers of twelve heads and 128 tokens: 2.4 million edges within 200 MB."""
+    flows = [signed_flow(index, 128, 12, dtype=torch.float32) for index in range(12)]
+    graph = FlowGraph(flows)
+    assert sum(graph.edge_counts.values()) == 12 * (12 * 128 * 128 + 12 * 128 + 128)
+    assert graph.nbytes < 200e6
+
+
 # --- what goes in ---------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ import transformers
 from torch import nn
 
 from captum_lig import LayerFlowIG
-from captum_lig.embedded import embedded_model_path
+from captum_lig.pretrained.minilm import embedded_model_path
 
 BASELINES = ("target_token", "zero")
 

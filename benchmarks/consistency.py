@@ -12,11 +12,11 @@ import argparse
 from pathlib import Path
 
 from benchmarks.common import table
-from captum_lig.consistency import Ranked, pool
-from captum_lig.consistency.job import Corpus
-from captum_lig.consistency.pairings import LAYER_BASELINES
-from captum_lig.consistency.ranking import MEASURES, Pooled
-from captum_lig.consistency.table import excerpt, number
+from captum_lig.experiments.consistency import Ranked, pool
+from captum_lig.experiments.consistency.job import Corpus
+from captum_lig.experiments.consistency.pairings import LAYER_BASELINES
+from captum_lig.experiments.consistency.ranking import MEASURES, Pooled
+from captum_lig.experiments.consistency.table import excerpt, number
 
 MEASURED = ["L2", "relative L2", "Pearson", "Spearman"]
 

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from captum_lig import LayerFlow, LayerFlowIG
-from captum_lig.model_call import ModelCall
-from tests.families import FAMILIES, Family
+from captum_lig.model.inputs import ModelCall
+from tests.helpers.families import FAMILIES, Family
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 

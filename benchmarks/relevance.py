@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from benchmarks.common import say, stamp, table, use_threads
 from captum_lig import FlowGraph, LayerFlow, LayerFlowIG
-from captum_lig.embedded import embedded_model_path
 from captum_lig.prediction import (
     DirectRelevance,
     cosine,
@@ -36,6 +35,7 @@ from captum_lig.prediction import (
     token_baseline,
 )
 from captum_lig.prediction.comparison import MAPS, compare
+from captum_lig.pretrained.minilm import embedded_model_path
 
 BASELINES = ("zero", "target_token", "target_token+zero_ratio", "layer_baselines")
 HOW = (("conserve", False), ("chain", False), ("conserve", True), ("chain", True))

@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.common import GIB, ratio, say, short, stamp, table, use_threads
 from benchmarks.contenders import Bert
 from benchmarks.worker import ROOT, STEPS, Answer, Done, Job, Worker, started
-from captum_lig.embedded import EMBEDDED_MODEL, embedded_model_path
+from captum_lig.pretrained.minilm import EMBEDDED_MODEL, embedded_model_path
 
 TITLE = "Side by side"
 SENTENCE = (

@@ -4,14 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from captum_lig.block import Block
     from captum_lig.errors import LigError
-    from captum_lig.flow import LayerFlow
+    from captum_lig.flow.layer_flow import LayerFlow
     from captum_lig.graph import FlowGraph
-    from captum_lig.inspection import inspect_model
-    from captum_lig.layer_flow import LayerFlowIG
-    from captum_lig.model_report import ModelReport
-    from captum_lig.set_to_set import SetToSetIG
+    from captum_lig.inspection.inspect import inspect_model
+    from captum_lig.inspection.report import ModelReport
+    from captum_lig.layer_flow_ig import LayerFlowIG
+    from captum_lig.model.user_block import Block
+    from captum_lig.set_to_set_ig import SetToSetIG
 
 __all__ = [
     "Block",
@@ -25,14 +25,14 @@ __all__ = [
 ]
 
 _HOME = {
-    "Block": "captum_lig.block",
+    "Block": "captum_lig.model.user_block",
     "FlowGraph": "captum_lig.graph",
-    "LayerFlow": "captum_lig.flow",
-    "LayerFlowIG": "captum_lig.layer_flow",
+    "LayerFlow": "captum_lig.flow.layer_flow",
+    "LayerFlowIG": "captum_lig.layer_flow_ig",
     "LigError": "captum_lig.errors",
-    "ModelReport": "captum_lig.model_report",
-    "SetToSetIG": "captum_lig.set_to_set",
-    "inspect_model": "captum_lig.inspection",
+    "ModelReport": "captum_lig.inspection.report",
+    "SetToSetIG": "captum_lig.set_to_set_ig",
+    "inspect_model": "captum_lig.inspection.inspect",
 }
 
 

@@ -131,8 +131,8 @@ def explain(
         from rich.console import Console
 
         from captum_lig.explain import explain as run
-        from captum_lig.export import save_flows
-        from captum_lig.report import flow_table
+        from captum_lig.io.flows import save_flows
+        from captum_lig.views.flow_table import flow_table
 
         result = run(
             text,
@@ -156,7 +156,7 @@ def explain(
 
                 FlowGraph(result.flows, result.tokens).to_html(path, title, rule)
             else:
-                from captum_lig.visualization import plot_flow
+                from captum_lig.views.plots import plot_flow
 
                 figure, _ = plot_flow(result.flows, result.tokens, rule=rule, title=title)
                 figure.savefig(path, dpi=200)
@@ -195,8 +195,8 @@ def inspect_(
 
         from rich.console import Console
 
-        from captum_lig.inspection import inspect_pretrained
-        from captum_lig.model_table import model_table
+        from captum_lig.inspection.inspect import inspect_pretrained
+        from captum_lig.views.model_table import model_table
 
         report = inspect_pretrained(model, text)
         Console(highlight=False).print(model_table(report))
@@ -269,9 +269,9 @@ def consistency(
 
         from rich.console import Console
 
-        from captum_lig.consistency import pool, run_corpus
-        from captum_lig.consistency.ranking import check_measure
-        from captum_lig.consistency.table import report
+        from captum_lig.experiments.consistency import pool, run_corpus
+        from captum_lig.experiments.consistency.ranking import check_measure
+        from captum_lig.experiments.consistency.table import report
 
         check_measure(rank_by)
         result = run_corpus(
@@ -330,7 +330,7 @@ def parse_baseline(given: str) -> str | float:
 
 
 def _check_rule(rule: str) -> None:
-    from captum_lig.flow import RULES
+    from captum_lig.flow.layer_flow import RULES
 
     if rule not in RULES:
         raise LigError(f"--rule {rule!r} is unknown: use one of {', '.join(RULES)}.")

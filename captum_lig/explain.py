@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from captum_lig.errors import LigError
-from captum_lig.flow import LayerFlow
-from captum_lig.loading import load_model
+from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.pretrained.load import load_model
 
 __all__ = ["Explanation", "explain"]
 
@@ -64,7 +64,7 @@ def explain(
         LigError: if the model cannot be loaded, if the text is empty or longer than the model
             takes, or if a setting is not one :class:`LayerFlowIG` knows.
     """
-    from captum_lig.layer_flow import LayerFlowIG
+    from captum_lig.layer_flow_ig import LayerFlowIG
 
     if not text.strip():
         raise LigError(f"the text {text!r} is empty: give at least one word.")

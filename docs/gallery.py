@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from captum_lig import FlowGraph, LayerFlowIG
-from captum_lig.embedded import embedded_model_path
 from captum_lig.prediction import last_layer_relevance, layer_baselines, logit_difference
-from captum_lig.visualization import plot_graph, plot_map
+from captum_lig.pretrained.minilm import embedded_model_path
+from captum_lig.views.plots import plot_graph, plot_map
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tutorials")]
 import biology

@@ -24,7 +24,7 @@ from PIL import Image
 
 from captum_lig import FlowGraph
 from captum_lig.explain import explain
-from captum_lig.visualization import plot_flow
+from captum_lig.views.plots import plot_flow
 
 DOCS = Path(__file__).parent
 IMAGES = DOCS / "images"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from captum_lig import LayerFlowIG, LigError, SetToSetIG
-from tests import models
+from tests.helpers import models
 
 WIDTH, TOKENS = models.WIDTH, 5
 LONGEST_MESSAGE = 320

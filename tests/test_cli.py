@@ -16,8 +16,8 @@ from captum_lig import explain as explain_module
 from captum_lig.cli import app, parse_baseline, parse_layers
 from captum_lig.errors import LigError
 from captum_lig.explain import explain
-from captum_lig.export import load_flows
-from tests.pages import header
+from captum_lig.io.flows import load_flows
+from tests.helpers.pages import header
 
 TEXT = "the cats sat on [x] mat"
 TOKENS = ["[CLS]", "the", "cat", "##s", "sat", "on", "[", "x", "]", "mat", "[SEP]"]
@@ -242,7 +242,7 @@ def test_missing_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> Path:
         raise LigError("The embedded model is not installed: run `pip`.")
 
-    monkeypatch.setattr("captum_lig.embedded.embedded_model_path", missing)
+    monkeypatch.setattr("captum_lig.pretrained.minilm.embedded_model_path", missing)
     assert "The embedded model is not installed" in sentence(run("the"))
 
 

@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from captum_lig.embedded import embedded_model_path
 from captum_lig.errors import LigError
+from captum_lig.pretrained.minilm import embedded_model_path
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [*DOCS.glob("*.md"), DOCS.parent / "README.md"]

@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 import captum_lig
 from captum_lig import LayerFlowIG
 from captum_lig.cli import app
-from captum_lig.embedded import embedded_model_path
 from captum_lig.errors import LigError
+from captum_lig.pretrained.minilm import embedded_model_path
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/*.md"))]

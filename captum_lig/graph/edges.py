@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_lig.checks import brief
+from captum_lig._arguments import brief
 from captum_lig.errors import LigError
 from captum_lig.graph.layer import GraphLayer, Shares
 

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lig.checks import brief, fraction, whole_number
+from captum_lig._arguments import brief, fraction, whole_number
 from captum_lig.errors import LigError
-from captum_lig.flow import LayerFlow
-from captum_lig.graph import files
-from captum_lig.graph.checks import (
+from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.graph.arguments import (
     check_flows,
     check_whole,
     layer_range,
@@ -25,10 +24,9 @@ from captum_lig.graph.checks import (
 )
 from captum_lig.graph.edges import KINDS, Edges, edges_of, only_heads, only_strong
 from captum_lig.graph.layer import GraphLayer
-from captum_lig.graph.network import to_networkx
+from captum_lig.graph.merge_words import merged_layer, words_of
 from captum_lig.graph.routes import MOST_ROUTES, Route, routes_between
 from captum_lig.graph.trace import Trace, padded
-from captum_lig.graph.words import merged_layer, words_of
 
 if TYPE_CHECKING:
     import networkx
@@ -404,7 +402,7 @@ class FlowGraph:
             word_ids: the number of each token's word (``encoding.word_ids()``), None for a token
                 that stays alone. One for each token of the graph, or of the text with its padding.
             offsets: instead, where each token begins and ends in ``text``; see
-                :func:`captum_lig.words.word_groups` for which pieces make a word.
+                :func:`captum_lig.flow.words.word_groups` for which pieces make a word.
             text: the text that was tokenized, with ``offsets``.
 
         Raises:
@@ -462,12 +460,14 @@ class FlowGraph:
         Raises:
             LigError: if networkx is not installed.
         """
+        from captum_lig.io.networkx import to_networkx
+
         return to_networkx(self)
 
     def save(self, path: str | Path) -> Path:
         """Write the graph to a file: ``.json``, ``.safetensors``, or ``.graphml`` (write only).
 
-        :mod:`captum_lig.graph.files` says what is in them. Missing folders are made.
+        :mod:`captum_lig.io.graphs` says what is in them. Missing folders are made.
 
         Returns:
             The path.
@@ -476,7 +476,9 @@ class FlowGraph:
             LigError: if the suffix is another one, or networkx is not installed (GraphML).
             OSError: if the file cannot be written.
         """
-        return files.save(self, path)
+        from captum_lig.io.graphs import save
+
+        return save(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> FlowGraph:
@@ -486,7 +488,9 @@ class FlowGraph:
             LigError: if the file's suffix or content is not this format, or its version is another.
             OSError: if the file cannot be read.
         """
-        return cls._of(*files.load(path))
+        from captum_lig.io.graphs import load
+
+        return cls._of(*load(path))
 
     def to_html(self, path: str | Path, title: str | None = None, rule: str = "conserve") -> Path:
         """Write the interactive page: one HTML file that needs no network.
@@ -508,7 +512,7 @@ class FlowGraph:
                 not there.
             OSError: if the file cannot be written.
         """
-        from captum_lig.page import write_page
+        from captum_lig.views.page import write_page
 
         return write_page(self, path, title, rule)
 
@@ -522,19 +526,19 @@ class FlowGraph:
         Args:
             target: the token, or the tokens, at the end; None for all that ``start`` speaks of,
                 or else for the last.
-            settings: further arguments of :func:`captum_lig.visualization.plot_graph`: ``source``,
+            settings: further arguments of :func:`captum_lig.views.plots.plot_graph`: ``source``,
                 ``k``, ``start``, ``rule``, ``absolute``, ``title``, ``show``.
 
         Raises:
             LigError: tokens or a rule that do not exist.
         """
-        from captum_lig.visualization import plot_graph
+        from captum_lig.views.plots import plot_graph
 
         return plot_graph(self, target, **settings)
 
     def _repr_html_(self) -> str:
         """Facts and a picture, for notebooks."""
-        from captum_lig.visualization.notebook import graph_html
+        from captum_lig.views.notebook import graph_html
 
         return graph_html(self)
 

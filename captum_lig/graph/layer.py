@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lig.checks import brief
-from captum_lig.closing import close
+from captum_lig._arguments import brief
 from captum_lig.errors import LigError
-from captum_lig.flow import RULES, LayerFlow
+from captum_lig.flow.completeness import close
+from captum_lig.flow.layer_flow import RULES, LayerFlow
 
 __all__ = ["GraphLayer", "Shares", "check_rule", "share_of"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_lig.checks import brief, whole_number
+from captum_lig._arguments import brief, whole_number
 from captum_lig.errors import LigError
 
 __all__ = ["Trace"]

@@ -4,14 +4,14 @@ from captum_lig.prediction.comparison import (
     RelevanceComparison,
     compare_with_layer_integrated_gradients,
 )
-from captum_lig.prediction.relevance import (
+from captum_lig.prediction.layer_ig import (
     DirectRelevance,
     direct_relevance,
     last_layer_relevance,
     layer_baselines,
     token_baseline,
 )
-from captum_lig.prediction.scalars import class_logit, cosine, logit, logit_difference
+from captum_lig.prediction.targets import class_logit, cosine, logit, logit_difference
 
 __all__ = [
     "DirectRelevance",

@@ -11,17 +11,17 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
-from captum_lig.checks import brief
-from captum_lig.consistency.measures import Comparison, compare_maps
+from captum_lig._arguments import brief
 from captum_lig.errors import LigError
+from captum_lig.experiments.consistency.measures import Comparison, compare_maps
 from captum_lig.graph import FlowGraph
-from captum_lig.prediction.relevance import (
+from captum_lig.prediction.layer_ig import (
     DirectRelevance,
     InputBaseline,
     Inputs,
     direct_relevance,
 )
-from captum_lig.prediction.scalars import Scalar
+from captum_lig.prediction.targets import Scalar
 
 __all__ = ["RelevanceComparison", "compare", "compare_with_layer_integrated_gradients"]
 

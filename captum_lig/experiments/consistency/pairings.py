@@ -1,0 +1,323 @@
+"""Composed against direct maps of one text, for every pairing of baselines, starts and rules.
+
+Each path is integrated once: two baselines a layer (zero, target token), each with the mlp
+boundary from both its starts. The pairings are arithmetic on what that gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from captum_lig._arguments import brief
+from captum_lig.errors import LigError
+from captum_lig.experiments.consistency.measures import Comparison, compare_maps, uniform_map
+from captum_lig.flow.layer_flow import MLP_STARTS, RULES, LayerFlow
+from captum_lig.flow.words import add_up
+from captum_lig.integrals.block import Settings, attribute_block
+from captum_lig.layer_flow_ig import LayerFlowIG
+from captum_lig.model.call import BlockCall
+from captum_lig.model.inputs import ModelCall
+
+__all__ = [
+    "ALL_ZERO",
+    "ATTENTION_BASELINES",
+    "CONTROLS",
+    "LAYER_BASELINES",
+    "LayerMaps",
+    "Pairing",
+    "Record",
+    "layer_maps",
+    "measure_text",
+]
+
+LAYER_BASELINES = ("zero", "target_token", "target_token+zero_ratio")
+ATTENTION_BASELINES = (
+    "zero",
+    "target_token",
+    "target_token+map_ratio",
+    "target_token+zero_ratio",
+)
+ALL_ZERO, UNIFORM = "all_zero", "uniform"
+CONTROLS = (ALL_ZERO, UNIFORM)
+"""Maps that know nothing of the model but, the second, the total of each row."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """How a composed map was made."""
+
+    attention_baseline: str | None
+    """None for a control."""
+    mlp_start: str | None
+    rule: str
+    """A composition rule, or a control's name."""
+
+
+PAIRINGS = tuple(
+    Pairing(baseline, start, rule)
+    for baseline in ATTENTION_BASELINES
+    for start in MLP_STARTS
+    for rule in RULES
+)
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """The maps of one layer and one text of ``S`` tokens, padding left out."""
+
+    index: int
+    visible: Tensor
+    """``(S, S)`` which sources a target can see."""
+    direct: dict[str, Tensor]
+    """``(S, S)`` by layer baseline."""
+    composed: dict[Pairing, Tensor]
+    """``(S, S)``"""
+    direct_open: dict[str, Tensor]
+    """``(S,)`` targets whose direct row is not within tolerance."""
+    composed_open: dict[Pairing, Tensor]
+    """``(S,)`` targets for which a row that the composed map is made of is not."""
+
+    def merged(self, words: Tensor) -> LayerMaps:
+        """The same maps between words: ``(S,)`` says which word each token belongs to."""
+        words = words.to(self.visible.device)
+
+        def merged(x: Tensor) -> Tensor:
+            return add_up(add_up(x, -2, words), -1, words)
+
+        def any_of(rows: Tensor) -> Tensor:
+            return add_up(rows.long(), -1, words) > 0
+
+        return LayerMaps(
+            self.index,
+            merged(self.visible.long()) > 0,
+            {name: merged(x) for name, x in self.direct.items()},
+            {pairing: merged(x) for pairing, x in self.composed.items()},
+            {name: any_of(x) for name, x in self.direct_open.items()},
+            {pairing: any_of(x) for pairing, x in self.composed_open.items()},
+        )
+
+    def with_controls(self, layer_baseline: str) -> tuple[dict[Pairing, Tensor], Tensor]:
+        """All composed maps for one direct map, the controls after them, and the open rows."""
+        direct = self.direct[layer_baseline]
+        controls = {
+            Pairing(None, None, ALL_ZERO): torch.zeros_like(direct),
+            Pairing(None, None, UNIFORM): uniform_map(direct.sum(-1), self.visible),
+        }
+        own = self.direct_open[layer_baseline]
+        open_rows = [own | rows for rows in self.composed_open.values()]
+        return self.composed | controls, torch.stack([*open_rows, own, own])
+
+
+@dataclass(frozen=True)
+class Record:
+    """One pairing in one layer of one text: means and deviations over its targets.
+
+    A mean over no rows is None. Deviations are those of the rows around their own mean (the
+    square root of the mean square).
+    """
+
+    layer: int
+    layer_baseline: str
+    attention_baseline: str | None
+    mlp_start: str | None
+    rule: str
+    rows: int
+    """Targets compared."""
+    uncertified_rows: int
+    """Of them, those that use a row that is not within tolerance."""
+    relative_rows: int
+    """Of them, those with a direct row that is not all 0."""
+    correlation_rows: int
+    """Of them, those in which neither map is constant."""
+    l2_mean: float | None
+    l2_std: float | None
+    relative_l2_mean: float | None
+    relative_l2_std: float | None
+    pearson_mean: float | None
+    pearson_std: float | None
+    spearman_mean: float | None
+    spearman_std: float | None
+
+
+def layer_maps(zero: Sequence[LayerFlow], target_token: Sequence[LayerFlow]) -> LayerMaps:
+    """The maps of one layer.
+
+    Args:
+        zero: flows of one text with the zero baseline, one for each mlp start, with all three
+            boundaries for all tokens, and a tolerance.
+        target_token: the same with the target-token baseline.
+    """
+    kept = zero[0].valid[0].nonzero().squeeze(-1)
+
+    def own(x: Tensor) -> Tensor:
+        return x[0][kept][:, kept].double()
+
+    by_zero = [
+        ours.with_self_term("zero_ratio", z) for ours, z in zip(target_token, zero, strict=True)
+    ]
+    by_map = [flow.with_self_term("map_ratio") for flow in target_token]
+    variants = dict(zip(ATTENTION_BASELINES, (zero, target_token, by_map, by_zero), strict=True))
+    composed, composed_open = {}, {}
+    for pairing in PAIRINGS:
+        assert pairing.attention_baseline is not None
+        start = [flow.mlp_start for flow in zero].index(str(pairing.mlp_start))
+        flow = variants[pairing.attention_baseline][start]
+        composed[pairing] = own(flow.compose(pairing.rule))
+        open_rows = _open(flow, pairing.rule)
+        if pairing.attention_baseline.endswith("zero_ratio"):
+            open_rows = open_rows | _open(zero[start], pairing.rule)
+        composed_open[pairing] = open_rows[kept]
+    directs = dict(zip(LAYER_BASELINES, (zero[0], target_token[0], by_zero[0]), strict=True))
+    of_zero, of_token = (~flows[0].converged["layer"][0, kept] for flows in (zero, target_token))
+    return LayerMaps(
+        index=zero[0].index,
+        visible=_visible(zero[0])[kept][:, kept],
+        direct={name: own(_layer(flow)) for name, flow in directs.items()},
+        composed=composed,
+        direct_open=dict(
+            zip(LAYER_BASELINES, (of_zero, of_token, of_zero | of_token), strict=True)
+        ),
+        composed_open=composed_open,
+    )
+
+
+def measure_text(
+    engine: LayerFlowIG,
+    inputs: Mapping[str, Any] | Tensor,
+    words: Sequence[int] | Tensor | None = None,
+    *,
+    n_steps: int = 16,
+    method: str = "gausslegendre",
+    tolerance: float = 1e-3,
+    dtype: torch.dtype | None = None,
+    show_progress: bool = False,
+) -> list[Record]:
+    """Compare composed and direct maps of one text, in the engine's layers.
+
+    Args:
+        engine: the model and its layers.
+        inputs: what the model is called with, one text.
+        words: ``(S,)`` which word each token belongs to, to compare maps between words; see
+            :func:`captum_lig.flow.words.word_groups`. None: between tokens.
+        n_steps: as in :meth:`LayerFlowIG.attribute`, and so are ``method``, ``tolerance`` and
+            ``dtype``.
+        method: see there.
+        tolerance: see there. Rows that do not make it are counted, not left out.
+        dtype: see there.
+        show_progress: show a progress bar over layers.
+
+    Returns:
+        A record for each layer, layer baseline, and pairing or control.
+
+    Raises:
+        LigError: for more than one text, words that do not fit, or anything that cannot be
+            attributed.
+    """
+    words = None if words is None else torch.as_tensor(words)
+    settings = Settings.checked(
+        engine.scalarization,
+        n_steps,
+        method,
+        tolerance,
+        max_steps=max(1024, n_steps),
+        boundaries=("attention", "mlp", "layer"),
+        internal_batch_size=None,
+        output_indices=None,
+        dtype=dtype,
+    )
+    settings = replace(settings, mlp_starts=MLP_STARTS)
+    call = ModelCall.of(engine.forward_func, inputs, None)
+    records: list[Record] = []
+    with engine.blocks(call) as blocks:
+        for block in tqdm(
+            blocks, desc="layers", unit="layer", disable=not show_progress, leave=False
+        ):
+            _one_text(block, words)
+            zero, target_token = (
+                attribute_block(block, baseline, settings, call.valid_of(block))
+                for baseline in ("zero", "target_token")
+            )
+            maps = layer_maps(zero, target_token)
+            if words is not None:
+                kept = zero[0].valid[0].cpu()
+                maps = maps.merged(torch.unique(words[kept], return_inverse=True)[1])
+            records += _records(maps)
+    return records
+
+
+def _one_text(block: BlockCall, words: Tensor | None) -> None:
+    texts, tokens, _ = block.hidden.shape
+    if texts != 1:
+        raise LigError(f"{texts} texts were given: compare the maps of one text at a time.")
+    if words is not None and (words.shape != (tokens,) or words.is_floating_point()):
+        raise LigError(
+            f"words={brief(words)} does not fit the text's {tokens} tokens: give a whole number "
+            "for each."
+        )
+
+
+def _visible(zero: LayerFlow) -> Tensor:
+    """``(T, S)`` what each target can see: what the mask leaves of the layer's attention.
+
+    A source that the mask forbids has an attention weight of exactly 0 all along the zero path, in
+    every head; near the start of that path attention is spread over everything else.
+    """
+    assert zero.attention is not None
+    seen = (zero.attention[0] != 0).any(0)
+    seen[torch.arange(len(zero.targets), device=seen.device), zero.targets] = True
+    return seen
+
+
+def _open(flow: LayerFlow, rule: str) -> Tensor:
+    """``(T,)`` targets for which a row of the rule's boundaries is not within tolerance."""
+    heads = flow.converged["chain" if rule == "chain" else "attention"][0]
+    return ~(heads.all(0) & flow.converged["mlp"][0])
+
+
+def _layer(flow: LayerFlow) -> Tensor:
+    assert flow.layer is not None
+    return flow.layer
+
+
+def _records(maps: LayerMaps) -> list[Record]:
+    records = []
+    for layer_baseline in LAYER_BASELINES:
+        composed, open_rows = maps.with_controls(layer_baseline)
+        found = compare_maps(
+            maps.direct[layer_baseline], torch.stack(list(composed.values())), maps.visible
+        )
+        uncertified = open_rows.sum(-1).tolist()
+        for place, pairing in enumerate(composed):
+            one = Comparison(*(measure[place] for measure in vars(found).values()))
+            records.append(
+                Record(
+                    layer=maps.index,
+                    layer_baseline=layer_baseline,
+                    attention_baseline=pairing.attention_baseline,
+                    mlp_start=pairing.mlp_start,
+                    rule=pairing.rule,
+                    rows=len(one.l2),
+                    uncertified_rows=uncertified[place],
+                    relative_rows=int((~one.relative_l2.isnan()).sum()),
+                    correlation_rows=int((~one.pearson.isnan()).sum()),
+                    **{
+                        f"{name}_{key}": number
+                        for name, measure in vars(one).items()
+                        for key, number in _mean_and_std(measure).items()
+                    },
+                )
+            )
+    return records
+
+
+def _mean_and_std(measure: Tensor) -> dict[str, float | None]:
+    found = measure[~measure.isnan()]
+    if len(found) == 0:
+        return {"mean": None, "std": None}
+    return {"mean": float(found.mean()), "std": float(found.std(correction=0))}

@@ -1,0 +1,193 @@
+"""The few numbers of a layer that a table or a picture shows, one text at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_lig.errors import LigError
+from captum_lig.flow.layer_flow import LayerFlow
+
+__all__ = [
+    "TOLERANCE",
+    "LayerSummary",
+    "Link",
+    "one_text",
+    "shares",
+    "summarize",
+    "target_rows",
+]
+
+BOUNDARIES = ("attention", "mlp", "layer")
+TOLERANCE = 1e-3
+"""A row whose completeness error is above this is called out, if the flow has no tolerance."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A composed link between two different tokens of one layer."""
+
+    source: int
+    target: int
+    """Positions in the text."""
+    head: int
+    """The head that carries most of the link."""
+    share: float
+    """Signed share of the target, see :func:`shares`."""
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer in numbers; means and maxima run over the targets."""
+
+    index: int
+    total: float
+    """Mean length of what the layer's input changed in a token leaving it."""
+    completeness_error: float
+    """Worst ``|sum of attributions - total| / total`` of all rows of all boundaries."""
+    rows: int
+    """How many rows that is the worst of."""
+    missed: int
+    """How many of them are further off than ``tolerance``."""
+    tolerance: float
+    """The flow's own tolerance, or :data:`TOLERANCE`."""
+    agreement: float
+    """Mean distance of the composed from the direct map; 0 is perfect, NaN if there is no link."""
+    via_heads: float
+    """Share of the heads against the residual path in what reached the tokens leaving."""
+    links: tuple[Link, ...]
+    """The strongest, strongest first."""
+
+    @property
+    def certified(self) -> bool:
+        """True if no row is further off its total than ``tolerance``."""
+        return self.missed == 0
+
+    @property
+    def error_text(self) -> str:
+        """The completeness error as it is shown: ``3e-06``, or ``0.078`` if it is not small."""
+        error = self.completeness_error
+        return f"{error:.0e}" if error <= self.tolerance else f"{error:.2g}"
+
+    @property
+    def agreement_text(self) -> str:
+        """The agreement as it is shown: ``17%``."""
+        return "n/a" if math.isnan(self.agreement) else f"{self.agreement:.0%}"
+
+
+def one_text(flows: Sequence[LayerFlow], tokens: Sequence[str]) -> None:
+    """Check that flows and tokens are of one and the same text.
+
+    Raises:
+        LigError: if there is no flow, if a flow holds several texts or no target but padding,
+            or if the number of tokens is not the number of sources.
+    """
+    if not flows:
+        raise LigError("there is no flow to show: the list of flows is empty.")
+    for flow in flows:
+        texts, sources = flow.valid.shape
+        if texts != 1:
+            raise LigError(
+                f"layer {flow.index} holds the flow of {texts} texts: give one text at a time."
+            )
+        if not len(target_rows(flow)):
+            raise LigError(f"every target of layer {flow.index} is padding: choose other targets.")
+        if sources != len(tokens):
+            raise LigError(
+                f"{len(tokens)} tokens were given for layer {flow.index}, which has {sources} "
+                "sources: give every token of the text, special tokens included."
+            )
+
+
+def target_rows(flow: LayerFlow) -> Tensor:
+    """``(T',)`` the rows that are no padding."""
+    return flow.valid[0, flow.targets].nonzero().squeeze(-1)
+
+
+def _off_diagonal(flow: LayerFlow) -> Tensor:
+    """``(T, S)`` True where target and source are different tokens, neither of them padding."""
+    sources = torch.arange(flow.valid.shape[1], device=flow.valid.device)
+    different = flow.targets.unsqueeze(-1) != sources
+    return different & flow.valid[0] & flow.valid[0, flow.targets].unsqueeze(-1)
+
+
+def shares(flow: LayerFlow, rule: str | None = "conserve") -> Tensor:
+    """A map ``z -> z'`` as shares of its targets.
+
+    Args:
+        flow: one layer of one text.
+        rule: a composition rule, or None for the direct map.
+
+    Returns:
+        ``(T, S)``, signed. A row is divided by its target's total, so that it adds up to 1; with
+        the rule ``product``, which does not conserve, by the sum of its absolute values.
+        Rows of targets that nothing moved are 0.
+    """
+    if rule is None:
+        if flow.layer is None:
+            raise LigError(
+                "this flow has no 'layer' boundary: name it in boundaries=(...) when calling "
+                "LayerFlowIG.attribute."
+            )
+        values = flow.layer[0]
+    else:
+        values = flow.compose(rule)[0]
+    if rule == "product" or flow.layer_total is None:
+        size = values.abs().sum(-1, keepdim=True)
+    else:
+        size = flow.layer_total[0].unsqueeze(-1)
+    return torch.where(size > 0, values / size, 0.0)
+
+
+def summarize(flow: LayerFlow, rule: str = "conserve", links: int = 3) -> LayerSummary:
+    """Sum up one layer of one text.
+
+    Args:
+        flow: a flow with all three boundaries.
+        rule: composition rule, see :meth:`LayerFlow.compose`.
+        links: how many of the strongest links between different tokens to name.
+
+    Raises:
+        LigError: for an unknown rule, or if a boundary is missing.
+    """
+    rows = target_rows(flow)
+    agreement = flow.agreement(rule)[0, rows]
+    certified = (*BOUNDARIES, *(("chain",) if flow.chain is not None else ()))
+    errors = torch.cat([flow.completeness_error(b)[0][..., rows].flatten() for b in certified])
+    assert flow.mlp is not None and flow.residual is not None and flow.layer_total is not None
+    heads = flow.mlp[0, rows].abs().sum().item()
+    residual = flow.residual[0, rows].abs().sum().item()
+    tolerance = TOLERANCE if flow.tolerance is None else flow.tolerance
+    return LayerSummary(
+        index=flow.index,
+        total=flow.layer_total[0, rows].mean().item(),
+        completeness_error=errors.max().item(),
+        rows=len(errors),
+        missed=int((~(errors <= tolerance)).sum()),
+        tolerance=tolerance,
+        agreement=agreement.nanmean().item(),
+        via_heads=heads / (heads + residual) if heads + residual > 0 else 0.0,
+        links=tuple(_strongest(flow, rule, links)),
+    )
+
+
+def _strongest(flow: LayerFlow, rule: str, count: int) -> list[Link]:
+    share = torch.where(_off_diagonal(flow), shares(flow, rule), 0.0)
+    by_head = flow.compose(rule, by_head=True)[0].abs()
+    order = share.abs().flatten().argsort(descending=True, stable=True)[:count]
+    links = []
+    for row, source in zip(*torch.unravel_index(order, share.shape), strict=True):
+        if share[row, source] != 0:
+            links.append(
+                Link(
+                    source=int(source),
+                    target=int(flow.targets[row]),
+                    head=int(by_head[:, row, source].argmax()),
+                    share=share[row, source].item(),
+                )
+            )
+    return links

@@ -1,0 +1,163 @@
+"""Checks of what a caller of the graph gave: flows, layers, tokens, relevance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_lig._arguments import brief, index_list
+from captum_lig.errors import LigError
+from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.graph.layer import GraphLayer
+
+__all__ = [
+    "check_flows",
+    "check_whole",
+    "layer_range",
+    "no_target",
+    "one_token",
+    "start_relevance",
+    "token_places",
+]
+
+
+def check_flows(flows: list[LayerFlow], text: int | None) -> int:
+    """The place of the text, if the flows can be joined.
+
+    Raises:
+        LigError: if they cannot.
+    """
+    if not flows:
+        raise LigError("there is no flow to make a graph of: the list of flows is empty.")
+    indices = [flow.index for flow in flows]
+    if indices != list(range(indices[0], indices[0] + len(indices))):
+        raise LigError(
+            f"the flows are of layers {indices}: give consecutive layers, in the order they run."
+        )
+    first = flows[0]
+    for flow in flows[1:]:
+        if flow.valid.shape != first.valid.shape or bool((flow.valid != first.valid).any()):
+            raise LigError(
+                f"the flow of layer {flow.index} is of other texts than that of layer "
+                f"{first.index}: make a graph of the flows of one call."
+            )
+        for name in ("scalarization", "baseline", "mlp_start"):
+            own, others = getattr(flow, name), getattr(first, name)
+            if own != others:
+                raise LigError(
+                    f"layer {flow.index} has {name} {own!r}, layer {first.index} {others!r}: make "
+                    "a graph of flows made in the same way."
+                )
+    texts = len(first.valid)
+    if text is None:
+        if texts != 1:
+            raise LigError(f"the flows hold {texts} texts: say which one, text=0 to {texts - 1}.")
+        return 0
+    if isinstance(text, bool) or not isinstance(text, int) or not -texts <= text < texts:
+        raise LigError(f"text {brief(text)} does not exist: the flows hold {texts} texts.")
+    return text % texts
+
+
+def layer_range(layers: list[GraphLayer], wanted: tuple[int, int] | None) -> list[GraphLayer]:
+    """The layers from a first to a last index, or all.
+
+    Raises:
+        LigError: if they are no range of them.
+    """
+    if wanted is None:
+        return layers
+    first, last = layers[0].index, layers[-1].index
+    if (
+        not isinstance(wanted, (tuple, list))
+        or len(wanted) != 2
+        or not all(isinstance(one, int) for one in wanted)
+        or not first <= wanted[0] <= wanted[1] <= last
+    ):
+        raise LigError(
+            f"layers={brief(wanted)}: give the indices of the first and the last layer of a "
+            f"range within {first} to {last}."
+        )
+    return layers[wanted[0] - first : wanted[1] - first + 1]
+
+
+def token_places(given: int | Sequence[int] | Tensor, count: int, name: str) -> list[int]:
+    """Tokens, negative ones from the end, as places among ``count``.
+
+    Raises:
+        LigError: if there are no such tokens.
+    """
+    listed = [given] if isinstance(given, int) else given
+    places = [int(i) for i in index_list(listed, count, torch.device("cpu"), "tokens", name)]
+    if len(set(places)) != len(places):
+        raise LigError(f"{name}={brief(given)} names a token twice: name each once.")
+    return places
+
+
+def one_token(given: int, count: int, name: str) -> int:
+    """The same for one token.
+
+    Raises:
+        LigError: if there is no such token, or if there are several.
+    """
+    places = token_places(given, count, name)
+    if len(places) != 1:
+        raise LigError(f"{name}={brief(given)}: a route goes from one token to one: give one.")
+    return places[0]
+
+
+def check_whole(layers: list[GraphLayer], tokens: Sequence[str]) -> None:
+    """Check that what reaches a token above goes on below: all but the last layer have all edges.
+
+    Raises:
+        LigError: if a token was no target of the attribution in a layer below the last.
+    """
+    for layer in layers[:-1]:
+        if not bool(layer.known.all()):
+            raise no_target(layer, int((~layer.known).nonzero()[0]), tokens)
+
+
+def no_target(layer: GraphLayer, token: int, tokens: Sequence[str]) -> LigError:
+    """The error that says so."""
+    return LigError(
+        f"token {token} ({tokens[token]!r}) was no target in layer {layer.index}, so what reaches "
+        "it cannot be handed down: attribute all tokens (output_indices=None) in every layer but "
+        "the last."
+    )
+
+
+def start_relevance(
+    tokens: int | Sequence[int] | None,
+    start: Tensor | Sequence[float] | None,
+    count: int,
+    name: str,
+) -> Tensor:
+    """Relevance ``(N,)`` to start from, float64: 1 at each of ``tokens``, or what ``start`` says.
+
+    Raises:
+        LigError: if tokens and start do not fit, or start is not finite.
+    """
+    values = None if start is None else _numbers(start)
+    if tokens is None:
+        if values is None:
+            raise LigError("give a target, or a start for all tokens, or both.")
+        places = list(range(count))
+    else:
+        places = token_places(tokens, count, name)
+    if values is not None and len(values) != len(places):
+        raise LigError(
+            f"start holds {len(values)} numbers for {len(places)} tokens: give one for each."
+        )
+    if values is not None and not bool(torch.isfinite(values).all()):
+        raise LigError("start holds numbers that are not finite: give finite ones.")
+    relevance = torch.zeros(count, dtype=torch.float64)
+    relevance[places] = 1.0 if values is None else values.cpu()
+    return relevance
+
+
+def _numbers(start: Tensor | Sequence[float]) -> Tensor:
+    try:
+        return torch.as_tensor(start).detach().double().flatten()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LigError(f"start={brief(start)}: give numbers, one for each token.") from error

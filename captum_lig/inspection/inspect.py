@@ -1,0 +1,261 @@
+"""Looking at a model without attributing anything: what it is made of, what can be attributed.
+
+The model runs on one text, its blocks are cut open as for an attribution, and looked at: the
+attention function's arguments and mask, the norm that the self-check finds, the paths that it
+allows, and how exactly the cut reproduces the block. Nothing is read from a list of families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lig.cost import Meter
+from captum_lig.errors import LigError
+from captum_lig.inspection.report import AttentionReport, BlockReport, ModelReport, ModuleList
+from captum_lig.integrals.block import BOUNDARIES, INFLUENCE, epsilons
+from captum_lig.model.attention_call import MASKED
+from captum_lig.model.call import BlockCall
+from captum_lig.model.find_blocks import elements
+from captum_lig.model.inputs import ModelCall
+from captum_lig.model.select import Finder
+from captum_lig.model.split import BlockCut
+from captum_lig.paths.autograd import AutogradPath
+from captum_lig.paths.base import AttentionPath
+from captum_lig.paths.baselines import Start
+from captum_lig.paths.choose import inspect_structure, make_path
+from captum_lig.paths.qkv import ClosedForm
+from captum_lig.paths.shared import SharedPath
+from captum_lig.paths.target_token import TargetTokenPath
+from captum_lig.pretrained.load import load_model
+
+__all__ = ["inspect_model", "inspect_pretrained"]
+
+MOST_ROWS = 16
+"""Tokens that the cut is compared at: enough to tell, and a long text takes no longer."""
+
+
+def inspect_model(
+    model: nn.Module, inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Any]
+) -> ModelReport:
+    """Find out what a model's blocks are and what of them can be attributed.
+
+    Args:
+        model: any module, in evaluation mode. It is left as it was.
+        inputs: what it is called with: token ids ``(B, S)``, a tuple of tensors, or a tokenizer's
+            mapping. The first text is looked at; it needs two tokens or more.
+
+    Returns:
+        The report. A model that cannot be worked with is no error, but a report that says why.
+
+    Raises:
+        LigError: if the model is in training mode, or cannot be called with these inputs.
+
+    Example::
+
+        >>> report = inspect_model(model, tokenizer("The cat sat.", return_tensors="pt"))
+        >>> report.blocks[0].norm, report.not_supported
+        (Norm(kind='identity', eps=0.0), ())
+    """
+    if not isinstance(model, nn.Module):
+        raise LigError(f"model is a {type(model).__name__}: give a torch.nn.Module.")
+    call = ModelCall.of(model, inputs)
+    with torch.no_grad():
+        call.run()  # without us: what fails here is not about us
+    finder, unreachable = Finder(model), None
+    blocks: tuple[BlockReport, ...] = ()
+    try:
+        with finder.recorded(call) as calls:
+            blocks = tuple(_inspect_block(finder, b, call.valid_of(b)) for b in calls)
+    except Exception as error:  # whatever a model unknown to us does
+        unreachable = _sentence(error)
+    tokens = blocks[0].tokens if blocks else None
+    seen = tokens if call.valid is None or tokens is None else int(call.valid[0].sum())
+    if seen is not None and seen < 2:
+        raise LigError("the text has one token, which attends to itself alone: give a longer text.")
+    return ModelReport(
+        class_name=type(model).__name__,
+        parameters=_size(model),
+        dtype=", ".join(sorted({_dtype(p.dtype) for p in model.parameters()})),
+        tokens=tokens,
+        module_lists=_module_lists(elements(model), {block.name for block in blocks}),
+        blocks=blocks,
+        unreachable=unreachable,
+    )
+
+
+def inspect_pretrained(model: str | Path | None, text: str) -> ModelReport:
+    """Load a model and look at it.
+
+    Args:
+        model: a model on the Hugging Face hub or a folder; None is the embedded model. It is
+            loaded in float32. Of an encoder-decoder the encoder is looked at.
+        text: what it is run on.
+
+    Raises:
+        LigError: if the model cannot be loaded, or if the text has less than two tokens or more
+            than the model takes.
+    """
+    loaded = load_model(model)
+    report = inspect_model(loaded.network, loaded.encode(text))
+    return replace(report, name=loaded.name, text=text)
+
+
+def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockReport:
+    """All there is to know of one block, from the first text of a run."""
+    z = call.hidden
+    report = BlockReport(
+        index=call.index,
+        name=call.name,
+        class_name=type(call.module).__name__,
+        parameters=_size(call.module),
+        tokens=z.shape[1],
+        width=z.shape[-1],
+    )
+    try:
+        whole = z.dtype in (torch.float32, torch.float64)
+        call = finder.attached(call, valid)
+        cut = BlockCut(call.in_dtype(z.dtype if whole else torch.float32), 0, Meter())
+        z, kept = cut.z, valid[0].to(z.device).nonzero().squeeze(-1)
+        report = replace(report, dtype=_dtype(z.dtype))
+        own = cut.attend(z[None])[0]
+        if not cut.has_attention:
+            return replace(
+                report,
+                boundaries=("layer", INFLUENCE),
+                forward_error={"block": _gap(own[kept][:, 0], cut.output[kept])},
+                not_supported="no attention was reached in it, so it has no attention and mlp "
+                "boundaries.",
+            )
+        attention = _attention(cut, kept, own)
+        structure = inspect_structure(cut, epsilons(cut.call.module), len(kept))
+        report = replace(
+            report,
+            attention=attention,
+            norm=structure.norm,
+            keys_know_position=structure.keys_know_position,
+            values_know_position=structure.values_know_position,
+        )
+        rows = kept[torch.linspace(0, len(kept) - 1, min(len(kept), MOST_ROWS)).round().long()]
+        paths = {
+            "zero": make_path(cut, structure, Start(shared=torch.zeros_like(z)), rows),
+            "target_token": make_path(cut, structure, Start(), rows),
+        }
+        end = torch.ones(1, device=z.device, dtype=torch.float64)
+        ends = [path.at(end).u[0] for path in paths.values()]
+        errors = {"attention": max(_gap(u, own[rows]) for u in ends)}
+        report = replace(
+            report,
+            paths={baseline: _kind(path) for baseline, path in paths.items()},
+            forward_error=errors,
+        )
+        for u in ends:
+            cut.check(rows, u, with_post=False)
+        report = replace(report, boundaries=("attention",))
+        # Reversed: what follows the attention must not look across tokens, or at their places.
+        back = rows.flip(0)
+        errors["block"] = _gap(cut.post(own[back], z[back]), cut.output[back])
+        cut.check(rows, own[rows])
+    except Exception as error:  # a block unknown to us may fail in any way when called again
+        return replace(report, not_supported=_sentence(error, call))
+    return replace(report, boundaries=(*BOUNDARIES, INFLUENCE))
+
+
+def _attention(cut: BlockCut, kept: Tensor, own: Tensor) -> AttentionReport:
+    """What a block's attention function gets, as far as it can be seen."""
+    found = AttentionReport(
+        site=cut.call.site, heads=cut.heads, value_width=own.shape[-1], arguments=_arguments(cut)
+    )
+    if not cut.opens:
+        return found
+    q, k, _ = cut.pre(cut.z[None])
+    kind, reach, bias = _mask_kind(None if cut.mask is None else cut.mask[:, kept][..., kept])
+    return replace(
+        found,
+        key_value_heads=k.shape[1],
+        head_width=q.shape[-1],
+        scaling=float(cut.scaling),
+        mask=kind,
+        reach=reach,
+        bias=bias,
+    )
+
+
+def _arguments(cut: BlockCut) -> dict[str, str]:
+    """What makes the row function another one than the softmax."""
+    arguments = {}
+    if cut.softcap is not None:
+        arguments["softcap"] = f"{cut.softcap:g}"
+    if cut.sinks is not None:
+        arguments["sinks"] = f"{len(cut.sinks)}, one a head"
+    return arguments
+
+
+def _mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:
+    """What a mask ``(1 or H, n, n)`` leaves to each target: kind, reach, and whether it adds."""
+    if mask is None:
+        return "full", None, False
+    by_head = mask > MASKED
+    bias = bool((mask[by_head] != 0).any())
+    allowed = by_head[0]
+    if not bool((by_head == allowed).all()):
+        return "other", None, bias
+    place = torch.arange(len(allowed), device=mask.device)
+    back = place[:, None] - place  # how far before its target a source stands
+    causal = not bool(allowed[back < 0].any())
+    distance = back if causal else back.abs()
+    reach = int(distance[allowed].max())
+    inside = distance <= reach
+    if not torch.equal(allowed, inside & (back >= 0) if causal else inside):
+        return "other", None, bias
+    return "causal" if causal else "full", reach if reach < len(allowed) - 1 else None, bias
+
+
+def _kind(path: AttentionPath) -> str:
+    if isinstance(path, AutogradPath):
+        return "autograd"
+    mixed = isinstance(path, SharedPath) and isinstance(path.along, ClosedForm)
+    return "closed_form" if mixed or isinstance(path, TargetTokenPath) else "run_block"
+
+
+def _gap(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, as part of the largest entry."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def _module_lists(found: Mapping[str, nn.Module], reached: set[str]) -> tuple[ModuleList, ...]:
+    """The outermost lists of modules."""
+    lists: dict[str, dict[str, nn.Module]] = {}
+    for name, module in found.items():
+        if not any(name.startswith(f"{other}.") for other in found):
+            lists.setdefault(name.rpartition(".")[0], {})[name] = module
+    return tuple(
+        ModuleList(
+            name=name,
+            class_name=", ".join(sorted({type(module).__name__ for module in modules.values()})),
+            count=len(modules),
+            reached=len(modules.keys() & reached),
+        )
+        for name, modules in lists.items()
+    )
+
+
+def _sentence(error: Exception, call: BlockCall | None = None) -> str:
+    """What went wrong, in one line; without the block's name, which stands beside it."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, LigError):
+        return f"it fails when called through our attention ({type(error).__name__}: {text[:200]})."
+    return text if call is None else text.replace(call.describe(), "it")
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""Quadrature, adaptive refinement, scalarizations and the boundaries integrated. Knows paths."""

@@ -1,0 +1,237 @@
+"""Some rows of one block and one text: their path, its two ends, and what happens on the way.
+
+Shapes: ``P`` path points, ``R`` rows (targets), ``S`` sources, ``H`` heads, ``d`` head width, ``D``
+width of the residual stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lig._types import Post
+from captum_lig.cost import Meter
+from captum_lig.integrals.scalarization import cotangent, unit
+from captum_lig.paths.base import AttentionPath, Points
+from captum_lig.paths.jvp import push
+
+__all__ = ["Rows", "one"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of one block and one text: their path, and what it does at its two ends."""
+
+    path: AttentionPath
+    post: Post
+    start: Tensor
+    """``(R, D)`` where the residual stream of the targets starts."""
+    step: Tensor
+    """``(R, D)`` how far it goes."""
+    u_start: Tensor
+    """``(R, H, d)``"""
+    moved_start: Tensor
+    """``(R, H, d)`` the same up to the constant of the row that the path leaves out."""
+    u_step: Tensor
+    """``(R, H, d)`` change of the attention outputs along the whole path."""
+    y_start: Tensor
+    """``(R, D)``"""
+    y_step: Tensor
+    """``(R, D)`` change of the block's outputs along the whole path."""
+    self_weight: Tensor | None
+    """``(R, H)`` attention weight of the targets on themselves at the end of the path; None if it
+    is hidden."""
+    scalarization: str
+    pairs_at_once: int
+    """How many pairs of a path point and a row to evaluate at once."""
+    meter: Meter
+
+    @classmethod
+    def between(
+        cls,
+        path: AttentionPath,
+        post: Post,
+        start: Tensor,
+        end: Tensor,
+        still: Tensor,
+        scalarization: str,
+        pairs_at_once: int,
+        meter: Meter,
+        with_outputs: bool = True,
+    ) -> Rows:
+        """Rows from the two ends of their path.
+
+        Args:
+            path: the path of the residual stream as the attention core sees it.
+            post: what follows the attention core.
+            start: ``(R, D)`` where the residual stream of the targets starts.
+            end: ``(R, D)`` the residual stream of the targets.
+            still: ``(R,)`` rows that the path does not move at all.
+            scalarization: ``"l2"`` or ``"projection"``.
+            pairs_at_once: how many pairs of a path point and a row to evaluate at once.
+            meter: counts the work.
+            with_outputs: whether the block's outputs are needed, beyond the attention boundary.
+        """
+        ends = path.at(torch.tensor([0.0, 1.0], dtype=torch.float64, device=end.device))
+        u, weights = ends.u, ends.self_weights
+        if with_outputs:
+            y = post(u.flatten(0, 1), torch.cat([start, end])).view(2, len(end), -1)
+        else:
+            y = torch.full_like(torch.stack([start, end]), torch.nan)  # nobody may look at it
+        return cls(
+            path=path,
+            post=post,
+            start=start,
+            step=end - start,
+            u_start=u[0],
+            moved_start=ends.moved[0],
+            u_step=_change(ends.moved, u, still[:, None]),
+            y_start=y[0],
+            y_step=_change(y, y, still),
+            self_weight=None if weights is None else weights[1],
+            scalarization=scalarization,
+            pairs_at_once=pairs_at_once,
+            meter=meter,
+        )
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def select(self, rows: Tensor) -> Rows:
+        """Some of the rows: ``(R',)`` indices into them."""
+        chosen: dict[str, Any] = {
+            name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, path=self.path.select(rows), **chosen)
+
+    def from_zero(self) -> Rows:
+        """The same rows as the mlp boundary sees them if ``u`` starts at zero.
+
+        The residual stream is held where it ends. The path of the attention core is not theirs.
+        """
+        u = torch.stack([torch.zeros_like(self.u_start), self.u_start + self.u_step])
+        end = self.start + self.step
+        y = self.post(u.flatten(0, 1), torch.cat([end, end])).view(2, len(end), -1)
+        return replace(
+            self,
+            start=end,
+            step=torch.zeros_like(end),
+            u_start=u[0],
+            u_step=u[1],
+            y_start=y[0],
+            y_step=_change(y, y, (u[1] == 0).flatten(1).all(-1)),
+        )
+
+    def with_l2(self) -> Rows | None:
+        """The same rows with the l2 scalarization, or None if they have it."""
+        return None if self.scalarization == "l2" else replace(self, scalarization="l2")
+
+    def double(self) -> Rows:
+        """The same rows with the attention core in float64; ``post`` stays as it is."""
+        path = self.path.double()
+        ends = path.at(torch.tensor([0.0, 1.0], dtype=torch.float64, device=self.step.device))
+        still = self.attention_total == 0
+        return replace(
+            self,
+            path=path,
+            step=self.step.double(),
+            u_start=ends.u[0],
+            moved_start=ends.moved[0],
+            u_step=_change(ends.moved, ends.u, still),
+        )
+
+    @property
+    def attention_total(self) -> Tensor:
+        """Shape ``(R, H)``."""
+        total: Tensor = torch.linalg.vector_norm(self.u_step, dim=-1)
+        return total
+
+    @property
+    def layer_total(self) -> Tensor:
+        """Shape ``(R,)``."""
+        total: Tensor = torch.linalg.vector_norm(self.y_step, dim=-1)
+        return total
+
+    @property
+    def moved_heads(self) -> Tensor:
+        """``(R, H, 1)`` 0 where a head's output does not change, else 1."""
+        return (self.attention_total > 0).to(self.u_step)[..., None]
+
+    @property
+    def moved(self) -> Tensor:
+        """``(R, 1)`` 0 where the block's output does not change, else 1."""
+        return (self.layer_total > 0).to(self.y_step)[:, None]
+
+    # --- evaluation along the path ---
+
+    def batches(self, *along: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """``(P,)`` tensors in the rows' dtype and on their device, some points at a time."""
+        points = max(1, self.pairs_at_once // max(1, len(self)))
+        split = [x.to(self.step).split(points) for x in along]
+        return zip(*split, strict=True)
+
+    def at(self, a: Tensor) -> Points:
+        """The attention core at ``a (P,)``."""
+        self.meter.pairs += len(a) * len(self)
+        return self.path.at(a)
+
+    def residual(self, a: Tensor) -> Tensor:
+        """``(P, R, D)`` the residual stream of the targets."""
+        return self.start + a.view(-1, 1, 1) * self.step
+
+    def outputs(self, u: Tensor, z: Tensor) -> Tensor:
+        """``(P, R, D)`` the block's outputs for ``u (P, R, H, d)`` and ``z (P, R, D)``."""
+        return self.post(u.flatten(0, 1), z.flatten(0, 1)).view(*u.shape[:2], -1)
+
+    def gradients(self, a: Tensor, u: Tensor, departure: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Gradients of ``A`` of the block's outputs.
+
+        Args:
+            a: ``(P,)`` path points.
+            u: ``(P, R, H, d)`` attention outputs there.
+            departure: ``(R, H, d)`` velocity of ``u`` at the first point if that is where the
+                path starts, or None: there the l2 norm has no gradient, and its right limit is
+                the direction in which the outputs depart.
+
+        Returns:
+            ``dA/du (P, R, H, d)`` and ``dA/dz (P, R, D)``.
+        """
+        u, z = u.detach().requires_grad_(), self.residual(a).requires_grad_()
+        with torch.enable_grad():
+            y = self.outputs(u, z)
+            change = y.detach() - self.y_start
+            if departure is not None:
+                start, direction = (u.detach()[:1], z.detach()[:1]), (departure, self.step)
+                _, dy = push(self.outputs, start, tuple(x[None] for x in direction))
+                change = torch.cat([dy, change[1:]])
+            g = cotangent(self.scalarization, change, unit(self.y_step)) * self.moved
+            gu, gz = torch.autograd.grad(y, (u, z), g, materialize_grads=True)
+        self.meter.passed += len(a) * len(self)
+        return gu, gz
+
+    def starts_at(self, alphas: Tensor) -> bool:
+        """Whether the first node is where the path starts and the l2 norm needs its limit."""
+        return self.scalarization == "l2" and float(alphas[0]) == 0.0
+
+
+def _change(ends: Tensor, whole: Tensor, still: Tensor) -> Tensor:
+    """Change between ``ends (2, ..., d)``; exactly 0 if ``still (...)`` or lost in rounding.
+
+    ``ends`` may lack a constant that ``whole`` has: a change that an output of that size cannot
+    show is none, however well it is known. (A head that looks at its target alone at both ends,
+    and elsewhere between, would have a total of 1e-30 to share out among sources that matter.)
+    """
+    change = ends[1] - ends[0]
+    size = torch.linalg.vector_norm(whole, dim=-1).amax(0)
+    rounding = 2 * torch.finfo(ends.dtype).eps * size
+    nothing = still | (torch.linalg.vector_norm(change, dim=-1) <= rounding)
+    return change.masked_fill(nothing[..., None], 0.0)
+
+
+def one(a: float, rows: Rows) -> Tensor:
+    """A single path point, ``(1,)``, in the rows' dtype."""
+    return torch.tensor([a], dtype=rows.step.dtype, device=rows.step.device)

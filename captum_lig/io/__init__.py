@@ -1,0 +1,1 @@
+"""Flows and graphs as files, tables and networkx graphs. Knows flow and graph."""

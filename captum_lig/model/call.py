@@ -1,0 +1,270 @@
+"""What one block of a model was called with, and calling it again on something else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from captum_lig.errors import LigError
+from captum_lig.model.attention_call import AttentionCall, lowest
+
+__all__ = [
+    "Attention",
+    "BlockCall",
+    "Site",
+    "Spread",
+    "first_tensor",
+    "hidden_of",
+    "place_of_hidden",
+]
+
+Site = Literal["interface", "sdpa", "projection", "parts"]
+"""Where a block is cut: at transformers' attention interface, at torch's
+``scaled_dot_product_attention``, at the input of its output projection, or by the caller."""
+
+Spread = Literal["shared", "repeated", "one by one"]
+"""How a block's other arguments go with many sequences: as they are (they broadcast), repeated for
+each, or not at all: the block runs on one sequence at a time."""
+
+
+Parts = tuple[Callable[..., Any], Callable[..., Tensor], Callable[..., Tensor]]
+"""A block in three functions: before the attention core, the core, and what follows it."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What the attention core of a block was, in a run over ``B`` texts."""
+
+    heads: int
+    sizes: tuple[int, int, int] | None = None
+    """Number of sequences, of targets and of sources, if it is the core that is reached."""
+    mask: Tensor | None = None
+    """``(1 or B, 1 or H, T, S)`` added to the logits."""
+    scaling: float = 1.0
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    """``(H,)``"""
+    by_sdpa: bool = False
+    projection: nn.Module | None = None
+    """The module whose input is cut, if it is not the attention core that is reached."""
+    parts: Parts | None = None
+    """The caller's own ``pre``, ``core`` and ``post``."""
+
+    @classmethod
+    def of(cls, call: AttentionCall) -> Attention:
+        """What stays the same when the block runs on other vectors."""
+        return cls(
+            call.query.shape[1],
+            (call.query.shape[0], call.query.shape[2], call.key.shape[2]),
+            call.mask,
+            call.scaling,
+            call.softcap,
+            None if call.sinks is None else call.sinks.detach(),
+            call.by_sdpa,
+        )
+
+    @property
+    def site(self) -> Site:
+        """Where it was reached."""
+        if self.parts is not None:
+            return "parts"
+        if self.projection is not None:
+            return "projection"
+        return "sdpa" if self.by_sdpa else "interface"
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """What one block of a model was called with, and what it gave, in a run over ``B`` texts."""
+
+    name: str
+    index: int
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor
+    """``(B, S, D)``"""
+    attention: Attention | None
+    """Its self-attention, or None if it has none that can be reached."""
+    family: str = ""
+    """Name of the model's class, for messages."""
+    turn: int = 0
+    """How often the same module ran before."""
+    described: bool = False
+    """Whether the caller said where it is to be cut, if at all."""
+    spread: Spread = "shared"
+
+    @property
+    def site(self) -> str:
+        """Where it is cut, or ``"whole"`` if it is not."""
+        return "whole" if self.attention is None else self.attention.site
+
+    @property
+    def hidden(self) -> Tensor:
+        """The residual stream entering the block, ``(B, S, D)``."""
+        hidden = hidden_of(self.args, self.kwargs)
+        assert hidden is not None
+        return hidden
+
+    def for_text(self, text: int) -> BlockCall:
+        """The call for one text of the run, as if it had been alone; without a key-value cache."""
+        batch, length, _ = self.hidden.shape
+
+        def one(value: Any) -> Any:
+            if isinstance(value, Cache):
+                return None  # a second call with a live cache would attend to stale keys
+            if isinstance(value, Tensor) and batch > 1 and value.dim() >= 2:
+                if value.shape[0] == batch:
+                    return value[text : text + 1]
+                if value.dim() >= 3 and value.shape[0] not in (1, length):
+                    # One for each head of each text.
+                    return value.tensor_split(batch)[text]
+            return value
+
+        kwargs = {name: _mapped(value, one) for name, value in self.kwargs.items()}
+        for name in ("use_cache", "output_attentions"):
+            if name in kwargs:
+                kwargs[name] = False
+        attention = self.attention
+        if attention is not None and attention.mask is not None and len(attention.mask) > 1:
+            attention = replace(attention, mask=attention.mask[text : text + 1])
+        return replace(
+            self,
+            args=tuple(_mapped(value, one) for value in self.args),
+            kwargs=kwargs,
+            output=self.output[text : text + 1],
+            attention=attention,
+        )
+
+    def on(self, z: Tensor, instead: tuple[int | str, Tensor] | None = None) -> Tensor:
+        """The block's output ``(N, S, D)`` for ``z (N, S, D)``, of a call for one text.
+
+        ``instead`` is the position or name of another argument, and ``(N, ...)`` to put there; a
+        block that takes one sequence at a time takes one of those.
+        """
+        if self.spread == "one by one" and len(z) > 1:
+            assert instead is None
+            return torch.cat([self.on(one) for one in z.split(1)])
+
+        def spread(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[0] == 1:
+                return value.expand(len(z), *value.shape[1:])
+            if isinstance(value, Tensor) and value.dim() == 3:
+                return value.repeat(len(z), 1, 1)  # one for each head, texts first
+            return value
+
+        args, kwargs = self.args, self.kwargs
+        if self.spread == "repeated":
+            args = tuple(_mapped(value, spread) for value in args)
+            kwargs = {name: _mapped(value, spread) for name, value in kwargs.items()}
+        place = place_of_hidden(args, kwargs)
+        if isinstance(place, int):
+            args = (*args[:place], z, *args[place + 1 :])
+        else:
+            assert place is not None
+            kwargs = {**kwargs, place: z}
+        if instead is not None:
+            place, value = instead
+            if isinstance(place, int):
+                args = (*args[:place], value, *args[place + 1 :])
+            else:
+                kwargs = {**kwargs, place: value}
+        return first_tensor(self.module(*args, **kwargs))
+
+    def in_dtype(self, dtype: torch.dtype) -> BlockCall:
+        """The same call of a copy of the block in another precision; the model is untouched.
+
+        Its output is what the copy gives for the residual stream that the model had.
+        """
+        if self.hidden.dtype == dtype:
+            return self
+        if any(p.is_meta for p in self.module.parameters()):
+            raise LigError(
+                f"{self.describe()} is offloaded, so it cannot be copied in another precision: "
+                f"load the model with dtype={dtype}, or without offloading."
+            )
+
+        def cast(value: Any) -> Any:
+            floating = isinstance(value, Tensor) and value.is_floating_point()
+            return _widened(value, dtype) if floating else value
+
+        names = {module: name for name, module in self.module.named_modules()}
+        module = copy.deepcopy(self.module).to(dtype)
+        attention = self.attention
+        if attention is not None:
+            mask, sinks = attention.mask, attention.sinks
+            inside = attention.projection
+            attention = replace(
+                attention,
+                mask=None if mask is None else _widened(mask, dtype),
+                sinks=None if sinks is None else sinks.to(dtype),
+                projection=None if inside is None else module.get_submodule(names[inside]),
+            )
+        call = replace(
+            self,
+            module=module,
+            args=tuple(_mapped(value, cast) for value in self.args),
+            kwargs={name: _mapped(value, cast) for name, value in self.kwargs.items()},
+            attention=attention,
+        )
+        texts = range(self.hidden.shape[0])
+        outputs = [(one := call.for_text(text)).on(one.hidden) for text in texts]
+        return replace(call, output=torch.cat(outputs).detach())
+
+    def describe(self) -> str:
+        """Name and class, for messages."""
+        inside = f" of {self.family}" if self.family else ""
+        return f"block {self.name!r} ({type(self.module).__name__}{inside})"
+
+
+def first_tensor(output: Any) -> Tensor:
+    """A block's hidden states: blocks return a tensor, or a tuple or record that starts with it."""
+    if isinstance(output, Mapping):
+        output = next(iter(output.values()))
+    while isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    return output  # type: ignore[no-any-return]
+
+
+def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The residual stream ``(B, S, D)`` among a module's arguments, or None."""
+    place = place_of_hidden(args, kwargs)
+    if place is None:
+        return None
+    return args[place] if isinstance(place, int) else kwargs[place]  # type: ignore[no-any-return]
+
+
+def place_of_hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str | None:
+    """Where it stands among them: a place, or a name."""
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
+
+    if args and fits(args[0]):
+        return 0
+    if fits(kwargs.get("hidden_states")):
+        return "hidden_states"
+    return next((name for name, value in kwargs.items() if fits(value)), None)
+
+
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    """``value`` with its tensors (in tuples, lists and mappings) replaced."""
+    if isinstance(value, Mapping) and not isinstance(value, nn.Module):
+        return {name: _mapped(item, function) for name, item in value.items()}
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return type(value)(_mapped(item, function) for item in value)
+    return function(value)
+
+
+def _widened(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another precision: what a mask forbade in the old one it forbids in the new."""
+    cast = x.to(dtype)
+    if x.dim() < 4:
+        return cast
+    return cast.masked_fill(x <= torch.finfo(x.dtype).min / 2, lowest(dtype))

@@ -1,0 +1,220 @@
+"""Finding a model's blocks by running it: what they are called with, and where they attend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lig.errors import LigError
+from captum_lig.model.attention_call import AttentionCall, handle_with
+from captum_lig.model.call import Attention, BlockCall, first_tensor, hidden_of
+from captum_lig.model.sdpa import use_sdpa
+
+__all__ = ["elements", "record_blocks"]
+
+
+@dataclass(eq=False)
+class _Element:
+    """A module in a list of the model, or one that the caller named."""
+
+    name: str
+    module: nn.Module
+    container: nn.Module | None
+    """The list; None if the caller named it."""
+
+
+@dataclass(eq=False)
+class _Run:
+    """One run of an element."""
+
+    element: _Element
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    depth: int
+    """How many other elements of lists it ran in."""
+    attention: list[Attention] = field(default_factory=list)
+    inside: list[_Run] = field(default_factory=list)
+    """What ran in it and attends."""
+    output: Tensor | None = None
+
+    @property
+    def is_map_of_tokens(self) -> bool:
+        z = hidden_of(self.args, self.kwargs)
+        return z is not None and isinstance(self.output, Tensor) and self.output.shape == z.shape
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether it holds two modules of one class, in one list, that attend: its own blocks."""
+        seen: dict[Any, set[int]] = {}
+        for run in self.inside:
+            key = id(run.element.container), type(run.element.module)
+            seen.setdefault(key, set()).add(id(run.element.module))
+        return any(len(modules) > 1 for modules in seen.values())
+
+
+def elements(model: nn.Module) -> dict[str, nn.Module]:
+    """Elements of the model's lists (``nn.ModuleList``, ``nn.Sequential``), by dotted name."""
+    return {element.name: element.module for element in _elements(model)}
+
+
+def _elements(model: nn.Module) -> list[_Element]:
+    return [
+        _Element(f"{name}.{key}" if name else key, child, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.ModuleList, nn.Sequential))
+        for key, child in module.named_children()
+    ]
+
+
+def record_blocks(
+    model: nn.Module, run: Callable[[], Any], named: dict[str, nn.Module]
+) -> list[BlockCall]:
+    """Run the model and keep what each block was called with and gave.
+
+    Blocks are the outermost elements of the model's lists that attend; an element that holds two
+    elements of one class that attend is a stack of blocks itself. Elements of the same list that
+    do not attend are blocks too. If none attends, the longest list whose elements each take what
+    the one before gives is the stack.
+
+    Args:
+        model: the model that ``run`` calls, under ``use_interface``.
+        run: calls the model on the texts.
+        named: modules that the caller named, blocks if they can be, by name.
+
+    Returns:
+        One :class:`BlockCall` for each run of a block, in the order they ran.
+
+    Raises:
+        LigError: if there is no block.
+    """
+    watched = _elements(model)
+    while True:
+        runs = _runs(model, run, watched, named)
+        found = [r for r in runs if r.element.container is not None]
+        stacks = {id(r.element.module) for r in found if r.depth == 0 and r.is_stack}
+        if not stacks:
+            break
+        watched = [element for element in watched if id(element.module) not in stacks]
+    blocks = _blocks(runs)
+    if not blocks:
+        lists = sorted({e.name.rpartition(".")[0] or "the model itself" for e in watched})
+        raise LigError(
+            f"no blocks were found in {type(model).__name__}: none of its lists of modules "
+            f"({', '.join(lists[:3]) or 'there are none'}) holds modules that map tokens (B, S, D) "
+            "to tokens and calls attention (transformers' attention interface, or torch's "
+            "scaled_dot_product_attention). Name its blocks in layer=[...], or describe one with "
+            "captum_lig.Block."
+        )
+    return [_call_of(model, index, block, blocks) for index, block in enumerate(blocks)]
+
+
+def _runs(
+    model: nn.Module,
+    run: Callable[[], Any],
+    watched: list[_Element],
+    named: dict[str, nn.Module],
+) -> list[_Run]:
+    """What ran, in the order it ended; what runs inside another element is not kept whole."""
+    finished: list[_Run] = []
+    running: list[_Run] = []
+
+    def enter_as(element: _Element) -> Callable[..., None]:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            depth = sum(outer.element.container is not None for outer in running)
+            running.append(_Run(element, args, kwargs, depth))
+
+        return enter
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        done = running.pop()
+        own = done.element.container is None
+        if own or done.depth == 0:
+            found = first_tensor(output)
+            done.output = found.detach() if isinstance(found, Tensor) else None
+            finished.append(done)
+        elif done.attention:
+            done.args, done.kwargs = (), {}  # memory
+        if done.attention:
+            for outer in running:
+                outer.inside.append(done)
+
+    def note(call: AttentionCall) -> Tensor:
+        for open_run in running:
+            open_run.attention.append(Attention.of(call))
+        return call.eager()
+
+    handles = []
+    chosen = {id(module): _Element(name, module, None) for name, module in named.items()}
+    for element in watched:
+        chosen.setdefault(id(element.module), element)
+    try:
+        for element in chosen.values():
+            module = element.module
+            handles.append(module.register_forward_pre_hook(enter_as(element), with_kwargs=True))
+            handles.append(module.register_forward_hook(leave, with_kwargs=True))
+        with torch.no_grad(), use_sdpa(), handle_with(note):
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return finished
+
+
+def _blocks(runs: list[_Run]) -> list[_Run]:
+    own = [
+        run
+        for run in runs
+        if run.element.container is None and run.is_map_of_tokens and not run.is_stack
+    ]
+    found = [run for run in runs if run.element.container is not None and run.is_map_of_tokens]
+    attend = [run for run in found if run.attention]
+    if not attend:
+        stack = _longest_chain(found)
+        return [run for run in runs if run in own or run in stack]
+
+    def is_sibling(run: _Run) -> bool:
+        container = run.element.container
+        siblings = [a for a in attend if a.element.container is container]
+        if isinstance(container, nn.Sequential):
+            siblings = [a for a in siblings if type(a.element.module) is type(run.element.module)]
+        return bool(siblings)
+
+    return [run for run in runs if run in own or (run in found and is_sibling(run))]
+
+
+def _longest_chain(runs: list[_Run]) -> list[_Run]:
+    """The longest list whose elements, one after another, take what the one before gave."""
+    by_list: dict[int, list[_Run]] = {}
+    for run in runs:
+        by_list.setdefault(id(run.element.container), []).append(run)
+    chains = [
+        chain
+        for chain in by_list.values()
+        if all(_is_next(first, second) for first, second in pairwise(chain))
+    ]
+    return max(chains, key=len, default=[])
+
+
+def _is_next(first: _Run, second: _Run) -> bool:
+    z = hidden_of(second.args, second.kwargs)
+    return z is not None and first.output is not None and torch.equal(first.output, z)
+
+
+def _call_of(model: nn.Module, index: int, run: _Run, runs: list[_Run]) -> BlockCall:
+    assert run.output is not None
+    return BlockCall(
+        name=run.element.name,
+        index=index,
+        module=run.element.module,
+        args=run.args,
+        kwargs=run.kwargs,
+        output=run.output,
+        attention=run.attention[0] if run.attention else None,
+        family=type(model).__name__,
+        turn=sum(before.element.module is run.element.module for before in runs[:index]),
+    )

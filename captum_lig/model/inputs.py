@@ -1,0 +1,207 @@
+"""Calling a model on what the caller gave, in Captum's way or a tokenizer's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lig._captum import format_additional_forward_args
+from captum_lig.errors import LigError
+from captum_lig.model.attention_call import MASKED
+from captum_lig.model.call import BlockCall
+
+__all__ = ["ModelCall"]
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """A model with its inputs."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    valid: Tensor | None
+    """``(B, S)`` False at padding, or None if the model gets no attention mask."""
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Any],
+        additional_forward_args: object = None,
+    ) -> ModelCall:
+        """Check the inputs and find the padding.
+
+        Args:
+            model: the model to call.
+            inputs: a tensor, a tuple of tensors, or a tokenizer's mapping of names to tensors.
+            additional_forward_args: positional arguments after ``inputs``, as in Captum.
+
+        Raises:
+            LigError: inputs of another kind, or without tokens; or a model in training mode.
+        """
+        training = [name for name, module in model.named_modules() if module.training]
+        if training:
+            raise LigError(
+                f"the model is in training mode ({training[0] or type(model).__name__}): call "
+                "model.eval() first, dropout makes attributions random."
+            )
+        args: tuple[Any, ...] = ()
+        kwargs: dict[str, Any] = {}
+        if isinstance(inputs, Mapping):
+            if additional_forward_args is not None:
+                raise LigError(
+                    "additional_forward_args go with a tensor or a tuple of tensors: inputs is a "
+                    "mapping, put them into it by name."
+                )
+            kwargs = dict(inputs)
+        elif isinstance(inputs, Tensor):
+            args = (inputs,)
+        elif isinstance(inputs, tuple) and all(isinstance(x, Tensor) for x in inputs):
+            args = inputs
+        else:
+            raise LigError(
+                f"inputs is a {type(inputs).__name__}: give a tensor, a tuple of tensors, or "
+                "what a tokenizer returns with return_tensors='pt'."
+            )
+        args += format_additional_forward_args(additional_forward_args) or ()
+        device = _device_of(model)
+        args = tuple(_moved(value, device) for value in args)
+        kwargs = {name: _moved(value, device) for name, value in kwargs.items()}
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.numel() == 0:
+                raise LigError(
+                    f"inputs hold an empty tensor of shape {tuple(value.shape)}: there is no "
+                    "token to attribute to, give a text that is not empty."
+                )
+        parameters = inspect.signature(model.forward).parameters
+        if "use_cache" in parameters:
+            kwargs["use_cache"] = False
+        try:
+            named = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+        except TypeError as error:
+            raise LigError(
+                f"{type(model).__name__} cannot be called with these inputs: {error}."
+            ) from error
+        named = {**named.pop("kwargs", {}), **named}
+        _check_tokens(model, named)
+        mask = named.get("attention_mask")
+        valid = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        if valid is not None and not bool(valid.any(-1).all()):
+            empty = int((~valid.any(-1)).nonzero()[0])
+            raise LigError(
+                f"text {empty} of the batch is empty: its attention_mask is 0 at every token."
+            )
+        return cls(model, args, kwargs, valid)
+
+    def valid_of(self, block: BlockCall) -> Tensor:
+        """Which tokens of a block are not padding, ``(B, S)``.
+
+        The attention mask of the inputs tells, if it is about these tokens; if it is not (the
+        decoder's tokens of an encoder-decoder, frames of a sound), the mask of the block's own
+        attention: a source that no target may see is padding.
+        """
+        shape = block.hidden.shape[:2]
+        everything = torch.ones(shape, dtype=torch.bool, device=block.hidden.device)
+        if self.valid is None:
+            return everything
+        mask = None if block.attention is None else block.attention.mask
+        seen = None
+        if mask is not None:
+            seen = (mask > MASKED).any(2).any(1).expand(shape)  # (B, S)
+        valid = self.valid.to(everything.device)
+        if valid.shape == shape and (seen is None or not bool((seen & ~valid).any())):
+            return valid
+        return everything if seen is None else seen
+
+    def unwatched(self) -> None:
+        """Call the model, and let its errors be."""
+        self.model(*self.args, **self.kwargs)
+
+    def run(self) -> None:
+        """Call the model.
+
+        Raises:
+            LigError: if it cannot embed the tokens (too many, or unknown).
+        """
+        try:
+            self.model(*self.args, **self.kwargs)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, LigError):
+                raise
+            raise LigError(
+                f"{type(self.model).__name__} cannot be called with these inputs, "
+                f"{self._describe()}: {error}"
+            ) from error
+        except (IndexError, RuntimeError) as error:
+            most = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
+            long = most is not None and any(
+                x.dim() >= 2 and x.shape[1] > most
+                for x in (*self.args, *self.kwargs.values())
+                if isinstance(x, Tensor)
+            )
+            if not long and not isinstance(error, IndexError):
+                raise  # not about the inputs
+            raise LigError(
+                f"{type(self.model).__name__} cannot embed these inputs, {self._describe()}: "
+                + (
+                    f"it has {most} positions. Shorten the text."
+                    if long
+                    else f"they are longer than its positions ({most}), or hold token ids that it "
+                    "does not know. Shorten the text, or use the model's own tokenizer."
+                )
+            ) from error
+
+    def _describe(self) -> str:
+        shapes = [tuple(value.shape) for value in self.args if isinstance(value, Tensor)]
+        named = {k: tuple(v.shape) for k, v in self.kwargs.items() if isinstance(v, Tensor)}
+        return ", ".join([*map(str, shapes), *(f"{name} {shape}" for name, shape in named.items())])
+
+
+def _check_tokens(model: nn.Module, named: dict[str, Any]) -> None:
+    """Say what is wrong with token ids or vectors before the model does."""
+    ids, vectors = named.get("input_ids"), named.get("inputs_embeds")
+    wanted = {"input_ids": (ids, 2, "(B, S)"), "inputs_embeds": (vectors, 3, "(B, S, D)")}
+    for name, (tokens, dimensions, shape) in wanted.items():
+        if not isinstance(tokens, Tensor):
+            continue
+        given = f"{name} is a {str(tokens.dtype).removeprefix('torch.')} tensor of shape " + str(
+            tuple(tokens.shape)
+        )
+        if tokens.dim() != dimensions:
+            raise LigError(f"{given}: give {shape}, texts first.")
+        if tokens.is_floating_point() == (name == "input_ids"):
+            kind = "whole numbers" if name == "input_ids" else "floating point vectors"
+            raise LigError(f"{given}: it has to hold {kind}.")
+        mask = named.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape != tokens.shape[:2]:
+            raise LigError(
+                f"attention_mask has shape {tuple(mask.shape)}, and {given}: they have to agree."
+            )
+    values = [
+        value
+        for given in named.values()
+        for value in (given if isinstance(given, tuple) else (given,))
+    ]
+    if not any(isinstance(value, Tensor) for value in values):
+        raise LigError(
+            f"inputs hold no tensor that {type(model).__name__} could work on: give input_ids, or "
+            "what its tokenizer returns with return_tensors='pt'."
+        )
+
+
+def _device_of(model: nn.Module) -> torch.device | None:
+    """Where inputs have to be, or None if the model sees to that itself."""
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return None  # sharded or offloaded: its hooks move what they get
+    devices = {parameter.device for parameter in model.parameters()}
+    return devices.pop() if len(devices) == 1 else None
+
+
+def _moved(value: Any, device: torch.device | None) -> Any:
+    return value.to(device) if isinstance(value, Tensor) and device is not None else value

@@ -1,0 +1,213 @@
+"""Which blocks of a model are meant: every one, or some by module, name, number or description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lig._arguments import brief
+from captum_lig.errors import LigError
+from captum_lig.model.call import Attention, BlockCall, Spread
+from captum_lig.model.find_blocks import elements, record_blocks
+from captum_lig.model.hf_attention import use_interface
+from captum_lig.model.inputs import ModelCall
+from captum_lig.model.user_block import Block, record_own
+from captum_lig.model.validate import attach, compare_with_model
+
+__all__ = ["Finder", "Layer", "is_one"]
+
+Layer = nn.Module | str | int | Block
+
+KINDS = (nn.Module, str, int, Block)
+
+
+class Finder:
+    """A model's blocks that are meant, found by running it, each made sure of once."""
+
+    def __init__(self, model: nn.Module, layer: Layer | Sequence[Layer] | None = None) -> None:
+        check_layer(layer)
+        self.model, self.layer = model, layer
+        self._known: dict[str, tuple[Spread, Attention | None]] = {}
+
+    @contextmanager
+    def blocks(self, call: ModelCall) -> Iterator[list[BlockCall]]:
+        """The blocks with what they were called with, made sure of, to be attributed inside.
+
+        Raises:
+            LigError: if there are no such blocks, or one of them cannot be cut.
+        """
+        with self.recorded(call) as calls:
+            yield [self.attached(block, call.valid_of(block)) for block in calls]
+
+    @contextmanager
+    def recorded(self, call: ModelCall) -> Iterator[list[BlockCall]]:
+        """The blocks with what they were called with, in the context that they can be called in.
+
+        Raises:
+            LigError: if there are no such blocks, or what they give is not finite or not what they
+                give when nobody looks.
+        """
+        # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.
+        # What was compiled runs as it was written: our attention function would not be reached.
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            calls, watch = self._watched(call)
+            for block in calls:
+                check_finite(block, call.valid_of(block))
+            if any(block.name not in self._known for block in calls):
+                compare_with_model(calls, call.unwatched, call.valid_of)
+            with watch():
+                yield calls
+
+    def attached(self, block: BlockCall, valid: Tensor) -> BlockCall:
+        """The block with where to cut it, made sure of the first time that it is seen.
+
+        Args:
+            block: a recorded block.
+            valid: ``(B, S)`` its tokens that are not padding.
+
+        Raises:
+            LigError: if it cannot be cut.
+        """
+        if block.name not in self._known:
+            sure = attach(block, valid[0])
+            found = sure.attention if block.attention is None else None
+            self._known[block.name] = sure.spread, found
+        spread, found = self._known[block.name]
+        return replace(block, spread=spread, attention=block.attention or found)
+
+    def _watched(
+        self, call: ModelCall
+    ) -> tuple[list[BlockCall], Callable[[], AbstractContextManager[None]]]:
+        """The blocks that are meant, and the context in which they were recorded."""
+
+        def interface() -> AbstractContextManager[None]:
+            return use_interface(self.model)
+
+        with interface():
+            calls = recorded(self.model, self.layer, call)
+        if all(block.site != "interface" for block in calls):
+            # Some models call torch's function only as long as their config says so.
+            alone = recorded(self.model, self.layer, call)
+            if any(block.site == "sdpa" for block in alone):
+                return alone, nullcontext
+        return calls, interface
+
+
+def check_finite(call: BlockCall, valid: Tensor) -> None:
+    """Refuse a block with activations that are not finite, padding aside.
+
+    Raises:
+        LigError: if there are some.
+    """
+    if not bool(
+        torch.isfinite(call.hidden[valid]).all() and torch.isfinite(call.output[valid]).all()
+    ):
+        raise LigError(
+            f"{call.describe()} has activations that are not finite on these inputs: look at "
+            "the weights and the inputs, or load the model in a wider dtype."
+        )
+
+
+def check_layer(layer: Layer | Sequence[Layer] | None) -> None:
+    """Refuse what cannot name a block.
+
+    Raises:
+        LigError: anything but a module, a name, a number, a ``Block``, a list of those, or None.
+    """
+    for one in layer if isinstance(layer, (list, tuple)) else [layer]:
+        if one is not None and (isinstance(one, bool) or not isinstance(one, KINDS)):
+            raise LigError(
+                f"layer {brief(one)} is a {type(one).__name__}: give a module of the model, "
+                "its dotted name, its number, or a captum_lig.Block, a list of those, or None "
+                "for every block."
+            )
+
+
+def is_one(layer: Any) -> bool:
+    """Whether a single block is named."""
+    return isinstance(layer, KINDS)
+
+
+def recorded(
+    model: nn.Module, layer: Layer | Sequence[Layer] | None, call: ModelCall
+) -> list[BlockCall]:
+    """The blocks that are meant, with what they are called with, from a run of the model.
+
+    Raises:
+        LigError: if there are no such blocks.
+    """
+    layers = [] if layer is None else [layer] if isinstance(layer, KINDS) else list(layer)
+    if layer is not None and not layers:
+        raise LigError("layer is an empty list: give None for every block, or name some.")
+    named = _named(model, layers)
+    calls: list[BlockCall] = []
+    if layer is None or not all(isinstance(one, Block) for one in layers):
+        calls = record_blocks(model, call.run, named)
+    if layer is None:
+        return calls
+    chosen: list[BlockCall] = []
+    for one in layers:
+        if isinstance(one, Block):
+            own = record_own(model, one, call.args, call.kwargs)
+            chosen.append(replace(own, index=len(chosen)))
+        else:
+            chosen.extend(_select(calls, one))
+    return chosen
+
+
+def _named(model: nn.Module, layers: Sequence[Layer]) -> dict[str, nn.Module]:
+    """The modules that the caller named, by their dotted names."""
+    found: dict[str, nn.Module] = {}
+    names = {id(module): name for name, module in model.named_modules()}
+    by_name = dict(model.named_modules())
+    for layer in layers:
+        if isinstance(layer, nn.Module):
+            if id(layer) not in names:
+                raise LigError(
+                    f"layer {type(layer).__name__} is not a module of the model "
+                    f"{type(model).__name__}: {_blocks_there_are(elements(model))}."
+                )
+            found[names[id(layer)]] = layer
+        elif isinstance(layer, str):
+            if layer not in by_name:
+                raise LigError(
+                    f"layer {layer!r} is not the name of a module of the model "
+                    f"{type(model).__name__}: {_blocks_there_are(elements(model))}."
+                )
+            found[layer] = by_name[layer]
+    return found
+
+
+def _select(calls: list[BlockCall], layer: Layer) -> list[BlockCall]:
+    if isinstance(layer, int):
+        if not -len(calls) <= layer < len(calls):
+            raise LigError(
+                f"layer {layer} does not exist: the model has {len(calls)} blocks, "
+                f"0 to {len(calls) - 1}."
+            )
+        return [calls[layer]]
+    found = [c for c in calls if layer is c.module or layer == c.name]
+    if not found:
+        name = layer if isinstance(layer, str) else type(layer).__name__
+        raise LigError(
+            f"layer {name!r} is not a block, it does not map tokens (B, S, D) to tokens or is a "
+            f"stack of blocks: {_blocks_there_are({c.name: c.module for c in calls})}."
+        )
+    return found
+
+
+def _blocks_there_are(blocks: Mapping[str, nn.Module]) -> str:
+    names = list(blocks)
+    if not names:
+        return "no blocks were found in it"
+    some = ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]}, ... {names[-1]}"
+    return f"its blocks are {some}"

@@ -1,0 +1,202 @@
+"""Making sure, before anything is attributed, that a model's blocks are what they seem."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lig.cost import Meter
+from captum_lig.errors import LigError
+from captum_lig.model.attention_call import MASKED
+from captum_lig.model.call import BlockCall, Spread, first_tensor
+from captum_lig.model.output_projection import find_projection
+from captum_lig.model.split import BlockCut, close, gap
+from captum_lig.model.user_block import Span, check_span
+
+__all__ = ["attach", "compare_with_model"]
+
+
+def compare_with_model(
+    calls: list[BlockCall], run: Callable[[], Any], valid: Callable[[BlockCall], Tensor]
+) -> None:
+    """Make sure that the blocks gave what they give when nobody looks.
+
+    They were recorded with our attention function and our masks in place of the model's own: a
+    mask that gets lost on the way (and causality with it) shows here.
+
+    Args:
+        calls: the recorded blocks.
+        run: calls the model, as it is, on the same texts.
+        valid: ``(B, S)`` the tokens of a block that are not padding.
+
+    Raises:
+        LigError: if a block gives something else.
+    """
+    outputs: dict[int, list[Tensor]] = {}
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        outputs[id(module)].append(first_tensor(output).detach())
+
+    handles = []
+    for call in calls:
+        if isinstance(call.module, Span):
+            outputs[id(call.module)] = [call.module(call.hidden, *call.args[1:], **call.kwargs)]
+        elif id(call.module) not in outputs:
+            outputs[id(call.module)] = []
+            handles.append(call.module.register_forward_hook(keep))
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for call in calls:
+        own = outputs[id(call.module)][call.turn]
+        kept = valid(call)
+        difference = (own[kept] - call.output[kept]).double().norm() / own[kept].double().norm()
+        if not bool(torch.isfinite(own[kept]).all()):
+            raise LigError(
+                f"{call.describe()} has activations that are not finite when the model runs by "
+                "itself on these inputs, at tokens that are no padding: load it with another "
+                "dtype or attention implementation, or give texts one at a time, without padding."
+            )
+        half = own.dtype not in (torch.float32, torch.float64)
+        if not bool(difference <= (5e-2 if half else 1e-4)):
+            raise LigError(
+                f"{call.describe()} gives something else when it is watched (off by "
+                f"{float(difference):.1e}): it is random, or keeps a state, or its "
+                f"attention or mask is not what it hands to {_reached(call)}. Load the model with "
+                "attn_implementation='eager' and see whether its outputs stay the same."
+            )
+
+
+def attach(call: BlockCall, valid: Tensor) -> BlockCall:
+    """The block with where to cut it and how it takes many sequences, made sure of on a text.
+
+    Args:
+        call: the recorded block.
+        valid: ``(S,)`` the tokens of the first text that are not padding.
+
+    Raises:
+        LigError: if the block, called again, gives something else, sees sources that its mask
+            forbids, or depends on other tokens otherwise than through the attention reached.
+    """
+    _check_sizes(call)
+    check_span(call.for_text(0))
+    places = valid.nonzero().squeeze(-1)
+    one = call.for_text(0)
+    z, own = one.hidden.detach(), one.output.detach()
+    source = int(places[len(places) // 2])
+    moved = z.clone()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(z.shape[-1], generator=generator).to(z)
+    moved[0, source] += noise * z[0, source].std().clamp_min(1e-3)
+    with torch.no_grad():
+        again = _whole(one, z)
+        if not close(again[0, places], own[0, places]):
+            raise LigError(
+                f"{call.describe()} gives something else when it is called again with what it got "
+                f"(off by {gap(again[0, places], own[0, places]):.1e}): it is random or keeps a "
+                "state, and so has no attribution."
+            )
+        other = _whole(one, moved)
+        call = replace(call, spread=_spread(one, torch.cat([z, moved]), torch.cat([own, other])))
+        changed = (other - own)[0].abs().amax(-1)
+        if call.attention is not None:
+            _check_reach(call, source, places, changed)
+        elif not call.described and (found := find_projection(call)) is not None:
+            projected = replace(call, attention=found)
+            with contextlib.suppress(LigError):  # what comes after it mixes tokens again: whole
+                _check_reach(projected, source, places, changed)
+                return projected
+    return call
+
+
+def _check_sizes(call: BlockCall) -> None:
+    """The attention works on the block's own tokens, in the order (B, S, D)."""
+    batch, length, _ = call.hidden.shape
+    sizes = None if call.attention is None else call.attention.sizes
+    if sizes is None or sizes == (batch, length, length):
+        return
+    shape = tuple(call.hidden.shape)
+    if sizes[::2] == (length, batch):
+        raise LigError(
+            f"{call.describe()} gets tokens first, {shape} as (S, B, D): build it with "
+            "batch_first=True, the weights are the same, and give (B, S, D)."
+        )
+    raise LigError(
+        f"{call.describe()} gets {shape}, and its attention {sizes[0]} sequences with {sizes[1]} "
+        f"targets and {sizes[2]} sources: windows, or tokens from elsewhere. It cannot be cut "
+        "there; ask for its layer boundary alone, with layer=[captum_lig.Block(module)] and "
+        "boundaries=('layer',)."
+    )
+
+
+def _whole(one: BlockCall, z: Tensor) -> Tensor:
+    return BlockCut(one, 0, Meter()).whole(z)
+
+
+def _spread(one: BlockCall, z: Tensor, expected: Tensor) -> Spread:
+    spreads: tuple[Spread, ...] = ("shared", "repeated")
+    for spread in spreads:
+        try:
+            output = _whole(replace(one, spread=spread), z)
+        except Exception:  # shapes that do not go together, in the block's own words
+            continue
+        if output.shape == expected.shape and close(output, expected):
+            return spread
+    return "one by one"
+
+
+def _check_reach(call: BlockCall, source: int, places: Tensor, changed: Tensor) -> None:
+    """What a change of one source changes ``(S,)``, against the mask and the cut."""
+    cut = BlockCut(call, 0, Meter())
+    scale = cut.output[places].abs().max()
+    if cut.mask is not None:
+        forbidden = (cut.mask[:, :, source] <= MASKED).all(0)
+        forbidden[source] = False  # it reaches itself past the attention
+        seen = (forbidden & (changed > 1e-5 * scale))[places]
+        if bool(seen.any()):
+            raise LigError(
+                f"{call.describe()}: target {int(places[seen][0])} depends on source {source}, "
+                f"although the mask that reached {_reached(call)} forbids it. Tokens "
+                "are mixed somewhere else too: ask for its layer boundary alone, with "
+                "layer=[captum_lig.Block(module)] and boundaries=('layer',)."
+            )
+    u = cut.attend(cut.z[None])
+    step = u.std().clamp_min(1e-3)
+    through = (cut.with_u(u + step, cut.z[None])[0] - cut.output).abs().amax(-1)
+    elsewhere = (changed > 1e-5 * scale) & (through == 0)
+    elsewhere[source] = False
+    if bool(elsewhere[places].any()):
+        raise LigError(
+            f"{call.describe()}: its output depends on other tokens, but not on what is put in at "
+            f"{_reached(call)}. It cannot be cut there: ask for its layer boundary alone, with "
+            "layer=[captum_lig.Block(module)] and boundaries=('layer',)."
+        )
+    # Each token twice, so that no sequence is what it was: what follows must not mind.
+    twice = cut.post(u[0].repeat_interleave(2, 0), cut.z.repeat_interleave(2, 0))[::2]
+    if not close(twice[places], cut.output[places]):
+        raise LigError(
+            f"{call.describe()} cannot be cut at its attention: fed its own attention output "
+            "beside other tokens it gives something else (off by "
+            f"{gap(twice[places], cut.output[places]):.1e}). What follows the attention has to "
+            "treat each token by itself. Ask for its layer boundary alone, with "
+            "layer=[captum_lig.Block(module)] and boundaries=('layer',)."
+        )
+
+
+def _reached(call: BlockCall) -> str:
+    sites = {
+        "parts": "core",
+        "interface": "transformers' attention interface",
+        "sdpa": "torch's scaled_dot_product_attention",
+        "projection": "its output projection",
+        "whole": "its output",
+    }
+    return sites[call.site]

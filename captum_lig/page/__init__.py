@@ -1,5 +1,0 @@
-"""The interactive page: one flow graph in one HTML file that needs nothing else."""
-
-from captum_lig.page.write import page, write_page
-
-__all__ = ["page", "write_page"]

@@ -1,0 +1,92 @@
+"""Queries, keys and values along a path: from tables at its ends, or by running the block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from captum_lig._types import QKV, Pre
+from captum_lig.paths.jvp import push
+from captum_lig.paths.norm import Norm
+
+__all__ = ["Along", "ByRunning", "ClosedForm"]
+
+
+@dataclass(frozen=True)
+class Along:
+    """Queries, keys, values and their derivatives at ``P`` points, ``(P, heads, S, d)`` each."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    dq: Tensor
+    dk: Tensor
+    dv: Tensor
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """``pre`` along a path from tables at its two ends, without running the block."""
+
+    norm: Norm
+    tables: QKV
+    """Of the zero vector, the start and the end, ``(3, heads, S, d)`` each."""
+    moments: tuple[Tensor, Tensor, Tensor]
+    """``(S,)`` mean squares of the start and of the end, and their mean product."""
+
+    @classmethod
+    def between(cls, norm: Norm, pre: Pre, start: Tensor, end: Tensor) -> ClosedForm:
+        """From ``start`` to ``end``, both ``(S, D)``."""
+        c0, c1 = norm.center(start), norm.center(end)
+        moments = (c0 * c0).mean(-1), (c1 * c1).mean(-1), (c0 * c1).mean(-1)
+        return cls(norm, pre(torch.stack([torch.zeros_like(end), start, end])), moments)
+
+    def double(self) -> ClosedForm:
+        """The same in float64."""
+        q, k, v = self.tables
+        return ClosedForm(self.norm, (q.double(), k.double(), v.double()), self.moments)
+
+    def __call__(self, alphas: Tensor) -> Along:
+        """At ``alphas (P,)``."""
+        w = self.norm.mixture(*self.moments, alphas).to(self.tables[0].dtype)
+        values, rates = [], []
+        for bias, at_start, at_end in self.tables:
+            from_start, from_end = at_start - bias, at_end - bias
+            values.append(bias + _weigh(w.start, from_start) + _weigh(w.end, from_end))
+            rates.append(_weigh(w.d_start, from_start) + _weigh(w.d_end, from_end))
+        return Along(*values, *rates)
+
+
+def _weigh(weights: Tensor, table: Tensor) -> Tensor:
+    """``(P, S or 1)`` times ``(heads, S, d)`` to ``(P, heads, S, d)``."""
+    return weights[:, None, :, None] * table
+
+
+@dataclass(frozen=True)
+class ByRunning:
+    """``pre`` from ``start (..., S or 1, D)`` to ``end (S, D)`` by running the block: always right.
+
+    The points' axis comes out as ``P`` times the leading axes of the path.
+    """
+
+    pre: Pre
+    start: Tensor
+    end: Tensor
+    in_double: bool = False
+    """Whether what follows is to be computed in float64; the block runs as it is."""
+
+    def double(self) -> ByRunning:
+        """What follows in float64."""
+        return replace(self, in_double=True)
+
+    def __call__(self, alphas: Tensor) -> Along:
+        """At ``alphas (P,)``."""
+        step = self.end - self.start
+        a = alphas.to(step.dtype).view(-1, *[1] * step.dim())
+        points = (self.start + a * step).reshape(-1, *step.shape[-2:])
+        tangents = step.expand(len(alphas), *step.shape).reshape(points.shape)
+        values, rates = push(self.pre, (points,), (tangents,))
+        found = (*values, *rates)
+        return Along(*(x.double() for x in found)) if self.in_double else Along(*found)

@@ -1,0 +1,149 @@
+"""Models and texts by name: from the hub, a folder, or the embedded model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from logging import ERROR
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from captum_lig.errors import LigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Pretrained", "load_model"]
+
+_UNLIMITED = 10**9
+"""transformers writes a tokenizer without a limit as one with a limit of about 10**30 tokens."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model in evaluation mode and its tokenizer."""
+
+    name: str
+    """As people know it: what the caller gave."""
+    network: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens a text may have, special ones included; None if nothing says so."""
+        limits = (
+            getattr(self.network.config, "max_position_embeddings", None),
+            self.tokenizer.model_max_length,
+        )
+        return min((int(n) for n in limits if n is not None and 0 < n < _UNLIMITED), default=None)
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a text has, special ones included; it may be too long for the model."""
+        with _quiet():
+            return len(self.tokenizer(text, truncation=False)["input_ids"])
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Start and end in the text of each token; needs a fast tokenizer."""
+        with _quiet():
+            encoding = self.tokenizer(text, truncation=False, return_offsets_mapping=True)
+        return [(start, end) for start, end in encoding["offset_mapping"]]
+
+    def encode(self, text: str) -> dict[str, torch.Tensor]:
+        """What the model is called with for ``text``: ``input_ids (1, S)`` and what goes with it.
+
+        Raises:
+            LigError: if the text has no token of its own, or more tokens than the model takes.
+        """
+        with _quiet():
+            encoding = dict(
+                self.tokenizer(text, return_tensors="pt", truncation=False, padding=False)
+            )
+        count = encoding["input_ids"].shape[1]
+        special = self.tokenizer.num_special_tokens_to_add(pair=False)
+        if count <= special:
+            raise LigError(
+                f"the text {text!r} gives model {self.name!r} no token of its own: give at least "
+                "one word."
+            )
+        limit = self.most_tokens
+        if limit is not None and count > limit:
+            raise LigError(
+                f"the text has {count} tokens, {special} special ones included, and model "
+                f"{self.name!r} takes {limit} at most: shorten the text or split it."
+            )
+        return encoding
+
+
+def load_model(model: str | Path | None) -> Pretrained:
+    """Load a model in float32, in evaluation mode, and its tokenizer.
+
+    Args:
+        model: a name on the Hugging Face hub or a folder; None is the embedded model. Of an
+            encoder-decoder the encoder is loaded.
+
+    Raises:
+        LigError: if it cannot be loaded, has no tokenizer, or lacks some of its weights.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    name = source = str(model)
+    if model is None:
+        from captum_lig.pretrained.minilm import EMBEDDED_MODEL, embedded_model_path
+
+        name, source = EMBEDDED_MODEL, str(embedded_model_path())
+    if Path(source).is_dir() and not Path(source, "config.json").is_file():
+        raise LigError(
+            f"folder {name!r} has no config.json: give a folder that save_pretrained wrote a model "
+            "and its tokenizer to."
+        )
+    try:
+        with _quiet():
+            AutoConfig.from_pretrained(source, trust_remote_code=False)  # fails soonest
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            network, info = AutoModel.from_pretrained(
+                source, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            )
+    except Exception as error:  # whatever the hub, the files or the model's configuration raise
+        reason = " ".join(str(error).split())
+        raise LigError(
+            f"model {name!r} cannot be loaded: give a folder that holds a model and its tokenizer, "
+            "or the name of a text model on the Hugging Face hub that can be reached from here "
+            f"({type(error).__name__}: {reason[:200]})."
+        ) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        # transformers makes an empty tokenizer up where it finds none
+        raise LigError(f"model {name!r} has no tokenizer beside it: save its tokenizer there too.")
+    absent = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if absent:
+        raise LigError(
+            f"the weights of model {name!r} lack {len(absent)} parameters ({absent[0]}, ...), "
+            "which would be random numbers: give a model whose weights are complete."
+        )
+    network.eval()
+    if network.config.is_encoder_decoder:
+        network = network.get_encoder()
+    return Pretrained(name, network, tokenizer)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither warnings nor progress bars of transformers and of the hub's client."""
+    from huggingface_hub.utils import logging as hub
+    from transformers.utils import logging
+
+    verbosity, hub_verbosity = logging.get_verbosity(), hub.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    hub.set_verbosity(ERROR)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        hub.set_verbosity(hub_verbosity)
+        if bars:
+            logging.enable_progress_bar()

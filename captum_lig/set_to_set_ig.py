@@ -1,0 +1,456 @@
+"""``SetToSetIG``: Integrated Gradients for maps from a set of tokens to a set of tokens."""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from captum_lig._arguments import brief, index_list, whole_number
+from captum_lig._captum import (
+    GradientAttribution,
+    TargetType,
+    format_additional_forward_args,
+    format_output,
+    format_tensor_into_tuples,
+    log_usage,
+    select_targets,
+)
+from captum_lig.errors import LigError
+from captum_lig.integrals import scalarization as scalar
+from captum_lig.integrals.quadrature import rule
+from captum_lig.integrals.set_integral import SetIntegral
+
+__all__ = ["SetToSetIG"]
+
+Tensors = tuple[Tensor, ...]
+Inputs = Tensor | Tensors
+Baselines = Any
+"""None, a number, a tensor, a name, or a tuple of those: one for each input."""
+
+
+class SetToSetIG(GradientAttribution):  # type: ignore[misc]
+    r"""Integrated Gradients of every output token with respect to every input token at once.
+
+    For a map from ``S`` vectors to ``T`` vectors, the vector output of target ``j`` along the
+    straight path from the baseline to the input, ``y_j(a)``, is made a number that is 0 at the
+    baseline, and Integrated Gradients (Sundararajan et al. 2017) is applied to it. A row of the
+    result adds up to ``||y_j(1) - y_j(0)||`` (completeness). Maps to ``T`` numbers need no
+    scalarization: their rows are Captum's ``IntegratedGradients`` for ``target=j``.
+
+    One forward pass per path point serves all targets. With a baseline per target each target
+    has its own path, and its own forward pass.
+
+    Args:
+        forward_func: ``(B, S, D) -> (B, T, E)``, ``(B, ...) -> (B, T)`` or ``(B, ...) -> (B,)``;
+            several inputs are passed one after the other.
+        multiply_by_inputs: as in Captum: multiply the averaged gradients by (input - baseline).
+        scalarization: ``"l2"``, ``||y_j(a) - y_j(0)||`` (Suzuki et al. 2026), or
+            ``"projection"``, the component of ``y_j(a) - y_j(0)`` along the whole change; or
+            ``"vector"``, without loss: each source's attribution is a vector of the output's
+            width, its norm the unsigned influence. It takes a pass for each source.
+
+    Example::
+
+        >>> ig = SetToSetIG(torch.nn.TransformerEncoderLayer(16, 2, batch_first=True).eval())
+        >>> attr, delta = ig.attribute(torch.randn(1, 5, 16), return_convergence_delta=True)
+        >>> attr.shape, delta.shape   # (example, target, source), (example, target)
+        (torch.Size([1, 5, 5]), torch.Size([1, 5]))
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Tensor],
+        multiply_by_inputs: bool = True,
+        scalarization: str = "l2",
+    ) -> None:
+        if not callable(forward_func):
+            raise LigError(f"forward_func is a {type(forward_func).__name__}: give a callable.")
+        super().__init__(forward_func)
+        self._multiply_by_inputs = multiply_by_inputs
+        self.scalarization = scalar.check(scalarization, (*scalar.SCALARIZATIONS, "vector"))
+
+    @typing.overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        baselines: Baselines = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: Literal[False] = False,
+        output_indices: Sequence[int] | Tensor | None = None,
+        per_feature: bool = False,
+    ) -> Inputs: ...
+
+    @typing.overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        baselines: Baselines = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        *,
+        return_convergence_delta: Literal[True],
+        output_indices: Sequence[int] | Tensor | None = None,
+        per_feature: bool = False,
+    ) -> tuple[Inputs, Tensor]: ...
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: Inputs,
+        baselines: Baselines = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+        output_indices: Sequence[int] | Tensor | None = None,
+        per_feature: bool = False,
+    ) -> Any:
+        r"""Attribute each output token to the input tokens.
+
+        Args:
+            inputs: a tensor ``(B, S, ...)`` or a tuple of them.
+            baselines: as in Captum: None (zero), a number, a tensor that is the input's shape or
+                has a first dimension of 1, or a tuple of those. A path per target:
+                ``"target_token"`` (for target ``j`` every source starts as source ``j``) or a
+                tensor with a target dimension, ``(B or 1, T, S, ...)``.
+            target: as in Captum: choose one output; the target dimension is gone from the
+                result. Of outputs that are numbers, the result has the shape of the inputs and
+                equals Captum's ``IntegratedGradients``.
+            additional_forward_args: as in Captum: further arguments of ``forward_func``. Tensors
+                whose first dimension is the number of examples go along with their example.
+            n_steps: number of quadrature nodes.
+            method: Captum's names, or ``"gausslegendre_graded"`` (nodes gathered where the path
+                starts).
+            internal_batch_size: at most so many pairs of a path point and a target at once.
+            return_convergence_delta: also return the completeness errors.
+            output_indices: the targets to attribute, in this order; None for all.
+            per_feature: keep the inputs' feature dimensions.
+
+        Returns:
+            ``(B, T, S)`` for each input, ``(B, T, S, ...)`` with ``per_feature``, or
+            ``(B, T, S, E)`` with the scalarization ``"vector"``; and with
+            ``return_convergence_delta`` the sums of attributions minus the totals, ``(B, T)``
+            (``(B, T, E)`` for vectors).
+
+        Raises:
+            LigError: for anything that cannot be worked with; the message says what to do.
+        """
+        alphas, weights = rule(method, n_steps)
+        # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.
+        with torch.inference_mode(False):
+            ends, is_tuple = _check_inputs(inputs), isinstance(inputs, tuple)
+            problem = _Outputs(
+                self.forward_func, ends, target, additional_forward_args, output_indices
+            )
+            integral = self._integral(problem, ends, baselines, internal_batch_size)
+            vectors = integral.scalarization == "vector"
+            if vectors and per_feature:
+                raise LigError(
+                    "per_feature=True with scalarization 'vector': a vector is not kept for each "
+                    "feature, leave out one of them."
+                )
+            integrate = integral.vectors if vectors else integral.attribute
+            attributions = integrate(alphas, weights, self._multiply_by_inputs)
+        delta = _sum_rows(attributions, vectors) - integral.total
+        if not (per_feature or vectors or (problem.one and problem.scalars)):
+            attributions = tuple(a.flatten(3).sum(-1) if a.dim() > 3 else a for a in attributions)
+        if problem.one:
+            attributions, delta = tuple(a[:, 0] for a in attributions), delta[:, 0]
+        result = format_output(is_tuple, attributions)
+        return (result, delta) if return_convergence_delta else result
+
+    def compute_convergence_delta(
+        self,
+        attributions: Inputs,
+        start_point: Baselines,
+        end_point: Inputs,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        output_indices: Sequence[int] | Tensor | None = None,
+    ) -> Tensor:
+        """Sum of attributions minus total, for each target.
+
+        Captum's sums over all outputs, and so hides errors of opposite sign.
+
+        Args:
+            attributions: what ``attribute`` returned, with or without ``per_feature``.
+            start_point: the baselines it was called with.
+            end_point: the inputs it was called with.
+            target: the target it was called with.
+            additional_forward_args: likewise.
+            output_indices: likewise.
+
+        Returns:
+            ``(B, T)``, or ``(B,)`` with a ``target``.
+        """
+        with torch.inference_mode(False):
+            ends = _check_inputs(end_point)
+            problem = _Outputs(
+                self.forward_func, ends, target, additional_forward_args, output_indices
+            )
+            integral = self._integral(problem, ends, start_point, None)
+        rows = format_tensor_into_tuples(attributions)
+        if problem.one:
+            rows = tuple(a.unsqueeze(1) for a in rows)
+        delta = _sum_rows(rows, integral.scalarization == "vector") - integral.total
+        return delta[:, 0] if problem.one else delta
+
+    def has_convergence_delta(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether attributions are multiplied by (input - baseline)."""
+        return self._multiply_by_inputs
+
+    def _integral(
+        self,
+        problem: _Outputs,
+        ends: Tensors,
+        baselines: Baselines,
+        internal_batch_size: int | None,
+    ) -> SetIntegral:
+        if internal_batch_size is not None:
+            whole_number("internal_batch_size", internal_batch_size, 1)
+        starts, per_target = _starts(baselines, ends, problem)
+        return SetIntegral(
+            problem.forward,
+            starts,
+            ends,
+            per_target,
+            "scalar" if problem.scalars else self.scalarization,
+            internal_batch_size,
+        )
+
+
+class _Outputs:
+    """The callable with its arguments, its outputs always ``(N, T, E)``."""
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Tensor],
+        ends: Tensors,
+        target: TargetType,
+        additional_forward_args: object,
+        output_indices: Sequence[int] | Tensor | None,
+    ) -> None:
+        self._function, self._target = forward_func, target
+        args = format_additional_forward_args(additional_forward_args) or ()
+        self._args = tuple(_usable(a) if isinstance(a, Tensor) else a for a in args)
+        self._examples = ends[0].shape[0]
+        self._indices: Tensor | None = None
+        self._check_target()
+        with torch.no_grad():  # one example is enough to see what the outputs are
+            first = torch.zeros(1, dtype=torch.long, device=ends[0].device)
+            raw = self._raw(tuple(x[:1] for x in ends), first)
+            y = self._choose(raw, first)
+        if not (1 <= y.dim() <= 3 and raw.dim() <= 3) or (target is None and y.dim() == 0):
+            raise LigError(
+                f"forward_func gives outputs of shape {tuple(raw.shape)}"
+                + ("" if target is None else f", {tuple(y.shape)} for target {target!r}")
+                + ": it has to give (B, T, E), (B, T) or (B,)."
+            )
+        self.scalars = y.dim() == 1 or (y.dim() == 2 and raw.dim() == 2)
+        """Whether outputs are numbers: no scalarization applies."""
+        self.one = y.dim() == 1 or (y.dim() == 2 and raw.dim() == 3)
+        """Whether there is one output only, without a target dimension."""
+        count = 1 if self.one else y.shape[1]
+        if output_indices is not None:
+            if self.one:
+                raise LigError(
+                    "output_indices choose among several outputs: leave out target, or them."
+                )
+            self._indices = index_list(output_indices, count, y.device, "outputs")
+            count = len(self._indices)
+        self.positions = torch.arange(count) if self._indices is None else self._indices
+        """``(T,)`` places of the targets among the outputs."""
+
+    def forward(self, inputs: Tensors, example: Tensor) -> Tensor:
+        """Inputs ``(N, ...)`` of the examples ``(N,)`` to outputs ``(N, T, E)``."""
+        y = self._choose(self._raw(inputs, example), example)
+        if self.one:
+            y = y.unsqueeze(1)
+        if self.scalars:
+            y = y.unsqueeze(-1)
+        return y if self._indices is None else y[:, self._indices]
+
+    def _raw(self, inputs: Tensors, example: Tensor) -> Tensor:
+        args = [
+            a[example]
+            if isinstance(a, Tensor) and a.dim() > 0 and a.shape[0] == self._examples
+            else a
+            for a in self._args
+        ]
+        y = self._function(*inputs, *args)
+        if not isinstance(y, Tensor):
+            raise LigError(
+                f"forward_func returns a {type(y).__name__}: wrap it so that it returns a tensor."
+            )
+        if not y.is_floating_point():
+            raise LigError(
+                f"forward_func gives {y.dtype} outputs: gradients need floating point outputs."
+            )
+        if y.dim() == 0 or y.shape[0] != len(example):
+            raise LigError(
+                f"forward_func gives outputs of shape {tuple(y.shape)} for {len(example)} "
+                "examples: the first dimension has to be the examples."
+            )
+        if torch.is_grad_enabled() and not y.requires_grad:
+            raise LigError(
+                "forward_func gives outputs without a gradient to its inputs: it must not detach "
+                "them, nor run under torch.no_grad()."
+            )
+        return y
+
+    def _check_target(self) -> None:
+        target, count = self._target, None
+        if isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1):
+            count = len(target)
+        elif target is not None and not isinstance(target, (int, tuple, Tensor)):
+            raise LigError(
+                f"target {brief(target)} is a {type(target).__name__}, which chooses none of the "
+                f"outputs: give a whole number, a tuple, or one of them for each example."
+            )
+        if count not in (None, self._examples):
+            raise LigError(
+                f"target {brief(target)} has {count} entries for {self._examples} examples: give "
+                "one for each."
+            )
+
+    def _choose(self, y: Tensor, example: Tensor) -> Tensor:
+        target = self._target
+        if isinstance(target, list):
+            target = [target[int(i)] for i in example]
+        elif isinstance(target, Tensor) and target.numel() > 1:
+            target = target.to(example.device)[example]
+        try:
+            chosen: Tensor = select_targets(y, target)
+        except (AssertionError, IndexError, RuntimeError, TypeError) as error:
+            raise LigError(
+                f"target {brief(self._target)} does not choose one of forward_func's outputs of "
+                f"shape {tuple(y.shape)}, examples first: give an index that there is."
+            ) from error
+        return chosen
+
+
+def _check_inputs(inputs: Inputs) -> Tensors:
+    ends = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not ends:
+        raise LigError("inputs are an empty tuple (): give a tensor or a tuple of tensors.")
+    for x in ends:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            given = f"{x.dtype} tensor" if isinstance(x, Tensor) else type(x).__name__
+            raise LigError(
+                f"inputs hold a {given}: give floating point tensors, the tokens' vectors and not "
+                "their ids."
+            )
+        if x.numel() == 0 or x.dim() == 0:
+            raise LigError(
+                f"inputs hold a tensor of shape {tuple(x.shape)}: give (B, S, ...), not empty."
+            )
+        if not bool(torch.isfinite(x).all()):
+            raise LigError("inputs hold values that are not finite (NaN or infinity): mend them.")
+        if x.shape[0] != ends[0].shape[0]:
+            raise LigError(
+                f"inputs have {ends[0].shape[0]} and {x.shape[0]} examples: the first dimension "
+                "has to be the same."
+            )
+    return tuple(_usable(x) for x in ends)
+
+
+def _usable(x: Tensor) -> Tensor:
+    """The tensor out of its graph; an inference tensor could not take part in a new one."""
+    return x.clone() if x.is_inference() else x.detach()
+
+
+def _starts(baselines: Baselines, ends: Tensors, problem: _Outputs) -> tuple[Tensors, bool]:
+    """Start of each input, and whether it is one per target."""
+    if not isinstance(baselines, tuple):
+        baselines = (baselines,) * (len(ends) if not isinstance(baselines, Tensor) else 1)
+    if len(baselines) != len(ends):
+        raise LigError(f"{len(baselines)} baselines for {len(ends)} inputs: give one for each.")
+    found = [_start(b, x, problem) for b, x in zip(baselines, ends, strict=True)]
+    per_target = any(own for _, own in found)
+    count = len(problem.positions)
+    return tuple(
+        start.unsqueeze(1).expand(-1, count, *x.shape[1:]) if per_target and not own else start
+        for (start, own), x in zip(found, ends, strict=True)
+    ), per_target
+
+
+def _start(baseline: Any, x: Tensor, problem: _Outputs) -> tuple[Tensor, bool]:
+    if baseline is None or (isinstance(baseline, str) and baseline == "zero"):
+        return torch.zeros_like(x), False
+    if isinstance(baseline, (int, float)) and not isinstance(baseline, bool):
+        if not math.isfinite(baseline):
+            raise LigError(f"baseline {baseline} is not finite: give a finite number.")
+        return torch.full_like(x, baseline), False
+    if isinstance(baseline, str):
+        return _target_token_start(baseline, x, problem), True
+    if not isinstance(baseline, Tensor):
+        raise LigError(
+            f"baseline {brief(baseline)} is a {type(baseline).__name__}: give None, a number, a "
+            "tensor, 'zero' or 'target_token'."
+        )
+    shape, value = tuple(baseline.shape), _usable(baseline).to(x)
+    if not bool(torch.isfinite(value).all()):
+        raise LigError(
+            f"baseline tensor of shape {shape} holds values that are not finite (NaN or "
+            "infinity): give finite numbers."
+        )
+    examples, rest, count = x.shape[0], tuple(x.shape[1:]), len(problem.positions)
+    if shape in ((1, *rest), (examples, *rest)):
+        return value.expand_as(x), False
+    if shape in ((1, count, *rest), (examples, count, *rest)):
+        return value.expand(examples, count, *rest), True
+    raise LigError(
+        f"baseline tensor of shape {shape} does not fit an input of shape {tuple(x.shape)}: use "
+        f"({examples} or 1, {', '.join(map(str, rest))}), or with a target dimension of {count} "
+        "after the first one for a baseline per target."
+    )
+
+
+def _target_token_start(baseline: str, x: Tensor, problem: _Outputs) -> Tensor:
+    if baseline != "target_token":
+        raise LigError(
+            f"baseline {baseline!r} is unknown: use 'zero', 'target_token', a number or a tensor."
+        )
+    positions = problem.positions.to(x.device)
+    if problem.one or x.dim() < 2 or int(positions.max()) >= x.shape[1]:
+        raise LigError(
+            f"baseline 'target_token' needs a source for each target: an input of shape "
+            f"{tuple(x.shape)} has none for "
+            + (
+                "the single output of a target: name it by output_indices=[...] instead."
+                if problem.one
+                else f"output {int(positions.max())}."
+            )
+        )
+    return x[:, positions].unsqueeze(2).expand(-1, -1, *x.shape[1:])
+
+
+def _sum_rows(attributions: Tensors, vectors: bool = False) -> Tensor:
+    """Sum over everything but examples and targets (and width of vectors), and the inputs."""
+    if vectors:
+        sums = [a.sum(2) for a in attributions]
+    else:
+        sums = [a.flatten(2).sum(-1) if a.dim() > 2 else a for a in attributions]
+    total = sums[0]
+    for other in sums[1:]:
+        total = total + other  # of several dtypes the widest wins
+    return total

@@ -1,0 +1,1 @@
+"""Plots, the page, notebooks and terminal tables. Knows flow, graph and io."""

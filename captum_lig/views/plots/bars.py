@@ -1,0 +1,179 @@
+"""Charts of sums: where the totals of each layer came from, and how well rows add up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from captum_lig.errors import LigError
+from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.flow.summary import BOUNDARIES, TOLERANCE, target_rows
+from captum_lig.views.plots.draw import set_caption, set_title, show_figure
+
+__all__ = ["plot_completeness", "plot_shares"]
+
+# Of the Okabe-Ito palette, told apart with every common colour blindness.
+OTHERS, OWN, RESIDUAL = "#D55E00", "#E69F00", "0.75"
+COLORS = {"attention": "#0072B2", "mlp": "#E69F00", "layer": "#009E73"}
+MARKERS = {"attention": "o", "mlp": "s", "layer": "^"}
+EXACT = 1e-9
+"""Errors below this are drawn here: the scale is logarithmic, and 0 has no place on it."""
+
+
+def plot_shares(
+    flows: Sequence[LayerFlow],
+    rule: str = "conserve",
+    *,
+    title: str | None = None,
+    show: bool = False,
+) -> tuple[Figure, Axes]:
+    """Draw where what reached the tokens leaving each layer came from.
+
+    A bar a layer, from sizes (absolute values) of the composed routes, mean over the targets of
+    the first text: through the heads from other tokens, through the heads from the token itself,
+    and along the residual stream. All of it went through the mlp, which is no part of its own.
+
+    Args:
+        flows: flows with the attention and mlp boundaries, one a layer.
+        rule: ``"conserve"`` or ``"chain"``, by which heads' parts are shared out among sources.
+        title: a title.
+        show: also show the figure through pyplot.
+
+    Raises:
+        LigError: for an unknown rule, a missing boundary, or no flow.
+    """
+    if rule == "product":
+        raise LigError("rule='product' does not see the residual stream: use conserve or chain.")
+    if not flows:
+        raise LigError("there is no flow to show: the list of flows is empty.")
+    parts = np.array([_three_shares(flow, rule) for flow in flows])
+    width = max(3.5, 0.35 * len(flows) + 1.5) + 1.8
+    figure = Figure(figsize=(width, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    places, bottom = np.arange(len(flows)), np.zeros(len(flows))
+    names = ("heads, from other tokens", "heads, from the token itself", "residual stream")
+    hatches = ("", "//", "")
+    for part, name, color, hatch in zip(
+        parts.T, names, (OTHERS, OWN, RESIDUAL), hatches, strict=True
+    ):
+        axes.bar(places, part, 0.8, bottom, color=color, label=name, hatch=hatch, edgecolor="white")
+        bottom += part
+    every = max(1, len(flows) // 16)
+    axes.set_xticks(places[::every], [str(flow.index) for flow in flows][::every], fontsize=8)
+    axes.set_xlabel("layer", fontsize=8)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", fontsize=7, frameon=False, reverse=True)
+    set_title(figure, title, width)
+    set_caption(
+        figure,
+        f"Mean over targets of the sizes of routes, {rule}. Baseline {flows[0].baseline}.",
+        width,
+    )
+    if show:
+        show_figure(figure)
+    return figure, axes
+
+
+def _three_shares(flow: LayerFlow, rule: str) -> tuple[float, float, float]:
+    """From others and from itself through the heads, and along the residual stream."""
+    routes = flow.compose(rule, by_head=True)[0].abs().double()  # (H, T, S)
+    assert flow.residual is not None
+    rows = target_rows(flow)
+    places = torch.arange(len(flow.targets), device=routes.device)
+    own = routes[:, places, flow.targets].sum(0)
+    others = routes.sum((0, 2)) - own
+    residual = flow.residual[0].abs().double()
+    parts = torch.stack([others, own, residual])[:, rows]
+    size = parts.sum(0)
+    share = torch.where(size > 0, parts / size, 0.0)[:, size > 0]
+    if share.shape[1] == 0:
+        return 0.0, 0.0, 0.0
+    a, b, c = share.mean(1).tolist()
+    return a, b, c
+
+
+def plot_completeness(
+    flows: Sequence[LayerFlow],
+    *,
+    title: str | None = None,
+    show: bool = False,
+) -> tuple[Figure, Axes]:
+    """Draw every row's completeness error, by boundary, beside the tolerance.
+
+    Args:
+        flows: one a layer, with any boundaries.
+        title: a title.
+        show: also show the figure through pyplot.
+
+    Raises:
+        LigError: if there is no flow, or none with a boundary that has errors.
+    """
+    boundaries = [b for b in BOUNDARIES if any(b in flow.delta for flow in flows)]
+    if not boundaries:
+        raise LigError("there is no row to show: give flows with a boundary.")
+    width = max(3.5, 0.35 * len(flows) + 1.5) + 1.0
+    figure = Figure(figsize=(width, 3.0), layout="constrained")
+    axes = figure.add_subplot()
+    count = missed = 0
+    tolerance = TOLERANCE if flows[0].tolerance is None else flows[0].tolerance
+    for number, boundary in enumerate(boundaries):
+        x, y = [], []
+        for flow in flows:
+            if boundary not in flow.delta:
+                continue
+            kept = flow.valid[:, flow.targets]  # (B, T)
+            errors = flow.completeness_error(boundary)
+            mask = kept if errors.dim() == 2 else kept[:, None].expand_as(errors)
+            found = errors[mask].double().cpu().numpy()
+            shift = (number - (len(boundaries) - 1) / 2) * 0.25
+            spread = (
+                np.linspace(-0.09, 0.09, len(found)) if len(found) > 1 else np.zeros(len(found))
+            )
+            x.append(flow.index + shift + spread)
+            y.append(found)
+        values = np.concatenate(y)
+        count, missed = count + len(values), missed + int((~(values <= tolerance)).sum())
+        axes.plot(
+            np.concatenate(x),
+            values.clip(min=EXACT),
+            MARKERS[boundary],
+            color=COLORS[boundary],
+            markersize=2.5,
+            alpha=0.6,
+            markeredgewidth=0,
+            label=boundary,
+            rasterized=len(values) > 5000,
+        )
+    axes.axhline(tolerance, color="black", linewidth=0.8, linestyle="--")
+    axes.annotate(
+        f"tolerance {tolerance:g}",
+        (0.01, tolerance),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 2),
+        textcoords="offset points",
+        fontsize=7,
+    )
+    axes.set_yscale("log")
+    axes.set_xticks([flow.index for flow in flows][:: max(1, len(flows) // 16)])
+    axes.set_xlabel("layer", fontsize=8)
+    axes.set_ylabel("completeness error", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", fontsize=7, frameon=False, markerscale=2)
+    set_title(figure, title, width)
+    set_caption(
+        figure,
+        f"|sum of a row - total| / total of {count} rows, {missed} of them above the tolerance; "
+        f"errors below {EXACT:g} are drawn there.",
+        width,
+    )
+    if show:
+        show_figure(figure)
+    return figure, axes

@@ -1,0 +1,186 @@
+"""What all charts share: colours, token labels, maps as meshes, showing a figure."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
+from numpy.typing import NDArray
+
+from captum_lig.errors import LigError
+from captum_lig.flow.tokens import readable_text, readable_token
+from captum_lig.views.plots.text import PLAIN, drawable, font_families
+
+__all__ = [
+    "COLORS",
+    "GREY",
+    "arrange",
+    "curve",
+    "draw_color_bar",
+    "draw_matrix",
+    "label_axis",
+    "places",
+    "set_caption",
+    "set_title",
+    "show_figure",
+    "symmetric",
+    "text_style",
+    "token_labels",
+]
+
+COLORS = ListedColormap(colormaps["RdBu_r"](np.linspace(0.07, 0.93, 256)))
+"""Positive red, negative blue: told apart with every common colour blindness. The darkest ends
+are left out: they would look alike."""
+GREY = "0.85"
+"""A token's own row: guide lines, self links, the diagonal where it is 0."""
+LABEL_LENGTH = 16
+TALLEST_BAR = 5.0
+"""Inches; in a longer one the numbers are too far apart."""
+LARGEST_VECTOR = 45**2
+"""Entries of a map that a vector file holds one by one: more make it some megabytes."""
+
+
+def text_style() -> dict[str, Any]:
+    """Properties of text that is not ours."""
+    return {**PLAIN, "family": font_families()}
+
+
+def token_labels(tokens: Sequence[str]) -> list[str]:
+    """Tokens as they are drawn."""
+    families = font_families()
+    return [drawable(readable_token(token, LABEL_LENGTH), families) for token in tokens]
+
+
+def symmetric(values: NDArray[Any], quantile: float = 1.0, limit: float | None = None) -> Normalize:
+    """A colour scale around 0 that ends at ``limit``, or at a quantile of the sizes."""
+    if limit is None:
+        limit = float(np.quantile(np.abs(values), quantile)) if values.size else 0.0
+    elif not limit > 0:
+        raise LigError(f"limit={limit}: give a positive number, where the colours end.")
+    return Normalize(-(limit or 1.0), limit or 1.0)
+
+
+def draw_matrix(
+    axes: Axes,
+    values: NDArray[Any],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    norm: Normalize,
+    size: tuple[float, float],
+) -> None:
+    """A map ``(T, S)`` as a mesh in axes of ``size`` inches, first row on top; masked is grey."""
+    axes.set_facecolor(GREY)
+    heavy = len(rows) * len(columns) > LARGEST_VECTOR
+    mesh = axes.pcolormesh(values, cmap=COLORS, norm=norm, rasterized=heavy)
+    if len(columns) <= 64:  # more are too small for a grid
+        mesh.set(edgecolor="white", linewidth=min(0.3, 4 / len(columns)))
+    axes.invert_yaxis()
+    width, height = size
+    style = text_style()
+    label_axis(axes.xaxis, np.arange(len(columns)) + 0.5, columns, width, 7.0, style)
+    label_axis(axes.yaxis, np.arange(len(rows)) + 0.5, rows, height, 7.0, style)
+    axes.tick_params("x", labelrotation=90)
+    axes.tick_params(length=0, pad=2)
+    axes.spines[:].set_visible(False)
+
+
+def arrange(tokens: int, maps: int) -> tuple[float, int, int]:
+    """Inches a heat map, columns and rows of heat maps: without an empty place, if it can be."""
+    panel = min(max(2.4, 0.09 * tokens), 6.0)
+    least = min(maps, max(int(9.0 / panel), math.ceil(math.sqrt(maps / 1.5))))
+    columns = next((n for n in range(least, least + 4) if maps % n == 0), least)
+    rows = math.ceil(maps / columns)
+    panel = min(panel, max(2.0, 14.0 / columns))
+    return max(panel, 4.6 / columns), columns, rows
+
+
+def curve(start: float, source: int, target: int) -> NDArray[np.float64]:
+    """A smooth line from row ``source`` to row ``target``, one column on."""
+    t = np.linspace(0, 1, 25)
+    ease = t * t * (3 - 2 * t)
+    return np.column_stack([start + t, source + (target - source) * ease])
+
+
+def label_axis(
+    axis: Axis,
+    places: NDArray[Any],
+    labels: Sequence[str],
+    length: float,
+    size: float,
+    style: dict[str, Any],
+) -> None:
+    """Label an axis of ``length`` inches with tokens, every so many where they would overlap."""
+    pitch = 72 * length / len(labels)  # points
+    every = max(1, math.ceil(5.0 / pitch))
+    size = min(size, 0.85 * every * pitch)
+    axis.set_ticks(places[::every], labels[::every], fontsize=size, **style)
+
+
+def places(
+    within: Figure | SubplotSpec, width: float, height: float
+) -> tuple[SubplotSpec, SubplotSpec]:
+    """A place of so many inches, and one for the colours' scale beside it.
+
+    The scale is no longer than it is of use: along many rows of maps it would push these apart.
+    """
+    divide = within.add_gridspec if isinstance(within, Figure) else within.subgridspec
+    rest = height - TALLEST_BAR
+    heights = [TALLEST_BAR, rest] if rest > 0.5 else [height]
+    grid = divide(len(heights), 2, width_ratios=[width, 0.12], height_ratios=heights)
+    return grid[:, 0], grid[0, 1]
+
+
+def draw_color_bar(
+    figure: Figure, axes: Axes, norm: Normalize, label: str, percent: bool = True
+) -> None:
+    """The colours' scale in axes of its own."""
+    bar = figure.colorbar(ScalarMappable(norm, COLORS), cax=axes, extend="both", extendfrac=0.02)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    if percent:
+        bar.ax.yaxis.set_major_formatter(
+            lambda share, _: f"{100 * share:+.3g} %" if share else "0 %"
+        )
+
+
+def set_title(figure: Figure, title: str | None, width: float) -> None:
+    """A title of untrusted text over a figure of ``width`` inches."""
+    if title is None:
+        return
+    heading = drawable(readable_text(title), font_families())
+    heading = textwrap.fill(heading, int(width * 10.5), max_lines=2, placeholder=" …")
+    figure.suptitle(heading, fontsize=11, x=0.01, ha="left", **text_style())
+
+
+def set_caption(figure: Figure, caption: str, width: float) -> None:
+    """What the figure shows, below it."""
+    text = textwrap.fill(caption, max(20, int(width * 18)))
+    figure.supxlabel(text, fontsize=7, x=0.01, ha="left", **text_style())
+
+
+def show_figure(figure: Figure) -> None:
+    """Show a figure through pyplot.
+
+    Raises:
+        LigError: if matplotlib is too old for it.
+    """
+    from matplotlib import pyplot
+
+    try:
+        pyplot.figure(figure)  # from matplotlib 3.11 on, pyplot adopts a figure it did not make
+    except ValueError as error:
+        raise LigError(
+            "show=True needs matplotlib 3.11 or newer: save the figure with savefig, or leave it "
+            "as the last expression of a notebook's cell."
+        ) from error
+    pyplot.show()

@@ -1,0 +1,248 @@
+"""The flow graph as a layered picture: what reaches one token, and its strongest routes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captum_lig.errors import LigError
+from captum_lig.graph import FlowGraph, Route
+from captum_lig.views.plots.draw import (
+    COLORS,
+    GREY,
+    curve,
+    draw_color_bar,
+    label_axis,
+    places,
+    set_caption,
+    set_title,
+    show_figure,
+    symmetric,
+    text_style,
+    token_labels,
+)
+
+__all__ = ["plot_graph"]
+
+LINKS = 400
+"""About as many links are drawn, the strongest of each layer; more would be a cloud."""
+WIDEST = 4.0
+ROUTE_COLOR = "#009E73"
+
+
+def plot_graph(
+    graph: FlowGraph,
+    target: int | Sequence[int] | None = None,
+    source: int | None = None,
+    k: int = 3,
+    *,
+    start: Tensor | Sequence[float] | None = None,
+    rule: str = "conserve",
+    absolute: bool = False,
+    title: str | None = None,
+    show: bool = False,
+) -> tuple[Figure, Axes]:
+    """Draw how relevance comes down from a token at the end to the tokens at the beginning.
+
+    Columns are the residual stream entering each layer and leaving the last, rows are tokens.
+    Links carry relevance from the right to the left (all heads together), as wide and dark as it
+    is, in grey where it stays with its token; dots are as large as the relevance at a token. The
+    ``k`` strongest routes from a source to the target are drawn over them, with layer and head.
+
+    Args:
+        graph: the graph of one text.
+        target: the token, or the tokens, at the end; None for all that ``start`` speaks of, or
+            else for the last.
+        source: a token at the beginning whose routes are to be seen; None for the one that most
+            of the relevance of other tokens arrives at.
+        k: how many routes; 0 for none. They go to one target.
+        start: relevance at the end, see :meth:`FlowGraph.relevance`: for example of a logit, in
+            its units; None for 1 at each target, of which all else is a share.
+        rule: composition rule, see :meth:`FlowGraph.relevance`.
+        absolute: see :meth:`FlowGraph.relevance`; routes are always signed.
+        title: a title.
+        show: also show the figure through pyplot.
+
+    Raises:
+        LigError: tokens or a rule that do not exist.
+    """
+    if target is None and start is None:
+        target = -1
+    trace = graph.relevance(target, start, rule=rule, absolute=absolute)
+    labels = token_labels(graph.tokens)
+    columns, tokens = len(graph.layers), len(labels)
+    relevance = trace.tokens.cpu().numpy()
+    ends = [int(end) for end in np.flatnonzero(relevance[-1])]
+    whole = float(np.abs(relevance[-1]).max(initial=0.0)) or 1.0
+    links = _links(graph, relevance, rule, absolute)
+    others = [link for link in links if link[1] != link[2]]
+    own = [link for link in links if link[1] == link[2]]
+    # Made for links between tokens: what stays where it is would outshine them.
+    norm = symmetric(np.array([value for *_, value in others]), 0.99)
+
+    column = min(1.5, max(0.35, 9 / columns))
+    height = min(max(1.8, 0.2 * tokens), 16.0)
+    width = column * columns + 2.6
+    figure = Figure(figsize=(width, height + 1.3), layout="constrained")
+    left, bar = places(figure, width - 0.9, height)
+    axes = figure.add_subplot(left)
+    axes.hlines(np.arange(tokens), 0, columns, colors=GREY, linewidths=0.5, zorder=1)
+    axes.add_collection(_stays(own, whole))
+    axes.add_collection(_moves(others, norm))
+    _draw_nodes(axes, relevance / whole)
+    routes = _routes(graph, ends, source, relevance, k, rule)
+    _draw_routes(axes, routes, graph.indices[0])
+    axes.set_xlim(-0.1, columns + 0.1)
+    axes.set_ylim(tokens - 0.5, -0.7)
+    every = max(1, round(0.3 / column))
+    names = [f"layer {index}" if column > 0.7 else str(index) for index in graph.indices]
+    axes.set_xticks(
+        np.arange(columns)[::every] + 0.5, names[::every], fontsize=8 if column > 0.7 else 7
+    )
+    axes.xaxis.tick_top()
+    if column <= 0.7:
+        axes.set_xlabel("layer", fontsize=8)
+        axes.xaxis.set_label_position("top")
+    style = text_style()
+    label_axis(axes.yaxis, np.arange(tokens), labels, height, 8.0, style)
+    axes.tick_params(length=0, labelright=True)
+    for tick in axes.yaxis.get_major_ticks():
+        tick.label2.update({"fontsize": tick.label1.get_fontsize(), **style})
+    axes.spines[:].set_visible(False)
+    label = "relevance carried" + (", absolute" if absolute else "")
+    draw_color_bar(figure, figure.add_subplot(bar), norm, label, percent=start is None)
+    set_title(figure, title, width)
+    set_caption(figure, _caption(graph, ends, routes, rule), width)
+    if show:
+        show_figure(figure)
+    return figure, axes
+
+
+Link = tuple[int, int, int, float]
+"""Column, source, target, relevance carried."""
+
+
+def _links(
+    graph: FlowGraph, relevance: NDArray[np.float64], rule: str, absolute: bool
+) -> list[Link]:
+    """The strongest links of each layer, weakest first."""
+    found: list[Link] = []
+    most = _links_a_layer(graph)
+    for column, layer in enumerate(graph.layers):
+        matrix = layer.shares(rule, absolute).matrix.cpu().numpy()
+        carried = matrix * relevance[column + 1][:, None]
+        for place in np.argsort(np.abs(carried), axis=None)[-most:]:
+            target, source = divmod(int(place), carried.shape[1])
+            if carried[target, source]:
+                found.append((column, source, target, float(carried[target, source])))
+    return sorted(found, key=lambda link: abs(link[3]))
+
+
+def _links_a_layer(graph: FlowGraph) -> int:
+    return max(20, LINKS // len(graph.layers))
+
+
+def _moves(links: list[Link], norm: Normalize) -> LineCollection:
+    values = np.array([value for *_, value in links])
+    collection = LineCollection(
+        [curve(column, source, target) for column, source, target, _ in links],
+        linewidths=0.2 + (WIDEST - 0.2) * (np.abs(values) / norm.vmax).clip(0, 1),
+        cmap=COLORS,
+        norm=norm,
+        capstyle="butt",
+        zorder=2,
+    )
+    collection.set_array(values)
+    collection.set_gid("links")
+    return collection
+
+
+def _stays(links: list[Link], whole: float) -> LineCollection:
+    """What comes down to the same token; all of a target's relevance is the full width."""
+    values = np.array([value for *_, value in links])
+    collection = LineCollection(
+        [[(column, source), (column + 1, source)] for column, source, *_ in links],
+        linewidths=WIDEST * (np.abs(values) / whole).clip(0, 1),
+        colors="0.7",
+        capstyle="butt",
+        zorder=1.5,
+    )
+    collection.set_gid("self links")
+    return collection
+
+
+def _draw_nodes(axes: Axes, relevance: NDArray[np.float64]) -> None:
+    places = np.argwhere(relevance != 0)
+    sizes = np.abs(relevance[relevance != 0]).clip(0, 1)
+    dots = axes.scatter(
+        places[:, 0], places[:, 1], s=2 + 60 * sizes, color="0.25", linewidths=0, zorder=3
+    )
+    dots.set_gid("nodes")
+
+
+def _routes(
+    graph: FlowGraph,
+    ends: list[int],
+    source: int | None,
+    relevance: NDArray[np.float64],
+    k: int,
+    rule: str,
+) -> list[Route]:
+    if k == 0 or len(ends) != 1:
+        if source is not None and k:
+            raise LigError(f"target={ends} is not one token: routes go to one, or give k=0.")
+        return []
+    if source is None:
+        others = np.abs(relevance[0])
+        others[ends[0]] = 0
+        source = int(others.argmax())
+    return graph.paths(source, ends[0], k, rule=rule)
+
+
+def _draw_routes(axes: Axes, routes: list[Route], first: int) -> None:
+    """A line for each link of the routes, with all heads that a route takes there."""
+    links: dict[tuple[int, int, int], list[int]] = {}
+    for route in routes:
+        for step in route.steps:
+            heads = links.setdefault((step.layer - first, step.source, step.target), [])
+            if step.head is not None and step.head not in heads:
+                heads.append(step.head)
+    for (column, source, target), heads in links.items():
+        line = curve(column, source, target)
+        axes.plot(line[:, 0], line[:, 1], color=ROUTE_COLOR, linewidth=1.2, zorder=4)
+        if heads:
+            axes.annotate(
+                "h" + ",".join(map(str, heads)),
+                (column + 0.5, (source + target) / 2),
+                fontsize=6.5,
+                color="white",
+                ha="center",
+                va="center",
+                bbox={"boxstyle": "round,pad=0.15", "color": ROUTE_COLOR},
+                zorder=5,
+            )
+
+
+def _caption(graph: FlowGraph, ends: list[int], routes: list[Route], rule: str) -> str:
+    names = ", ".join(token_labels([graph.tokens[end] for end in ends]))
+    if len(ends) > 8:
+        names = f"{len(ends)} tokens"
+    text = (
+        f"Relevance of {names} (right) handed down to the tokens entering layer "
+        f"{graph.indices[0]} (left), rule {rule}: the strongest links of each layer (at most "
+        f"{_links_a_layer(graph)}), all heads together, in grey where it stays with its token. "
+    )
+    if routes:
+        start, end = token_labels([routes[0].labels[0], routes[0].labels[-1]])
+        text += (
+            f"Green: the strongest routes from {start} to {end}, with shares "
+            f"{', '.join(f'{route.share:+.2g}' for route in routes)}; h: head. "
+        )
+    return text + f"Baseline {graph.baseline}, scalarization {graph.scalarization}."

@@ -1,0 +1,238 @@
+"""The mlp boundary from an attention output of zero, and the totals that are its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from captum_lig import LayerFlow, LayerFlowIG, LigError
+from tests.flow.test_layer_flow import number
+from tests.helpers import models, twins
+from tests.test_layer_flow_ig import NODES, attribute, block_input
+
+# ---- the definition, literally ---------------------------------------------------------------
+
+
+def mlp_from_zero(
+    block: twins.TwinBlock,
+    z: Tensor,
+    scalarization: str,
+    nodes: tuple[twins.Nodes, twins.Nodes] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """m (T, H), totals (T,), the mean of dA_j/du[h, j] (H, T, d): from u = 0, with z held."""
+    nodes = nodes or twins.gauss_legendre(NODES)
+    u = block.attend(z)
+    m, totals, means = z.new_zeros(len(z), len(u)), z.new_zeros(len(z)), torch.zeros_like(u)
+    for j in range(len(z)):
+        (by_u,), totals[j] = twins.mean_gradients(
+            lambda x, j=j: block.post(x, z)[j], (torch.zeros_like(u),), (u,), scalarization, *nodes
+        )
+        means[:, j] = by_u[:, j]
+        for h in range(len(u)):
+            m[j, h] = by_u[h, j] @ u[h, j]
+    return m.detach(), totals, means
+
+
+def chain_with(
+    block: twins.TwinBlock,
+    z: Tensor,
+    baseline: str,
+    cotangents: Tensor,
+    nodes: tuple[twins.Nodes, twins.Nodes] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """chain (H, T, S) and its totals (H, T): <cotangents[h, j], u[h, j]> along the layer's path."""
+    alphas, weights = nodes or twins.gauss_legendre(NODES)
+    heads = len(cotangents)
+    chained, totals = z.new_zeros(heads, len(z), len(z)), z.new_zeros(heads, len(z))
+    for j, x0 in enumerate(twins.path_starts(z, baseline)):
+        moved = block.attend(z) - block.attend(x0)
+        for h in range(heads):
+            totals[h, j] = cotangents[h, j] @ moved[h, j]
+            for a, w in zip(alphas.tolist(), weights.tolist(), strict=True):
+                x = (x0 + a * (z - x0)).detach().requires_grad_(True)
+                (gradient,) = torch.autograd.grad(cotangents[h, j] @ block.attend(x)[h, j], x)
+                chained[h, j] += w * (gradient * (z - x0)).sum(-1)
+    return chained, totals
+
+
+@pytest.mark.parametrize("scalarization", ["l2", "projection"])
+@pytest.mark.parametrize("baseline", ["zero", "target_token"])
+@pytest.mark.parametrize("family", models.MODELS)
+def test_equals_the_twin(family: str, baseline: str, scalarization: str) -> None:
+    model = models.MODELS[family]()
+    inputs = {"input_ids": models.tokens(model, 1, 4)}
+    z = block_input(model, 1, **inputs)[0]
+    block = twins.twin_block(model, 1, torch.ones(4))
+    flow = attribute(model, 1, inputs, baseline, scalarization=scalarization, mlp_start="zero")
+    m, totals, means = mlp_from_zero(block, z, scalarization)
+    chained, chain_totals = chain_with(block, z, baseline, means)
+    scale = totals.clamp_min(1e-12)
+    for found, right, by in (
+        (flow.mlp, m, scale[:, None]),
+        (flow.mlp_total, totals, scale),
+        (flow.chain, chained, scale[:, None]),
+        (flow.chain_total, chain_totals, scale),
+    ):
+        assert found is not None
+        assert float(((found[0] - right).abs() / by).max()) <= 1e-6
+    assert flow.residual is not None
+    assert bool((flow.residual == 0).all()), "the residual stream is held"
+
+
+def test_the_attention_weight_on_itself() -> None:
+    for family, build in models.MODELS.items():
+        model = build()
+        inputs = models.padded_batch(model, (3, 5))
+        z = block_input(model, 1, **inputs)
+        for baseline in ("zero", "target_token", torch.ones(5, 5, models.WIDTH) * z[0].mean()):
+            flow = attribute(model, 1, inputs, baseline, boundaries=("attention",))
+            assert flow.self_weight is not None
+            for text, length in enumerate((3, 5)):
+                block = twins.twin_block(model, 1, inputs["attention_mask"][text])
+                q, k, _ = block.pre(z[text])
+                p = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + block.mask).softmax(-1)
+                own = p.diagonal(dim1=-2, dim2=-1)[:, :length]
+                found = flow.self_weight[text]
+                torch.testing.assert_close(
+                    found[:, :length], own, rtol=1e-6, atol=1e-9, msg=lambda m, f=family: f + m
+                )
+                assert bool((found[:, length:] == 0).all())
+
+
+# ---- laws ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=models.MODELS)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    built: PreTrainedModel = models.MODELS[request.param]()
+    return built
+
+
+@pytest.mark.parametrize("baseline", ["zero", "target_token"])
+def test_rows_add_up_to_their_own_totals(model: PreTrainedModel, baseline: str) -> None:
+    inputs = models.padded_batch(model, (4, 6))
+    kinds: dict[str, Any] = {"n_steps": 12, "tolerance": 1e-4}
+    flow = attribute(model, 1, inputs, baseline, mlp_start="zero", **kinds)
+    usual = attribute(model, 1, inputs, baseline, **kinds)
+    assert flow.mlp_start == "zero"
+    assert usual.mlp_start == "attention"
+    assert flow.mlp is not None
+    assert flow.chain is not None
+    assert flow.mlp_total is not None
+    assert flow.chain_total is not None
+    assert flow.layer_total is not None
+    assert all(bool(rows.all()) for rows in flow.converged.values())
+    torch.testing.assert_close(flow.mlp.sum(-1), flow.mlp_total, rtol=1e-4, atol=1e-9)
+    # A causal model's first token does not move on its target-token path: its heads have no
+    # attention attributions that could carry on what the mlp boundary gives them.
+    assert flow.attention_total is not None
+    moved = (flow.attention_total > 0).all(1)
+    carried = torch.where(moved, flow.mlp_total, 0.0)
+    torch.testing.assert_close(flow.compose().sum(-1), carried, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        flow.compose("chain").sum(-1), flow.chain_total.sum(1), rtol=1e-9, atol=1e-9
+    )
+    # It is another change than the layer's, which closing must not hide.
+    assert float((flow.mlp_total - flow.layer_total).abs().max()) > 0.1
+    assert float((flow.chain_total.sum(1) - flow.mlp_total).abs().max()) > 1e-3
+    for name in ("attention", "attention_total", "layer", "layer_total", "self_weight"):
+        torch.testing.assert_close(getattr(flow, name), getattr(usual, name))
+    assert usual.mlp_total is not None
+    assert usual.chain_total is not None
+    assert usual.mlp is not None
+    assert torch.equal(usual.mlp_total, usual.layer_total)  # type: ignore[arg-type]
+    assert torch.equal(usual.chain_total, usual.mlp.transpose(1, 2))
+
+
+def test_a_target_that_is_padding_only(model: PreTrainedModel) -> None:
+    inputs = models.padded_batch(model, (3, 6))
+    flow = attribute(model, 1, inputs, "zero", mlp_start="zero", output_indices=[4, 5])
+    for name in ("mlp", "mlp_total", "chain", "chain_total", "self_weight"):
+        part = getattr(flow, name)
+        assert bool((part[0] == 0).all()), name
+        assert bool((part[1] != 0).any()), name
+
+
+def test_an_mlp_boundary_alone(model: PreTrainedModel) -> None:
+    inputs = {"input_ids": models.tokens(model, 1, 5)}
+    whole = attribute(model, 1, inputs, "zero", mlp_start="zero")
+    alone = attribute(model, 1, inputs, "zero", mlp_start="zero", boundaries=("mlp",))
+    torch.testing.assert_close(alone.mlp, whole.mlp)
+    torch.testing.assert_close(alone.mlp_total, whole.mlp_total)
+    assert alone.chain is None
+    assert alone.chain_total is None
+    assert alone.self_weight is None
+
+
+@pytest.mark.parametrize("start", ["", "Zero", None, 0, ["zero"]])
+def test_unknown_start(model: PreTrainedModel, start: Any) -> None:
+    with pytest.raises(LigError, match=r"mlp_start=.*unknown: use 'attention' or 'zero'"):
+        LayerFlowIG(model).attribute(models.tokens(model, 1, 3), mlp_start=start)
+
+
+# ---- by hand ---------------------------------------------------------------------------------
+
+
+def by_hand(**changes: Any) -> LayerFlow:
+    """Two heads, one target (token 1) of two sources; the mlp boundary starts at zero."""
+    parts: dict[str, Any] = {
+        "delta": {"mlp": number([[0]])},
+        "attention": number([[[[1, 1]], [[3, 1]]]]),
+        "attention_total": number([[[2], [4]]]),
+        "mlp": number([[[6, 2]]]),
+        "residual": number([[0]]),
+        "mlp_total": number([[8]]),
+        "layer": number([[[2, 3]]]),
+        "layer_total": number([[5]]),
+        "chain": number([[[[2, 1]], [[1, 1]]]]),
+        "chain_total": number([[[3], [2]]]),
+    }
+    return LayerFlow(
+        name="layer.0",
+        index=0,
+        targets=torch.tensor([1]),
+        valid=torch.ones(1, 2, dtype=torch.bool),
+        scalarization="l2",
+        baseline="zero",
+        mlp_start="zero",
+        **{**parts, **changes},
+    )
+
+
+def test_compositions_by_hand() -> None:
+    flow = by_hand()
+    # conserve: 6/2 (1, 1) + 2/4 (3, 1); product: 6 (1, 1) + 2 (3, 1)
+    torch.testing.assert_close(flow.compose("conserve"), number([[[4.5, 3.5]]]))
+    torch.testing.assert_close(flow.compose("product"), number([[[12, 8]]]))
+    torch.testing.assert_close(flow.compose("chain"), number([[[3, 2]]]))
+
+
+def test_only_what_the_quadrature_left_over_is_spread() -> None:
+    flow = by_hand(chain=number([[[[2, 0.5]], [[1, 1]]]]), mlp=number([[[6, 1]]]))
+    # The first chain row misses 0.5 of its own total 3, in proportion 4 : 1.
+    torch.testing.assert_close(flow.compose("chain"), number([[[2.4 + 1, 0.6 + 1]]]))
+    # The mlp row misses 1 of 8: 6 + 6/7, 1 + 1/7.
+    torch.testing.assert_close(flow.compose().sum(-1), number([[8]]))
+
+
+def test_completeness_errors_by_hand() -> None:
+    flow = by_hand(
+        chain=number([[[[2, 0.5]], [[1, 1]]]]), delta={"mlp": number([[-2]])}, layer_total=None
+    )
+    torch.testing.assert_close(flow.completeness_error("chain"), number([[[0.5 / 8], [0]]]))
+    torch.testing.assert_close(flow.completeness_error("mlp"), number([[2 / 8]]))
+
+
+def test_totals_are_the_layers_where_nothing_else_is_said() -> None:
+    flow = by_hand(mlp_total=None, chain_total=None)
+    assert flow.mlp_total is None, "from zero there is nothing to take them from"
+    with pytest.raises(LigError, match="mlp"):
+        flow.compose()
+    usual = replace(flow, mlp_start="attention", mlp_total=None, chain_total=None)
+    torch.testing.assert_close(usual.mlp_total, number([[5]]))
+    torch.testing.assert_close(usual.chain_total, number([[[6], [2]]]))

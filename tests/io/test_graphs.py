@@ -1,0 +1,401 @@
+"""Graphs in files and in networkx hold what the graph holds."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import networkx
+import pytest
+import torch
+from torch import Tensor
+
+from captum_lig import FlowGraph, LigError
+from captum_lig.graph.layer import GraphLayer
+from tests.graph.test_flow_graph import signed_flow, signed_flows
+from tests.helpers.synthetic import HOSTILE, flows
+
+SUFFIXES = [".json", ".safetensors"]
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.flatten().clone().view(torch.uint8)
+
+
+def assert_same(left: FlowGraph, right: FlowGraph) -> None:
+    assert left.tokens == right.tokens
+    assert torch.equal(left.positions, right.positions)
+    assert left.positions.dtype == right.positions.dtype
+    assert (left.scalarization, left.baseline) == (right.scalarization, right.baseline)
+    assert len(left.layers) == len(right.layers)
+    for one, other in zip(left.layers, right.layers, strict=True):
+        for field in fields(GraphLayer):
+            a, b = getattr(one, field.name), getattr(other, field.name)
+            if not isinstance(a, Tensor):
+                assert a == b, field.name
+                continue
+            assert (a.dtype, a.shape) == (b.dtype, b.shape), field.name
+            assert torch.equal(bits(a), bits(b)), field.name
+
+
+def everything() -> FlowGraph:
+    """Direct maps, completeness errors, a tolerance, padding, and few targets at the end."""
+    valid = [False, True, True, True, True, True, True]
+    made = flows(2, 7, valid=valid)
+    made += [replace(flow, index=2) for flow in flows(1, 7, valid=valid, targets=[2, 6])]
+    made = [replace(flow, tolerance=1e-3) for flow in made]
+    return FlowGraph(made, list("abcdefg"))
+
+
+def signed(dtype: torch.dtype = torch.float64) -> FlowGraph:
+    return FlowGraph([signed_flow(index, 5, 3, dtype=dtype) for index in range(4, 7)])
+
+
+def mixed() -> FlowGraph:
+    """Layers of different numbers of heads, with and without a chain."""
+    first, second = signed_flow(0, 4, 2), signed_flow(1, 4, 3)
+    return FlowGraph([replace(first, chain=None, chain_total=None), second])
+
+
+def chain_alone() -> FlowGraph:
+    """An attention edge of 0 through which the chain goes all the same."""
+    flow = signed_flow(0, 4, 2)
+    assert flow.attention is not None
+    flow.attention[0, 1, 2, 3] = 0.0
+    return FlowGraph([flow, signed_flow(1, 4, 2)])
+
+
+def still() -> FlowGraph:
+    """One token that nothing moves."""
+    flow = signed_flow(0, 4, 2)
+    for part in (flow.attention[:, :, 2], flow.attention_total[..., 2], flow.mlp[:, 2]):  # type: ignore[index]
+        part.zero_()
+    for part in (flow.residual[:, 2], flow.layer_total[:, 2], flow.chain[:, :, 2]):  # type: ignore[index]
+        part.zero_()
+    return FlowGraph([flow, signed_flow(1, 4, 2)])
+
+
+GRAPHS: dict[str, Callable[[], FlowGraph]] = {
+    "everything": everything,
+    "signed": signed,
+    "float32": lambda: signed(torch.float32),
+    "bfloat16": lambda: signed(torch.bfloat16),
+    "mixed": mixed,
+    "chain alone": chain_alone,
+    "still": still,
+    "threshold": lambda: signed().prune(threshold=0.3),
+    "top_k": lambda: everything().prune(top_k=2),
+    "subgraph": lambda: signed().subgraph([3, 0, 2], (5, 6), [1, (6, 0)]),
+    "words": lambda: signed().merge_tokens([0, 0, 1, 1, 2]),
+    "pruned words": lambda: signed().prune(top_k=2).merge_tokens([0, 0, 1, 1, 2]),
+    "one token": lambda: FlowGraph([replace(flow, chain=None) for flow in flows(2, 1)]),
+}
+
+
+@pytest.fixture(params=GRAPHS)
+def graph(request: pytest.FixtureRequest) -> FlowGraph:
+    return GRAPHS[request.param]()
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_round_trip_keeps_every_bit(graph: FlowGraph, tmp_path: Path, suffix: str) -> None:
+    path = graph.save(tmp_path / "new" / "folder" / f"graph{suffix}")
+    assert path == tmp_path / "new" / "folder" / f"graph{suffix}"
+    found = FlowGraph.load(path)
+    assert_same(graph, found)
+    assert found.edge_counts == graph.edge_counts
+    assert torch.equal(found.rollout(), graph.rollout())
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_numbers_that_are_hard_to_write(tmp_path: Path, suffix: str) -> None:
+    graph = signed(torch.float32)
+    hard = [1e-45, 3.4028235e38, 1 / 3, -0.0, 1.17549435e-38, 0.1, math.nan, math.inf, -math.inf]
+    layer = graph.layers[0]
+    numbers = torch.tensor(hard).repeat(9)[:75]
+    tensors: dict[str, Any] = {
+        name: numbers[: tensor.numel()].reshape(tensor.shape).to(tensor.dtype)
+        for name, tensor in layer.tensors().items()
+        if tensor.is_floating_point()
+    }
+    graph.layers[0] = replace(layer, **tensors)
+    assert_same(graph, FlowGraph.load(graph.save(tmp_path / f"graph{suffix}")))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_hostile_names_come_back(tmp_path: Path, suffix: str) -> None:
+    made = [replace(flow, baseline="\ud800\n") for flow in flows(1, len(HOSTILE))]
+    graph = FlowGraph([replace(made[0], name="<a>\x00")], HOSTILE)
+    found = FlowGraph.load(graph.save(tmp_path / f"graph{suffix}"))
+    assert_same(graph, found)
+    assert found.tokens == HOSTILE
+
+
+def test_a_graph_with_few_edges_takes_little_room(tmp_path: Path) -> None:
+    graph = FlowGraph(signed_flows(3, 40, 4))
+    whole = graph.save(tmp_path / "whole.safetensors")
+    pruned = graph.prune(top_k=3).save(tmp_path / "pruned.safetensors")
+    assert whole.stat().st_size < 1.1 * graph.nbytes
+    assert pruned.stat().st_size < 0.2 * graph.nbytes
+
+
+def test_zeros_with_a_sign_are_no_edges(tmp_path: Path) -> None:
+    # A product with 0 of a mask has the sign of the other factor.
+    flow = signed_flow(0, 4, 2)
+    assert flow.attention is not None
+    plain = replace(flow, attention=flow.attention.tril())
+    negative = replace(
+        flow, attention=torch.where(flow.attention.tril() == 0, -0.0, flow.attention)
+    )
+    assert torch.signbit(negative.attention.triu(1)).any()  # type: ignore[union-attr]
+    for graph in (FlowGraph(plain), FlowGraph(negative)):
+        document = json.loads(graph.save(tmp_path / "graph.json").read_text())
+        assert len(document["edges"]["mlp"]["value"]) == 8
+        assert not torch.signbit(graph.layers[0].attention.triu(1)).any()
+
+
+def test_json_is_what_the_module_documents(graph: FlowGraph, tmp_path: Path) -> None:
+    """Relevance worked out from the file alone, in Python's numbers."""
+
+    def refuse(literal: str) -> float:
+        raise AssertionError(literal)
+
+    document = json.loads(graph.save(tmp_path / "graph.json").read_text(), parse_constant=refuse)
+    assert (document["format"], document["version"]) == ("captum_lig.graph", 1)
+    assert document["tokens"] == graph.tokens
+    assert document["positions"] == graph.positions.tolist()
+    assert [layer["index"] for layer in document["layers"]] == list(graph.indices)
+
+    z, u = document["nodes"]["z"], document["nodes"]["u"]
+    for table in (z, u, *document["edges"].values(), document["direct"]):
+        assert len({len(column) for column in table.values()}) == 1
+    last = max(z["layer"])
+    target = max(token for token in range(len(graph.tokens)) if graph.layers[-1].known[token])
+    below: dict[Any, float] = defaultdict(float)
+    below[z["layer"].index(last) + target] = 1.0
+    through: dict[int, float] = defaultdict(float)
+    edges = document["edges"]
+    rows = {kind: list(zip(*(t[c] for c in ("source", "target", "share")), strict=True))
+            for kind, t in edges.items()}  # fmt: skip
+    for layer in reversed(graph.indices):
+        for kind, start, end in (
+            ("residual", below, below),
+            ("mlp", below, through),
+            ("attention", through, below),
+        ):
+            for source, to, share in rows[kind]:
+                level = u["layer"][to] if kind == "attention" else z["layer"][to] - 1
+                if level == layer:
+                    end[source] += share * start[to]
+    first = [below[row] for row in range(len(graph.tokens))]
+    torch.testing.assert_close(
+        torch.tensor(first, dtype=torch.float64), graph.relevance(target).tokens[0],
+        rtol=1e-9, atol=1e-9,
+    )  # fmt: skip
+    for kind in ("attention", "mlp", "residual"):
+        wanted = set(graph.edges(kind).value.tolist())
+        assert wanted <= set(edges[kind]["value"])
+
+
+# --- networkx -------------------------------------------------------------------------------------
+
+
+def test_networkx_has_the_edges_of_the_graph(graph: FlowGraph) -> None:
+    made = graph.to_networkx()
+    assert type(made) is networkx.DiGraph
+    assert networkx.is_directed_acyclic_graph(made)
+    found: dict[str, dict[Any, float]] = {"attention": {}, "mlp": {}, "residual": {}}
+    for source, target, data in made.edges(data=True):
+        if data["value"] != 0:
+            found[data["kind"]][source, target] = data["value"]
+    for kind in found:
+        columns = graph.edges(kind)
+        wanted = {}
+        for layer, head, j, i, value in zip(
+            *(getattr(columns, name).tolist() for name in
+              ("layer", "head", "target", "source", "value")), strict=True
+        ):  # fmt: skip
+            ends = {
+                "attention": ((layer, "z", None, i), (layer, "u", head, j)),
+                "mlp": ((layer, "u", head, j), (layer + 1, "z", None, j)),
+                "residual": ((layer, "z", None, j), (layer + 1, "z", None, j)),
+            }
+            wanted[ends[kind]] = value
+        assert found[kind] == wanted
+    count = len(graph.tokens)
+    tokens = [node for node in made if node[1] == "z"]
+    assert len(tokens) == (len(graph.layers) + 1) * count
+    assert all(made.in_degree(node) for node in made if node[1] == "u")
+
+
+def test_networkx_carries_relevance(graph: FlowGraph) -> None:
+    made = graph.to_networkx()
+    target = int(graph.layers[-1].known.nonzero()[-1])
+    relevance = dict.fromkeys(made, 0.0)
+    relevance[graph.indices[-1] + 1, "z", None, target] = 1.0
+    for node in reversed(list(networkx.topological_sort(made))):
+        for source, _, data in made.in_edges(node, data=True):
+            relevance[source] += data["share"] * relevance[node]
+    trace = graph.relevance(target)
+    for level, layer in enumerate([*graph.indices, graph.indices[-1] + 1]):
+        for token in range(len(graph.tokens)):
+            wanted = float(trace.tokens[level, token])
+            got = relevance[layer, "z", None, token]
+            assert got == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+
+
+def test_networkx_attributes() -> None:
+    graph = signed()
+    graph.tokens[3] = "a\n"
+    made = graph.to_networkx()
+    layer = graph.layers[1]
+    assert made.nodes[5, "u", 2, 3] == {
+        "layer": 5, "kind": "u", "head": 2, "token": 3, "label": "a\n", "position": 3,
+        "sum": layer.attention_sum[2, 3].item(), "size": layer.attention_size[2, 3].item(),
+    }  # fmt: skip
+    assert made.nodes[6, "z", None, 3] == {
+        "layer": 6, "kind": "z", "token": 3, "label": "a\n", "position": 3,
+        "sum": layer.mlp_sum[3].item(), "size": layer.mlp_size[3].item(),
+    }  # fmt: skip
+    assert "sum" not in made.nodes[4, "z", None, 3]
+    assert layer.chain is not None
+    edge = made.edges[(5, "z", None, 1), (5, "u", 2, 3)]
+    assert edge == {
+        "kind": "attention",
+        "value": layer.attention[2, 3, 1].item(),
+        "share": (layer.attention[2, 3, 1] / layer.attention[2, 3].sum()).item(),
+        "chain": layer.chain[2, 3, 1].item(),
+    }
+    assert made.graph == {"scalarization": "l2", "baseline": "zero"}
+
+
+def test_a_token_that_stays_keeps_its_relevance_in_networkx() -> None:
+    edge = still().to_networkx().edges[(0, "z", None, 2), (1, "z", None, 2)]
+    assert edge == {"kind": "residual", "value": 0.0, "share": 1.0}
+
+
+# --- GraphML --------------------------------------------------------------------------------------
+
+
+def test_graphml_read_by_networkx_is_the_same(graph: FlowGraph, tmp_path: Path) -> None:
+    made = graph.to_networkx()
+    found = networkx.read_graphml(graph.save(tmp_path / "graph.graphml"))
+    name = {
+        node: f"z.{node[0]}.{node[3]}" if node[1] == "z" else f"u.{node[0]}.{node[2]}.{node[3]}"
+        for node in made
+    }
+    assert dict(found.nodes(data=True)) == {
+        name[node]: data for node, data in made.nodes(data=True)
+    }
+    assert {(a, b): data for a, b, data in found.edges(data=True)} == {
+        (name[a], name[b]): data for a, b, data in made.edges(data=True)
+    }
+
+
+def test_graphml_of_hostile_tokens(tmp_path: Path) -> None:
+    hostile = [*HOSTILE, "\x00", "\ufffe", "a\rb", "<&>\"'", "]]>", " ", "\t"]
+    made = [replace(flow, baseline="\x00") for flow in flows(1, len(hostile))]
+    found = networkx.read_graphml(FlowGraph(made, hostile).save(tmp_path / "g.graphml"))
+    labels = [found.nodes[f"z.0.{place}"]["label"] for place in range(len(hostile))]
+    changed = {"\x1b[31m": "\\x1b[31m", "\ud800": "\\ud800", "": "''", "\x00": "\\x00"}
+    changed |= {"\ufffe": "\\ufffe", "a\rb": "a\\rb"}
+    assert labels == [changed.get(token, token) for token in hostile]
+    assert found.graph["baseline"] == "\\x00"
+
+
+# --- what cannot be done --------------------------------------------------------------------------
+
+
+def test_unknown_suffix(tmp_path: Path) -> None:
+    with pytest.raises(LigError, match=r"g\.csv' has no known suffix: .*\.safetensors, \.graphml"):
+        signed().save(tmp_path / "new" / "g.csv")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(LigError, match=r"'g\.csv' has no known suffix: use one of \.json"):
+        FlowGraph.load("g.csv")
+
+
+def test_graphml_is_not_read(tmp_path: Path) -> None:
+    path = signed().save(tmp_path / "g.graphml")
+    with pytest.raises(LigError, match=r"g\.graphml': GraphML is written .* \.json or \.safe"):
+        FlowGraph.load(path)
+
+
+def test_without_networkx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "networkx", None)
+    with pytest.raises(LigError, match=r"pip install 'captum-lig\[graph\]'"):
+        signed().to_networkx()
+    with pytest.raises(LigError, match=r"pip install 'captum-lig\[graph\]'"):
+        signed().save(tmp_path / "g.graphml")
+    signed().save(tmp_path / "g.json")  # needs none
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": "captum_lig.flow", "version": 1}'])
+def test_other_json_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    with pytest.raises(LigError, match=r"other\.json' holds no graph"):
+        FlowGraph.load(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_no_such_file_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"broken{suffix}"
+    path.write_text("{")
+    with pytest.raises(LigError, match=rf"broken{suffix}' is no "):
+        FlowGraph.load(path)
+    with pytest.raises(FileNotFoundError):
+        FlowGraph.load(tmp_path / f"absent{suffix}")
+
+
+def test_other_version_is_refused(tmp_path: Path) -> None:
+    path = signed().save(tmp_path / "g.json")
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "version": 2}))
+    with pytest.raises(LigError, match=r"has version 2 of the format.*reads version 1"):
+        FlowGraph.load(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda document: document.pop("tokens"),
+        lambda document: document["tokens"].pop(),
+        lambda document: document["nodes"]["u"].pop("sum"),
+        lambda document: document["edges"]["mlp"]["value"].pop(),
+        lambda document: document["edges"]["mlp"]["value"].__setitem__(0, "many"),
+        lambda document: document["layers"][0].__setitem__("dtype", "float33"),
+        lambda document: document["layers"][0]["has"].append("colour"),
+        lambda document: document.__setitem__("layers", None),
+    ],
+)
+def test_damaged_json_is_refused(tmp_path: Path, damage: Callable[[Any], object]) -> None:
+    path = signed().save(tmp_path / "g.json")
+    document = json.loads(path.read_text())
+    damage(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(LigError, match=r"g\.json' is damaged: save the graph again"):
+        FlowGraph.load(path)
+
+
+def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = signed().save(tmp_path / "g.safetensors")
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+    tensors = load_file(path)
+    del tensors["layers.5.mlp"]
+    save_file(tensors, path, metadata=about)
+    with pytest.raises(LigError, match=r"g\.safetensors' is damaged"):
+        FlowGraph.load(path)

@@ -1,0 +1,188 @@
+"""LayerFlowIG against the literal twins, and the laws that its maps obey."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from captum_lig import LayerFlowIG
+from captum_lig.flow.layer_flow import LayerFlow
+from tests.helpers import models, twins
+
+NODES = 6  # both sides use the same nodes: agreement does not depend on how many
+
+BASELINES = ["zero", "target_token", "number", "tensor", "per_target"]
+
+
+def baseline_for(name: str, z: Tensor) -> Any:
+    """What the twin takes for one text with residual stream z (S, D)."""
+    generator = torch.Generator().manual_seed(5)
+    if name == "number":
+        return 0.3
+    if name == "tensor":
+        return torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
+    if name == "per_target":
+        shape = (len(z), *z.shape)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(z)
+    return name
+
+
+def block_input(model: PreTrainedModel, layer: int, **inputs: Tensor) -> Tensor:
+    """z (B, S, D), with the family's eager attention, which the cut runs too: Llama's takes its
+    softmax in float32 whatever the dtype, so another implementation has another z at 1e-8."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    z, _ = models.block_input_output(model, layer, **inputs)
+    model.set_attn_implementation(before)
+    return z
+
+
+def attribute(
+    model: nn.Module, layer: int, inputs: dict[str, Tensor], baseline: Any, **kwargs: Any
+) -> LayerFlow:
+    batched = baseline[None] if isinstance(baseline, Tensor) else baseline
+    kwargs = {"n_steps": NODES, "method": "gausslegendre", "tolerance": None, **kwargs}
+    scalarization = kwargs.pop("scalarization", "l2")
+    flow = LayerFlowIG(model, layer, scalarization).attribute(inputs, batched, **kwargs)
+    assert isinstance(flow, LayerFlow)
+    return flow
+
+
+def assert_equals_twin(
+    flow: LayerFlow,
+    block: twins.TwinBlock,
+    z: Tensor,
+    baseline: Any,
+    scalarization: str,
+    tolerance: float,
+    text: int = 0,
+    length: int | None = None,
+) -> None:
+    """Every boundary of one text, entry by entry, within `tolerance` of the row's total."""
+    length = len(z) if length is None else length
+    nodes = twins.gauss_legendre(NODES)
+    args = (block, z, baseline, scalarization, *nodes)
+    attention, attention_total = twins.attention_map(*args)
+    mlp, residual, total = twins.mlp_map(*args)
+    layer, layer_total = twins.layer_map(*args)
+    chain = twins.chain_map(*args)
+
+    def close(actual: Tensor | None, expected: Tensor, scale: Tensor) -> None:
+        assert actual is not None
+        assert actual[text].shape == expected.shape
+        gap = (actual[text].to(expected) - expected).abs()
+        if gap.dim() > scale.dim():
+            gap = gap.amax(-1)
+        parts = (gap / scale.clamp_min(1e-12))[..., :length]
+        assert float(parts.max()) <= tolerance
+
+    close(flow.attention, attention, attention_total)
+    close(flow.attention_total, attention_total, attention_total)
+    close(flow.mlp, mlp, total)
+    close(flow.residual, residual, total)
+    close(flow.chain, chain, total.expand(len(chain), -1))
+    close(flow.layer, layer, layer_total)
+    close(flow.layer_total, layer_total, layer_total)
+
+
+@pytest.mark.parametrize("scalarization", ["l2", "projection"])
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("family", models.MODELS)
+def test_equals_the_twin(family: str, baseline: str, scalarization: str) -> None:
+    model = models.MODELS[family]()
+    inputs = {"input_ids": models.tokens(model, 1, 4)}
+    z = block_input(model, 1, **inputs)
+    start = baseline_for(baseline, z[0])
+    flow = attribute(model, 1, inputs, start, scalarization=scalarization)
+    block = twins.twin_block(model, 1, torch.ones(4))
+    assert_equals_twin(flow, block, z[0], start, scalarization, 1e-6)
+
+
+@pytest.mark.parametrize("baseline", ["zero", "target_token"])
+@pytest.mark.parametrize("family", models.MODELS)
+def test_equals_the_twin_in_float32(family: str, baseline: str) -> None:
+    model = models.MODELS[family]()
+    inputs = {"input_ids": models.tokens(model, 1, 4)}
+    z = block_input(model, 1, **inputs)
+    block = twins.twin_block(model, 1, torch.ones(4))
+    flow = attribute(models.MODELS[family](dtype=torch.float32), 1, inputs, baseline)
+    assert flow.layer is not None
+    assert flow.layer.dtype == torch.float32
+    assert_equals_twin(flow, block, z[0], baseline, "l2", 1e-3)
+
+
+@pytest.mark.parametrize("baseline", ["zero", "target_token", "per_target"])
+@pytest.mark.parametrize("family", models.MODELS)
+def test_padded_texts_equal_the_twin(family: str, baseline: str) -> None:
+    model = models.MODELS[family]()
+    lengths = (3, 5)
+    inputs = models.padded_batch(model, lengths)
+    z = block_input(model, 1, **inputs)
+    starts = [baseline_for(baseline, z[text]) for text in range(2)]
+    start = torch.stack(starts) if isinstance(starts[0], Tensor) else starts[0]
+    flow = LayerFlowIG(model, 1).attribute(inputs, start, n_steps=NODES, tolerance=None)
+    assert isinstance(flow, LayerFlow)
+    for text, length in enumerate(lengths):
+        block = twins.twin_block(model, 1, inputs["attention_mask"][text])
+        assert_equals_twin(flow, block, z[text], starts[text], "l2", 1e-6, text, length)
+    short = lengths[0]
+    assert flow.attention is not None
+    assert flow.layer is not None
+    assert flow.layer_total is not None
+    assert flow.attention_total is not None
+    for exact_zero in (
+        flow.attention[0, :, short:],
+        flow.attention[0, ..., short:],
+        flow.layer[0, short:],
+        flow.layer[0, :, short:],
+        flow.layer_total[0, short:],
+        flow.attention_total[0, :, short:],
+    ):
+        assert bool((exact_zero == 0).all())
+
+
+@pytest.mark.parametrize("baseline", ["zero", "target_token"])
+@pytest.mark.parametrize("family", models.CAUSAL)
+def test_later_tokens_get_exactly_nothing(family: str, baseline: str) -> None:
+    model = models.MODELS[family]()
+    flow = attribute(model, 1, {"input_ids": models.tokens(model, 1, 6)}, baseline)
+    for part in (flow.attention, flow.layer, flow.chain, flow.compose("chain"), flow.compose()):
+        assert part is not None
+        assert bool((part.triu(1) == 0).all())
+        assert bool((part != 0).any())
+
+
+@pytest.mark.parametrize("family", models.CAUSAL)
+def test_rows_that_do_not_move_are_exact_zeros(family: str) -> None:
+    """On a target-token path a causal model's first token sees only itself, and stays put."""
+    model = models.MODELS[family](dtype=torch.float32)
+    flow = attribute(
+        model,
+        1,
+        {"input_ids": models.tokens(model, 1, 4)},
+        "target_token",
+        boundaries=("attention", "mlp", "layer", "influence"),
+        tolerance=1e-3,
+    )
+    for name in ("attention_total", "layer_total", "attention", "mlp", "residual", "layer"):
+        part = getattr(flow, name)
+        first = part[0, :, 0] if name.startswith("attention") else part[0, 0]
+        assert bool((first == 0).all())
+    assert all(bool(rows.all()) for rows in flow.converged.values())
+
+
+def test_a_repeated_first_token_does_not_move_either() -> None:
+    """Without absolute positions both have the same content in every layer."""
+    model = models.tiny_llama(dtype=torch.float32)
+    ids = models.tokens(model, 1, 4)
+    ids[0, 1] = ids[0, 0]
+    flow = attribute(model, 1, {"input_ids": ids}, "target_token")
+    assert flow.layer is not None
+    assert flow.layer_total is not None
+    assert bool((flow.layer[0, :2] == 0).all())
+    assert bool((flow.layer_total[0, :2] == 0).all())
+    assert bool((flow.layer_total[0, 2:] > 0).all())

@@ -1,0 +1,151 @@
+"""The page as a file: its numbers are the graph's, and it asks for nothing and trusts no text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from captum_lig import FlowGraph, LigError
+from captum_lig.views.page import page, write_page
+from captum_lig.views.page.numbers import TYPES
+from captum_lig.views.page.write import MODULES
+from tests.helpers.pages import Elements, graph, header, numbers
+from tests.helpers.synthetic import HOSTILE, flows
+
+ATTACK = ["</script><script>hacked=1</script>", "<img src=x onerror=hacked=1>", "<!--", "]]>"]
+ATTACK += ["\"'>`${hacked=1}`", "&lt;b&gt;", "\u05e9\u05dc\u05d5\u05dd", *HOSTILE]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_of_the_page_are_those_of_the_graph(dtype: torch.dtype) -> None:
+    given = graph(dtype=dtype)
+    found = numbers(page(given))
+    for place, layer in enumerate(given.layers):
+        for name, kind in TYPES.items():
+            tensor = getattr(layer, name)
+            narrow = tensor.to(torch.float32) if kind == "float32" else tensor
+            assert found.pop((place, name)) == narrow.flatten().tolist()
+    assert found == {}
+
+
+def test_the_header_says_what_the_numbers_are() -> None:
+    given = graph(tokens=4, heads=2)
+    said = header(page(given, "a title", "chain"))
+    assert (said["format"], said["version"]) == ("captum_lig.views.page", 1)
+    assert said["title"] == "a title"
+    assert said["tokens"] == ["a", "b", "c", "d"]
+    assert said["rules"] == ["conserve", "chain", "product"]
+    assert said["rule"] == "chain"
+    assert (said["scalarization"], said["baseline"], said["tolerance"]) == ("l2", "zero", None)
+    assert [layer["index"] for layer in said["layers"]] == [2, 3, 4]
+    assert {layer["heads"] for layer in said["layers"]} == {2}
+
+
+def test_what_a_graph_does_not_hold_is_left_out() -> None:
+    given = flows(2)
+    for flow in given:
+        for name in ("layer", "chain", "chain_total"):
+            object.__setattr__(flow, name, None)
+        del flow.delta["layer"]
+    without = page(FlowGraph(given))
+    names = {name for _, name in numbers(without)}
+    left_out = {"direct", "direct_total", "direct_error", "chain", "chain_error", "chain_sum"}
+    assert names.isdisjoint(left_out)
+    assert header(without)["rules"] == ["conserve", "product"]
+    with pytest.raises(LigError, match="layer 0 has no 'chain' boundary"):
+        page(FlowGraph(given), rule="chain")
+
+
+def test_a_pruned_graph_keeps_its_sums() -> None:
+    given = graph()
+    pruned = given.prune(top_k=2)
+    found = numbers(page(pruned))
+    assert found[0, "attention"].count(0.0) > 0
+    assert found[0, "attention_sum"] == given.layers[0].attention_sum.flatten().tolist()
+
+
+def test_only_what_the_policy_names_may_run() -> None:
+    elements = Elements(page(graph()))
+    policy = next(
+        has["content"] or ""
+        for _, has, _ in elements.found
+        if has.get("http-equiv") == "Content-Security-Policy"
+    )
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+
+    def digest(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    assert rules["script-src"] == digest(elements.text("script", type="module"))
+    assert rules["style-src"] == digest(elements.text("style"))
+    assert rules["img-src"] == "data:"
+
+
+def test_the_page_points_at_nothing_outside() -> None:
+    for _, has, _ in Elements(page(graph())).found:
+        assert "src" not in has
+        assert "style" not in has
+        assert not [name for name in has if name.startswith("on")]
+        assert (has.get("href") or "#").startswith(("#", "data:"))
+    script = Elements(page(graph())).text("script", type="module")
+    assert not re.search(r"\b(fetch|XMLHttpRequest|WebSocket|import|eval|innerHTML)\b", script)
+
+
+def test_hostile_text_stays_text() -> None:
+    benign = FlowGraph(flows(1, len(ATTACK)), ["x"] * len(ATTACK))
+    hostile = FlowGraph(flows(1, len(ATTACK)), ATTACK)
+    expected = Elements(page(benign, "x")).found
+    for title in [*ATTACK, "</title><script>hacked=1</script>", "<!-- <script>"]:
+        found = Elements(page(hostile, title)).found
+        assert [name for name, _, _ in found] == [name for name, _, _ in expected]
+        page(hostile, title).encode("utf-8")
+    said = header(page(hostile, ATTACK[0]))
+    assert said["tokens"][0] == ATTACK[0]
+    assert said["title"] == ATTACK[0]
+    assert "\u202e" not in "".join(said["tokens"])  # written as an escape
+
+
+def test_the_title_without_one_is_the_text() -> None:
+    given = FlowGraph(flows(1, 3), ["[CLS]", "Ġthe", "▁cat"])
+    assert Elements(page(given)).text("title") == "[CLS] the cat"
+
+
+def test_write_page(tmp_path: Path) -> None:
+    given = graph()
+    path = given.to_html(tmp_path / "new" / "flow.html", "a title", "product")
+    assert path.read_text(encoding="utf-8") == page(given, "a title", "product")
+    for wrong in ("flow.htm", "flow", "flow.json"):
+        with pytest.raises(LigError, match=r"does not end in \.html"):
+            write_page(given, tmp_path / wrong)
+    with pytest.raises(LigError, match="rule 'sum' is unknown"):
+        write_page(given, tmp_path / "other" / "flow.html", rule="sum")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_same_graph_gives_the_same_page() -> None:
+    assert page(graph()) == page(graph())
+
+
+def test_modules_come_after_what_they_import() -> None:
+    folder = files("captum_lig.views.page").joinpath("assets")
+    assert sorted(f"{name}.js" for name in MODULES) == sorted(
+        entry.name for entry in folder.iterdir() if entry.name.endswith(".js")
+    )
+    seen: dict[str, set[str]] = {}
+    for name in MODULES:
+        text = folder.joinpath(f"{name}.js").read_text(encoding="utf-8")
+        for names, module in re.findall(r'^import \{([^}]*)\} from "\./(\w+)\.js";$', text, re.M):
+            assert {one.strip() for one in names.split(",") if one.strip()} <= seen[module]
+        assert len(re.findall(r"^import ", text, re.M)) == len(
+            re.findall(r'^import \{[^}]*\} from "\./\w+\.js";$', text, re.M)
+        )
+        exports = re.findall(r"^export (?:async )?(?:function|class|const) (\w+)", text, re.M)
+        assert len(exports) == len(re.findall(r"^export ", text, re.M))
+        seen[name] = set(exports)

@@ -1,0 +1,593 @@
+"""The page in a real Chromium: what it shows and says is what the graph says."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from captum_lig import FlowGraph, LayerFlowIG
+from captum_lig.flow.tokens import readable_token
+from captum_lig.graph import Route
+from tests.helpers.models import tiny_bert
+from tests.helpers.models import tokens as text_of
+from tests.helpers.pages import graph
+from tests.helpers.synthetic import flows, layer_flow
+from tests.views.test_page import ATTACK
+
+CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no Chromium to open the page in: apt-get install chromium"
+)
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+OPTIONS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+PHONE, LAPTOP, WIDE = (390, 844), (1280, 800), (1920, 1080)
+RULES = ["conserve", "chain", "product"]
+
+
+@dataclass
+class Shown:
+    """A page in the browser, and all that it complained about or asked for."""
+
+    tab: Any
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def choose(self, **choices: object) -> None:
+        for name, value in choices.items():
+            control = self.tab.locator(f"#{name.replace('_', '-')}")
+            if control.get_attribute("type") == "range":
+                control.fill(str(value))
+            elif control.get_attribute("type") == "checkbox":
+                control.set_checked(bool(value))
+            else:
+                control.select_option(str(value))
+        self.settle()
+
+    def settle(self) -> None:
+        """Until what was asked for is drawn: the page draws once a frame."""
+        self.tab.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+
+    def text(self, selector: str) -> str:
+        return str(self.tab.locator(selector).inner_text())
+
+    def numbers(self, selector: str) -> list[float]:
+        """In full, as they stand behind what a person reads."""
+        found = self.tab.locator(f"{selector} data").evaluate_all(
+            "(all) => all.map((d) => d.value)"
+        )
+        return [float(value) for value in found]
+
+    def lines(self) -> list[tuple[int, int, int, list[float]]]:
+        """Rows of the table of lines: index of the layer, target, source, numbers."""
+        rows = self.tab.locator("#table tbody tr").evaluate_all(
+            """(rows) => rows.map((row) => [
+                 row.cells[0].textContent,
+                 ...[...row.querySelectorAll(".place")].map((place) => place.textContent),
+                 [...row.querySelectorAll("data")].map((d) => Number(d.value))])"""
+        )
+        return [(int(a), int(b), int(c), found) for a, b, c, found in rows]
+
+    def routes(self) -> list[tuple[float, str]]:
+        texts = self.tab.locator("#routes li").all_inner_texts()
+        return list(zip(self.numbers("#routes"), texts, strict=True))
+
+    def picture(self, canvas: str) -> str:
+        return str(self.tab.locator(canvas).evaluate("(canvas) => canvas.toDataURL()"))
+
+    def place(self, column: int, token: int, columns: int) -> tuple[float, float]:
+        """Where on the screen a token of a column is, from its name's row."""
+        box = self.tab.locator("#marks").bounding_box()
+        row = self.tab.locator(".names.left li").nth(token).bounding_box()
+        x = box["x"] + 18 + column * (box["width"] - 36) / (columns - 1)
+        return x, row["y"] + row["height"] / 2
+
+
+Opener = Callable[..., Shown]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def show(browser: Any, tmp_path: Path) -> Iterator[Opener]:
+    contexts = []
+
+    def opened(
+        given: FlowGraph, title: str | None = None, size: tuple[int, int] = LAPTOP, **options: Any
+    ) -> Shown:
+        path = given.to_html(tmp_path / "flow.html", title, options.pop("rule", "conserve"))
+        viewport = {"width": size[0], "height": size[1]}
+        context = browser.new_context(viewport=viewport, offline=True, **options)
+        contexts.append(context)
+        shown = Shown(context.new_page())
+        shown.tab.set_default_timeout(20_000)
+        shown.tab.on("console", lambda message: shown.complaints.append(message.text))
+        shown.tab.on("pageerror", lambda error: shown.complaints.append(str(error)))
+        shown.tab.on("dialog", lambda dialog: shown.complaints.append(dialog.message))
+        shown.tab.on("request", lambda request: shown.requests.append(request.url))
+        shown.tab.goto(path.as_uri())
+        shown.tab.locator("#summary:not(:empty)").wait_for()
+        return shown
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+def place_of(given: FlowGraph, index: int) -> int:
+    return given.indices.index(index)
+
+
+def close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-15)
+
+
+# --- it opens -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [PHONE, LAPTOP, WIDE])
+def test_opens_without_a_complaint_or_a_request(show: Opener, size: tuple[int, int]) -> None:
+    shown = show(graph(tokens=12, heads=2), "a title", size)
+    assert shown.text("h1") == "a title"
+    shown.tab.locator("#controls").evaluate("(controls) => { controls.open = true; }")
+    for name in ("boundary", "rule", "head", "target"):
+        for option in shown.tab.locator(f"#{name} option").all():
+            shown.choose(**{name: option.get_attribute("value")})
+    assert shown.complaints == []
+    assert [url.split("/")[-1] for url in shown.requests if url != "data:,"] == ["flow.html"]
+    wider = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert shown.tab.evaluate(wider) == 0  # nothing sticks out of the page
+
+
+@pytest.mark.parametrize("kind", ["one token", "pruned", "part", "words", "read back", "heads"])
+def test_graphs_of_other_kinds_open(show: Opener, tmp_path: Path, kind: str) -> None:
+    given = graph(tokens=4)
+    few, many = layer_flow(0, 4, 2, baseline="zero"), layer_flow(1, 4, 5, baseline="zero")
+    made = {
+        "one token": lambda: FlowGraph(layer_flow(tokens=1, baseline="zero"), ["a"]),
+        "pruned": lambda: given.prune(top_k=1),
+        "part": lambda: given.subgraph([3, 1], layers=(3, 4), heads=[1]),
+        "words": lambda: given.merge_tokens([0, 0, 1, 1]),
+        "read back": lambda: FlowGraph.load(given.save(tmp_path / "graph.json")),
+        "heads": lambda: FlowGraph([few, many], list("abcd")),
+    }[kind]()
+    shown = show(made)
+    shown.choose(threshold=0, target=0)
+    for index, target, source, (share, *_) in shown.lines():
+        shares = made.layers[place_of(made, index)].shares("conserve", False)
+        assert close(share, float(shares.matrix[target, source]))
+    shown.choose(boundary="attention", head=1)
+    shown.tab.locator("#flow").focus()
+    shown.tab.keyboard.press("ArrowLeft")
+    assert shown.complaints == []
+
+
+def test_what_is_hostile_shows_as_text(show: Opener) -> None:
+    given = FlowGraph(flows(2, len(ATTACK), baseline="zero"), ATTACK)
+    shown = show(given, "</title><script>hacked=1</script>")
+    labels = shown.tab.locator(".names.left li").all_text_contents()
+    assert labels == [readable_token(token) for token in ATTACK]
+    assert labels[0] == ATTACK[0]
+    assert labels[ATTACK.index("\u202e")] == "\\u202e"
+    assert shown.text("h1") == "</title><script>hacked=1</script>"
+    for token in range(len(ATTACK)):
+        shown.choose(target=token)
+        assert shown.text("#pinned-title bdi") == labels[token]
+        assert labels[token] in shown.tab.locator("#target option:checked").text_content()
+    assert shown.tab.evaluate("typeof hacked") == "undefined"
+    assert shown.tab.locator("img, bdi b, script").count() == 3  # the page's own scripts
+    assert shown.complaints == []
+
+
+# --- lines ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_lines_of_the_composed_layers(show: Opener, rule: str) -> None:
+    given = graph()
+    shown = show(given, rule=rule)
+    assert shown.tab.locator("#rule").input_value() == rule
+    shown.choose(threshold=0)
+    found = shown.lines()
+    assert len(found) == 3 * 5 * 5
+    for index, target, source, (share, value) in found:
+        layer = given.layers[place_of(given, index)]
+        shares = layer.shares(rule, False)
+        assert close(share, float(shares.matrix[target, source]))
+        if rule != "product":
+            total = layer.chain_sum if rule == "chain" else layer.mlp_sum
+            assert close(value, share * float(total[target]))
+        else:
+            exact = layer.attention[:, target, source].double() @ layer.mlp[target].double()
+            assert close(value, float(exact))
+    strengths = [abs(numbers[0]) for *_, numbers in found]
+    assert strengths == sorted(strengths, reverse=True)
+
+    shown.choose(head=1)
+    for index, target, source, (share, _) in shown.lines():
+        heads = given.layers[place_of(given, index)].shares(rule, False).heads
+        assert close(share, float(heads[1, target, source]))
+    assert "head 1" in shown.text("#summary")
+
+
+def test_lines_of_a_chain_whose_mlp_boundary_starts_at_zero(show: Opener) -> None:
+    """There the chain's rows do not add up to those of the mlp boundary."""
+    model = tiny_bert(dtype=torch.float32)
+    made = LayerFlowIG(model).attribute(text_of(model, 1, 4), "zero", mlp_start="zero")
+    given = FlowGraph(made, list("abcd"))
+    (first, *_) = given.layers
+    assert ((first.chain_sum - first.mlp_sum).abs() > 0.01 * first.mlp_sum).any()
+    shown = show(given, rule="chain")
+    shown.choose(threshold=0)
+    found = shown.lines()
+    assert len(found) == 2 * 4 * 4
+    for index, target, source, (share, value) in found:
+        layer = given.layers[place_of(given, index)]
+        assert close(share, float(layer.shares("chain", False).matrix[target, source]))
+        assert close(value, share * float(layer.chain_sum[target]))
+
+
+def test_lines_of_the_attention_boundary(show: Opener) -> None:
+    given = graph()
+    shown = show(given)
+    shown.choose(boundary="attention", threshold=0, head=2)
+    for index, target, source, (share, value) in shown.lines():
+        layer = given.layers[place_of(given, index)]
+        exact = layer.attention[2, target, source].double()
+        assert close(share, float(exact / layer.attention_sum[2, target]))
+        assert math.isclose(value, float(exact), rel_tol=1e-6)
+    shown.choose(head="")
+    for index, target, source, (share, _) in shown.lines():
+        layer = given.layers[place_of(given, index)]
+        exact = layer.attention[:, target, source].double().sum()
+        assert close(share, float(exact / layer.attention_sum[:, target].sum()))
+    assert "attention boundary" in shown.text("#summary")
+
+
+def test_lines_of_the_direct_layers(show: Opener) -> None:
+    given = graph()
+    shown = show(given)
+    shown.choose(boundary="direct", threshold=0)
+    assert shown.tab.locator("#head").is_disabled()
+    for index, target, source, (share, value) in shown.lines():
+        layer = given.layers[place_of(given, index)]
+        assert layer.direct is not None
+        assert layer.direct_total is not None
+        exact = layer.direct[target, source].double()
+        assert close(share, float(exact / layer.direct_total[target]))
+        assert math.isclose(value, float(exact), rel_tol=1e-6)
+
+
+def test_threshold_range_and_own_lines(show: Opener) -> None:
+    given = graph()
+    shown = show(given)
+    before = shown.picture("#lines")
+    shown.choose(threshold=70)
+    least = 10 ** (-3 + 3 * 69 / 99)
+    matrices = [layer.shares("conserve", False).matrix for layer in given.layers]
+    expected = sum(int((matrix.abs() >= least).sum()) for matrix in matrices)
+    assert len(shown.lines()) == expected
+    assert shown.text("#summary").startswith(f"{expected} lines")
+    assert shown.picture("#lines") != before
+    shown.choose(threshold=0, own=False)
+    assert len(shown.lines()) == 3 * 5 * 4
+    shown.choose(first=3, last=3)
+    assert {index for index, *_ in shown.lines()} == {3}
+    shown.choose(first=4)
+    assert shown.tab.locator("#last").input_value() == "4"
+    shown.tab.locator("#reset").click()
+    shown.settle()
+    assert shown.tab.locator("#first").input_value() == "2"
+    assert shown.picture("#lines") == before
+
+
+# --- the pinned token -----------------------------------------------------------------------------
+
+
+def told(route: Route) -> str:
+    """A route as the page words it."""
+    text = ""
+    stays: list[int] = []
+
+    def flush() -> str:
+        if not stays:
+            return ""
+        ends = str(stays[0]) if len(stays) == 1 else f"{stays[0]}–{stays[-1]}"
+        stays.clear()
+        return f"stays in {ends} "
+
+    text = f"{route.labels[0]} {route.steps[0].source} "
+    for step, label in zip(route.steps, route.labels[1:], strict=True):
+        if step.head is None:
+            stays.append(step.layer)
+            continue
+        text += flush() + f"→ layer {step.layer} head {step.head} → {label} {step.target} "
+    return " ".join((text + flush()).split())
+
+
+def check_routes(shown: Shown, expected: list[Route]) -> None:
+    found = shown.routes()
+    assert len(found) == len(expected)
+    for (share, text), route in zip(found, expected, strict=True):
+        assert close(share, route.share)
+        assert " ".join(text.split()).endswith(told(route))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_routes_are_those_of_the_graph(show: Opener, rule: str, seed: int) -> None:
+    given = graph(layers=4, seed=seed)
+    shown = show(given, rule=rule)
+    shown.choose(target=4)
+    every = [r for source in range(5) for r in given.paths(source, 4, 20, rule=rule)]
+    every.sort(key=lambda route: -abs(route.share))
+    check_routes(shown, every[:5])
+    shown.choose(count=20)
+    check_routes(shown, every[:20])
+    shown.choose(source=1, count=10)
+    check_routes(shown, given.paths(1, 4, 10, rule=rule))
+    shown.choose(first=3, last=4)
+    check_routes(shown, given.paths(1, 4, 10, rule=rule, layers=(3, 4)))
+
+
+def test_routes_through_a_token_in_the_middle(show: Opener) -> None:
+    given = graph(layers=4)
+    shown = show(given)
+    shown.choose(target=2)
+    shown.choose(column=2, source=0, count=20)
+    low = given.paths(0, 2, 20, layers=(2, 3))
+    high = [route for end in range(5) for route in given.paths(2, end, 20, layers=(4, 5))]
+    both = [
+        Route(a.share * b.share, (*a.steps, *b.steps), (*a.labels, *b.labels[1:]))
+        for a in low
+        for b in high
+    ]
+    both.sort(key=lambda route: -abs(route.share))
+    check_routes(shown, both[:20])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_a_pinned_token_carries(show: Opener, rule: str) -> None:
+    given = graph(layers=4)
+    shown = show(given, rule=rule)
+    shown.choose(target=3)
+    shown.choose(column=2, threshold=0, last=4)
+    below = given.relevance(target=3, rule=rule, layers=(2, 3))
+    above = given.influence(3, rule=rule, layers=(4, 4))
+    order = sorted(range(5), key=lambda token: -abs(below.tokens[0, token]))
+    *shares, total = shown.numbers("#comes-from")
+    assert all(map(close, shares, [float(below.tokens[0, token]) for token in order]))
+    assert close(total, float(below.tokens[0].sum()))
+    order = sorted(range(5), key=lambda token: -abs(above.tokens[-1, token]))
+    exact = [float(above.tokens[-1, token]) for token in order if above.tokens[-1, token] != 0]
+    assert all(map(close, shown.numbers("#goes-to"), exact))
+
+    seen = set()
+    for index, target, source, (share, _, weight) in shown.lines():
+        place = place_of(given, index)
+        if place < 2:  # what goes to the line's source by way of its target
+            exact_weight = share * float(below.tokens[place + 1, target])
+        else:
+            exact_weight = share * float(above.tokens[place - 2, source])
+        assert close(weight, exact_weight)
+        seen.add(place)
+    assert seen == {0, 1, 2}
+
+
+def test_a_click_pins_and_a_second_one_lets_go(show: Opener) -> None:
+    shown = show(graph())
+    plain, free = shown.picture("#lines"), shown.picture("#marks")
+    assert shown.text("#pinned-title") == "Nothing pinned"
+    x, y = shown.place(2, 1, 4)
+    shown.tab.mouse.click(x, y)
+    shown.settle()
+    assert shown.text("#pinned-title") == "b 1 entering layer 4"
+    assert shown.tab.locator("#target").input_value() == "1"
+    assert shown.tab.locator("#column").input_value() == "2"
+    assert shown.picture("#lines") != plain
+    shown.tab.mouse.click(*shown.place(2, 1, 4))  # what is above has other lines now
+    shown.tab.mouse.move(0, 0)
+    shown.settle()
+    assert shown.text("#pinned-title") == "Nothing pinned"
+    assert (shown.picture("#lines"), shown.picture("#marks")) == (plain, free)
+
+
+def test_a_route_can_be_shown_alone(show: Opener) -> None:
+    shown = show(graph())
+    shown.choose(target=0)
+    before = shown.picture("#marks")
+    button = shown.tab.locator("#routes button").nth(1)
+    button.focus()
+    shown.tab.keyboard.press("Enter")
+    shown.settle()
+    assert button.get_attribute("aria-pressed") == "true"
+    assert button.evaluate("(button) => button === document.activeElement")
+    assert shown.picture("#marks") != before
+    shown.tab.keyboard.press("Enter")
+    shown.settle()
+    assert shown.picture("#marks") == before
+
+
+# --- pointer and keys -----------------------------------------------------------------------------
+
+
+def test_pointing_shows_numbers(show: Opener) -> None:
+    given = graph()
+    shown = show(given)
+    shown.choose(threshold=0)
+    tip = shown.tab.locator("#tip")
+    assert tip.is_hidden()
+    shown.tab.mouse.move(*shown.place(2, 3, 4))
+    assert shown.text("#tip").startswith("d 3 entering layer 4")
+    layer = given.layers[1]
+    row = layer.shares("conserve", False).matrix[3]
+    total, error, *shares = shown.numbers("#tip")
+    assert close(total, float(layer.mlp_sum[3]))
+    errors = [layer.attention_error[:, 3], layer.chain_error[:, 3]]
+    errors += [layer.mlp_error[3:4], layer.direct_error[3:4]]
+    assert close(error, float(torch.cat(errors).max()))
+    assert all(map(close, shares, sorted(row.tolist(), key=lambda share: -abs(share))))
+
+    left, right = shown.place(1, 0, 4), shown.place(2, 0, 4)
+    shown.tab.mouse.move((left[0] + right[0]) / 2, left[1])  # the first token's line to itself
+    assert shown.text("#tip").startswith("layer 3: a 0 → a 0")
+    own = layer.shares("conserve", False)
+    share, value, *parts = shown.numbers("#tip")
+    assert close(share, float(own.matrix[0, 0]))
+    assert close(value, share * float(layer.mlp_sum[0]))
+    heads = sorted(own.heads[:, 0, 0].tolist(), key=lambda part: -abs(part))
+    exact = [*heads, float(own.residual[0]), float(layer.direct[0, 0] / layer.direct_total[0])]
+    assert all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(parts, exact, strict=True))
+    shown.tab.mouse.click((left[0] + right[0]) / 2, left[1])
+    shown.settle()
+    assert shown.text("#pinned-title") == "Nothing pinned"  # a line is no token
+    shown.tab.mouse.move(0, 0)
+    assert tip.is_hidden()
+
+
+def test_the_flow_can_be_used_without_a_pointer(show: Opener) -> None:
+    shown = show(graph())
+    keyboard = shown.tab.keyboard
+    for _ in range(40):
+        keyboard.press("Tab")
+        if shown.tab.evaluate("document.activeElement.id") == "flow":
+            break
+    flow = shown.tab.locator("#flow")
+    assert flow.evaluate("(flow) => getComputedStyle(flow).outlineStyle") == "solid"
+    said = shown.tab.locator("#said")
+    assert said.text_content().startswith("a 0 leaving layer 4")
+    for key in ("ArrowLeft", "ArrowDown", "ArrowDown"):
+        keyboard.press(key)
+    assert said.text_content().startswith("c 2 entering layer 4; moved by")
+    assert "from:" in said.text_content()
+    keyboard.press("Home")
+    assert said.text_content() == "c 2 entering layer 2"
+    keyboard.press("End")
+    keyboard.press("ArrowRight")  # there is nothing further
+    keyboard.press("Enter")
+    shown.settle()
+    assert shown.text("#pinned-title") == "c 2 leaving layer 4"
+    keyboard.press("ArrowLeft")
+    assert "of the pinned token" in said.text_content()
+    keyboard.press("Escape")
+    shown.settle()
+    assert shown.text("#pinned-title") == "Nothing pinned"
+    assert shown.tab.locator("#tip").is_hidden()
+    assert flow.get_attribute("aria-describedby") == "flow-help"
+
+
+def test_the_maps_can_be_used_without_a_pointer(show: Opener) -> None:
+    given = graph()
+    shown = show(given)
+    shown.choose(map_layer=3)
+    shown.tab.locator("#maps").focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowDown", "ArrowRight"):
+        shown.tab.keyboard.press(key)
+    assert shown.text("#map-cell").startswith("c 2 from b 1: composed")
+    layer = given.layers[1]
+    composed = float(layer.shares("conserve", False).matrix[2, 1])
+    direct = float(layer.direct[2, 1].double() / layer.direct_total[2])
+    found = shown.numbers("#map-cell")[:3]
+    assert all(map(close, found, [composed, direct, direct - composed]))
+
+
+# --- what is certified, and how far maps are apart ------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_distances_are_those_of_the_flows(show: Opener, rule: str) -> None:
+    given = flows(3, baseline="zero")
+    shown = show(FlowGraph(given), rule=rule)
+    expected = [float(flow.agreement(rule).mean()) for flow in given]
+    for place, distance in enumerate(expected):
+        shown.choose(map_layer=place)
+        assert math.isclose(shown.numbers("#distance")[0], distance, rel_tol=1e-5)
+    rows = [shown.numbers(f"#layers tbody tr:nth-child({place + 1})") for place in range(3)]
+    assert [row[3] for row in rows] == pytest.approx(expected, rel=1e-5)
+
+
+def test_certified_rows(show: Opener) -> None:
+    shown = show(FlowGraph(flows(2, tokens=6, baseline="zero")))
+    # a layer: 2 heads x 6 targets of attention and of the chain, 6 of mlp, 6 direct
+    assert shown.text("#certificate").startswith("Certified: each of the 72 rows")
+    assert [row[:2] for row in (shown.numbers("#layers tbody tr:first-child"),)] == [[36, 0]]
+    shown.choose(target=0)
+    assert "Certified" in shown.text("#pinned-text")
+    assert "◇" not in shown.text("#legend")
+
+
+def test_rows_that_are_not_certified_are_marked(show: Opener) -> None:
+    good, bad = flows(2, baseline="zero")
+    bad.delta["mlp"][0, 3] = 0.003 * bad.mlp_total[0, 3]
+    plain = show(FlowGraph(flows(2, baseline="zero"))).picture("#lines")
+    shown = show(FlowGraph([good, bad]))
+    assert shown.text("#certificate").startswith("Not certified: 1 of 72 rows")
+    assert shown.picture("#lines") != plain
+    assert "◇ not certified" in shown.text("#legend")
+    assert shown.numbers("#layers tbody tr:nth-child(2)")[1:3] == pytest.approx([1, 0.003])
+    shown.choose(target=3)
+    assert "◇ Not certified; completeness errors: attention" in shown.text("#pinned-text")
+    assert "mlp 0.00300" in shown.text("#pinned-text")
+    shown.choose(target=2)
+    assert "Not certified" not in shown.text("#pinned-text")
+
+
+def test_a_token_that_was_no_target(show: Opener) -> None:
+    first, last = flows(2, baseline="zero")
+    [part] = flows(1, baseline="zero", targets=[1, 4])
+    part = type(part)(**{**vars(part), "index": 1, "name": last.name})
+    shown = show(FlowGraph([first, part]))
+    shown.choose(target=0)
+    assert "was no target in layer 1" in shown.text("#pinned-text")
+    assert "No route carries anything" in shown.text("#pinned-text")
+    shown.choose(target=4)
+    assert shown.tab.locator("#routes li").count() == 5
+    assert shown.complaints == []
+
+
+def test_without_a_direct_map_and_a_chain(show: Opener) -> None:
+    given = flows(2, baseline="zero")
+    for flow in given:
+        for name in ("layer", "chain", "chain_total"):
+            object.__setattr__(flow, name, None)
+        del flow.delta["layer"]
+    shown = show(FlowGraph(given))
+    assert shown.tab.locator("#rule option").all_inner_texts() == ["conserve", "product"]
+    assert shown.tab.locator("#boundary option[value=direct]").is_disabled()
+    assert "hold no direct map" in shown.text("#map-text")
+    assert shown.tab.locator("#maps canvas").count() == 1
+    assert shown.complaints == []
+
+
+# --- colours --------------------------------------------------------------------------------------
+
+
+def test_light_and_dark(show: Opener) -> None:
+    def paper(shown: Shown) -> str:
+        return str(shown.tab.evaluate("getComputedStyle(document.documentElement).backgroundColor"))
+
+    light, dark = show(graph(), color_scheme="light"), show(graph(), color_scheme="dark")
+    assert (paper(light), paper(dark)) == ("rgb(255, 255, 255)", "rgb(21, 24, 28)")
+    assert light.picture("#lines") != dark.picture("#lines")
+    drawn = light.picture("#lines")
+    light.choose(theme="dark")
+    assert paper(light) == paper(dark)
+    assert light.picture("#lines") == dark.picture("#lines")
+    light.tab.emulate_media(color_scheme="dark")
+    light.choose(theme="light dark")
+    light.tab.emulate_media(color_scheme="light")
+    light.settle()
+    assert light.picture("#lines") == drawn

@@ -22,7 +22,7 @@ from captum_lig._captum import (
 )
 from captum_lig.errors import LigError
 from captum_lig.integrals import scalarization as scalar
-from captum_lig.integrals.quadrature import rule
+from captum_lig.integrals.quadrature import nodes_and_weights
 from captum_lig.integrals.set_integral import SetIntegral
 
 __all__ = ["SetToSetIG"]
@@ -149,7 +149,7 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         Raises:
             LigError: for anything that cannot be worked with; the message says what to do.
         """
-        alphas, weights = rule(method, n_steps)
+        alphas, weights = nodes_and_weights(method, n_steps)
         # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.
         with torch.inference_mode(False):
             ends, is_tuple = _check_inputs(inputs), isinstance(inputs, tuple)

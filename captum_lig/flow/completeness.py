@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["close"]
+__all__ = ["make_complete"]
 
 
-def close(parts: Tensor, total: Tensor) -> Tensor:
+def make_complete(parts: Tensor, total: Tensor) -> Tensor:
     """Spread what is missing to ``total (...)`` over ``parts (..., n)``, by their size."""
     size = parts.abs().sum(-1, keepdim=True)
     missing = (total - parts.sum(-1)).unsqueeze(-1)

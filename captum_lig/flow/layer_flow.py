@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_lig._arguments import brief
 from captum_lig.cost import Cost
 from captum_lig.errors import LigError
-from captum_lig.flow.completeness import close
+from captum_lig.flow.completeness import make_complete
 from captum_lig.flow.self_term import ESTIMATES, with_self_share, zero_share
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ def _same_but_baseline(flow: LayerFlow, zero: LayerFlow) -> None:
 def _boundary_shares(flow: LayerFlow) -> tuple[Tensor, Tensor]:
     """``mlp (B, T, H)`` and ``residual (B, T)``, closed so that they add up to the total."""
     mlp, residual = _need(flow, "mlp"), _need(flow, "residual")
-    closed = close(torch.cat([mlp, residual.unsqueeze(-1)], -1), _need(flow, "mlp_total"))
+    closed = make_complete(torch.cat([mlp, residual.unsqueeze(-1)], -1), _need(flow, "mlp_total"))
     return closed[..., :-1], closed[..., -1]
 
 
@@ -363,7 +363,7 @@ def _product(flow: LayerFlow) -> _Routes:
 def _conserve(flow: LayerFlow) -> _Routes:
     mlp, residual = _boundary_shares(flow)
     total = _need(flow, "attention_total")
-    closed = close(_need(flow, "attention"), total)
+    closed = make_complete(_need(flow, "attention"), total)
     share = torch.where(total > 0, 1 / total, 0.0) * mlp.transpose(1, 2)
     return closed * share.unsqueeze(-1), residual
 
@@ -373,7 +373,7 @@ def _chain(flow: LayerFlow) -> _Routes:
     # Started at zero, the mlp boundary's attributions are of another change than the chain's.
     follows = flow.mlp_start == "attention"
     total = mlp.transpose(1, 2) if follows else _need(flow, "chain_total")
-    return close(_need(flow, "chain"), total), residual
+    return make_complete(_need(flow, "chain"), total), residual
 
 
 _COMPOSITIONS: dict[str, Callable[[LayerFlow], _Routes]] = {

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
-from captum_lig.flow.completeness import close
+from captum_lig.flow.completeness import make_complete
 from captum_lig.flow.layer_flow import RULES, LayerFlow
 
 __all__ = ["GraphLayer", "Shares", "check_rule", "share_of"]
@@ -131,15 +131,15 @@ class GraphLayer:
             return whole.index_copy_(0, rows, values[kept])
 
         outputs = torch.cat([part("mlp"), part("residual")[:, None]], -1)
-        outputs = close(outputs, part("mlp_total"))
+        outputs = make_complete(outputs, part("mlp_total"))
         mlp, residual = at_tokens(outputs[:, :-1]), at_tokens(outputs[:, -1])
-        attention = square(close(part("attention"), part("attention_total")))
+        attention = square(make_complete(part("attention"), part("attention_total")))
         chain = chain_sum = chain_size = None
         if flow.chain is not None:
             target = part("chain_total")
             if flow.mlp_start == "attention":  # there the two boundaries meet
                 target = outputs[:, :-1].T
-            chain = square(close(part("chain"), target))
+            chain = square(make_complete(part("chain"), target))
         dtype = flow.attention.dtype  # type: ignore[union-attr]
         # A zero is no edge; adding 0 takes the sign off those that have one.
         attention, mlp, residual = (t.to(dtype) + 0.0 for t in (attention, mlp, residual))

@@ -24,12 +24,12 @@ from captum_lig.model.call import BlockCall
 from captum_lig.model.find_blocks import elements
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder
-from captum_lig.model.split import BlockCut
+from captum_lig.model.split import SplitBlock
 from captum_lig.paths.autograd import AutogradPath
 from captum_lig.paths.base import AttentionPath
 from captum_lig.paths.baselines import Start
 from captum_lig.paths.choose import inspect_structure, make_path
-from captum_lig.paths.qkv import ClosedForm
+from captum_lig.paths.qkv import QKVClosedForm
 from captum_lig.paths.shared import SharedPath
 from captum_lig.paths.target_token import TargetTokenPath
 from captum_lig.pretrained.load import load_model
@@ -120,7 +120,7 @@ def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockRepor
     try:
         whole = z.dtype in (torch.float32, torch.float64)
         call = finder.attached(call, valid)
-        cut = BlockCut(call.in_dtype(z.dtype if whole else torch.float32), 0, Meter())
+        cut = SplitBlock(call.in_dtype(z.dtype if whole else torch.float32), 0, Meter())
         z, kept = cut.z, valid[0].to(z.device).nonzero().squeeze(-1)
         report = replace(report, dtype=_dtype(z.dtype))
         own = cut.attend(z[None])[0]
@@ -166,7 +166,7 @@ def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockRepor
     return replace(report, boundaries=(*BOUNDARIES, INFLUENCE))
 
 
-def _attention(cut: BlockCut, kept: Tensor, own: Tensor) -> AttentionReport:
+def _attention(cut: SplitBlock, kept: Tensor, own: Tensor) -> AttentionReport:
     """What a block's attention function gets, as far as it can be seen."""
     found = AttentionReport(
         site=cut.call.site, heads=cut.heads, value_width=own.shape[-1], arguments=_arguments(cut)
@@ -186,7 +186,7 @@ def _attention(cut: BlockCut, kept: Tensor, own: Tensor) -> AttentionReport:
     )
 
 
-def _arguments(cut: BlockCut) -> dict[str, str]:
+def _arguments(cut: SplitBlock) -> dict[str, str]:
     """What makes the row function another one than the softmax."""
     arguments = {}
     if cut.softcap is not None:
@@ -219,7 +219,7 @@ def _mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:
 def _kind(path: AttentionPath) -> str:
     if isinstance(path, AutogradPath):
         return "autograd"
-    mixed = isinstance(path, SharedPath) and isinstance(path.along, ClosedForm)
+    mixed = isinstance(path, SharedPath) and isinstance(path.along, QKVClosedForm)
     return "closed_form" if mixed or isinstance(path, TargetTokenPath) else "run_block"
 
 

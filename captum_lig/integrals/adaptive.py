@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_lig._types import Parts
-from captum_lig.integrals.quadrature import rule
+from captum_lig.integrals.quadrature import nodes_and_weights
 
 __all__ = ["Integrable", "Panel", "refine"]
 
@@ -76,9 +76,9 @@ class Panel:
         a panel from 0 is graded, and one that spans scales is uniform in log a.
         """
         if self.low == 0:
-            t, w = rule("gausslegendre_graded", count)
+            t, w = nodes_and_weights("gausslegendre_graded", count)
             return self.high * t, self.high * w
-        t, w = rule("gausslegendre", count)
+        t, w = nodes_and_weights("gausslegendre", count)
         if self.high <= NARROW * self.low:
             return self.low + (self.high - self.low) * t, (self.high - self.low) * w
         ratio = math.log(self.high / self.low)

@@ -23,12 +23,12 @@ from captum_lig.integrals.boundaries import (
 )
 from captum_lig.integrals.cross_attention import CROSS, attribute_cross, check_cross_baseline
 from captum_lig.integrals.influence import Influence
-from captum_lig.integrals.quadrature import rule
+from captum_lig.integrals.quadrature import nodes_and_weights
 from captum_lig.integrals.rows import Rows
 from captum_lig.model.attention_call import MASKED
 from captum_lig.model.call import BlockCall
-from captum_lig.model.cross_attention import CrossCut, find_cross, without_cross
-from captum_lig.model.split import BlockCut
+from captum_lig.model.cross_attention import SplitCrossAttention, find_cross, without_cross
+from captum_lig.model.split import SplitBlock
 from captum_lig.paths.baselines import Baseline, Start, describe, start_of
 from captum_lig.paths.choose import Structure, floats_per_pair, inspect_structure, make_path
 
@@ -93,7 +93,7 @@ class Settings:
         Raises:
             LigError: for anything unknown or out of range.
         """
-        alphas, weights = rule(method, n_steps)
+        alphas, weights = nodes_and_weights(method, n_steps)
         asked = (boundaries,) if isinstance(boundaries, str) else boundaries
         known = (*BOUNDARIES, INFLUENCE, CROSS)
         names = ", ".join(map(repr, known))
@@ -192,10 +192,10 @@ def attribute_block(
     for text, found in enumerate(texts):
         start = start_of(baseline, z[text], text, batch, targets)
         if inner.boundaries:
-            cut = BlockCut(call, text, meter)
+            cut = SplitBlock(call, text, meter)
             found |= _attribute_text(cut, start, inner, targets, valid[text])
         if cross is not None:
-            seen = CrossCut(call, cross, text, meter)
+            seen = SplitCrossAttention(call, cross, text, meter)
             found |= attribute_cross(seen, settings, targets, valid[text], epsilons(call.module))
     parts = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
     for name in parts:
@@ -256,7 +256,7 @@ def _deltas(parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _attribute_text(
-    cut: BlockCut, start: Start, settings: Settings, targets: Tensor, valid: Tensor
+    cut: SplitBlock, start: Start, settings: Settings, targets: Tensor, valid: Tensor
 ) -> dict[str, Tensor]:
     """One block for one text, rows first; zeros for padded targets."""
     kept = valid[targets].nonzero().squeeze(-1)
@@ -280,7 +280,7 @@ def _attribute_text(
     return result
 
 
-def _nothing(cut: BlockCut, settings: Settings, count: int) -> dict[str, Tensor]:
+def _nothing(cut: SplitBlock, settings: Settings, count: int) -> dict[str, Tensor]:
     """Zeros, rows first, for a text whose targets are all padding."""
     heads, sources, wanted = cut.heads, len(cut.z), settings.boundaries
     shapes: dict[str, tuple[int, ...]] = {}
@@ -306,7 +306,7 @@ def _nothing(cut: BlockCut, settings: Settings, count: int) -> dict[str, Tensor]
 
 
 def _rows(
-    cut: BlockCut,
+    cut: SplitBlock,
     start: Start,
     structure: Structure,
     settings: Settings,
@@ -389,7 +389,7 @@ def _influence(rows: Rows, settings: Settings) -> dict[str, Tensor]:
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def _still(cut: BlockCut, start: Start, rows: Tensor) -> Tensor:
+def _still(cut: SplitBlock, start: Start, rows: Tensor) -> Tensor:
     """``(R,)`` rows that see no source that the path moves, and that stay themselves."""
     moves = ~start.frozen(cut.z, rows)
     own = moves[torch.arange(len(rows), device=rows.device), rows]

@@ -22,11 +22,11 @@ from captum_lig.errors import LigError
 from captum_lig.integrals.boundaries import AttentionBoundary
 from captum_lig.integrals.rows import Rows
 from captum_lig.model.attention_call import MASKED
-from captum_lig.model.cross_attention import CrossCut
+from captum_lig.model.cross_attention import SplitCrossAttention
 from captum_lig.paths.baselines import Baseline
 from captum_lig.paths.cross_attention import CrossPath
 from captum_lig.paths.norm import recognise_norm
-from captum_lig.paths.qkv import ByRunning, ClosedForm
+from captum_lig.paths.qkv import QKVByRunning, QKVClosedForm
 from captum_lig.paths.softmax import RowFunction
 
 if TYPE_CHECKING:
@@ -89,7 +89,11 @@ def _start(baseline: Baseline, states: Tensor, seen: Tensor) -> Tensor:
 
 
 def attribute_cross(
-    cut: CrossCut, settings: Settings, targets: Tensor, valid: Tensor, epsilons: list[float]
+    cut: SplitCrossAttention,
+    settings: Settings,
+    targets: Tensor,
+    valid: Tensor,
+    epsilons: list[float],
 ) -> Parts:
     """The cross boundary of one block for one text.
 
@@ -116,7 +120,7 @@ def attribute_cross(
         with torch.no_grad():
             along = _along(cut, start, epsilons)
         floats = 10 * heads * len(states)
-        if isinstance(along, ByRunning):
+        if isinstance(along, QKVByRunning):
             floats += 20 * states.numel()
         at_once = settings.pairs_at_once(floats, states.element_size())
         for chunk in kept.split(at_once):
@@ -128,17 +132,19 @@ def attribute_cross(
     return {CROSS: cross, f"{CROSS}_total": total}
 
 
-def _along(cut: CrossCut, start: Tensor, epsilons: list[float]) -> ClosedForm | ByRunning:
+def _along(
+    cut: SplitCrossAttention, start: Tensor, epsilons: list[float]
+) -> QKVClosedForm | QKVByRunning:
     """Keys and values along the path: in closed form if that reproduces them."""
     norm = recognise_norm(lambda states: cut.pre(states)[1:], cut.states, epsilons)
     if norm is None:
-        return ByRunning(cut.pre, start, cut.states)
-    return ClosedForm.between(norm, cut.pre, start, cut.states)
+        return QKVByRunning(cut.pre, start, cut.states)
+    return QKVClosedForm.between(norm, cut.pre, start, cut.states)
 
 
 def _rows(
-    cut: CrossCut,
-    along: ClosedForm | ByRunning,
+    cut: SplitCrossAttention,
+    along: QKVClosedForm | QKVByRunning,
     start: Tensor,
     targets: Tensor,
     scalarization: str,

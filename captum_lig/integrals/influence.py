@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_lig._types import Parts, Post
 from captum_lig.integrals.rows import Rows, one
-from captum_lig.paths.jvp import push
+from captum_lig.paths.jvp import jvp
 
 __all__ = ["Influence"]
 
@@ -111,7 +111,7 @@ def _push(post: Post, at: tuple[Tensor, Tensor], tangents: tuple[Tensor, Tensor]
             raise
         except RuntimeError:
             pass
-    _, moved = push(
+    _, moved = jvp(
         post,
         tuple(x.repeat_interleave(sources, 0) for x in at),
         tuple(x.flatten(0, 1) for x in tangents),

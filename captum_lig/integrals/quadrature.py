@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_lig._arguments import brief, whole_number
 from captum_lig.errors import LigError
 
-__all__ = ["METHODS", "rule"]
+__all__ = ["METHODS", "nodes_and_weights"]
 
 METHODS = (
     "gausslegendre",
@@ -39,7 +39,7 @@ def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
     return 0.5 * (x + 1), 0.5 * w
 
 
-def rule(method: str, n_steps: int) -> tuple[Tensor, Tensor]:
+def nodes_and_weights(method: str, n_steps: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights of a named rule.
 
     Args:

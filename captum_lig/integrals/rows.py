@@ -17,7 +17,7 @@ from captum_lig._types import Post
 from captum_lig.cost import Meter
 from captum_lig.integrals.scalarization import cotangent, unit
 from captum_lig.paths.base import AttentionPath, Points
-from captum_lig.paths.jvp import push
+from captum_lig.paths.jvp import jvp
 
 __all__ = ["Rows", "one"]
 
@@ -206,7 +206,7 @@ class Rows:
             change = y.detach() - self.y_start
             if departure is not None:
                 start, direction = (u.detach()[:1], z.detach()[:1]), (departure, self.step)
-                _, dy = push(self.outputs, start, tuple(x[None] for x in direction))
+                _, dy = jvp(self.outputs, start, tuple(x[None] for x in direction))
                 change = torch.cat([dy, change[1:]])
             g = cotangent(self.scalarization, change, unit(self.y_step)) * self.moved
             gu, gz = torch.autograd.grad(y, (u, z), g, materialize_grads=True)

@@ -20,9 +20,9 @@ from captum_lig.errors import LigError
 from captum_lig.model.attention_call import MASKED, AttentionCall, handle_with
 from captum_lig.model.call import BlockCall, place_of_hidden
 from captum_lig.model.sdpa import use_sdpa
-from captum_lig.model.split import close, gap
+from captum_lig.model.split import nearly_equal, relative_gap
 
-__all__ = ["Cross", "CrossCut", "find_cross", "without_cross"]
+__all__ = ["Cross", "SplitCrossAttention", "find_cross", "without_cross"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def without_cross(call: BlockCall) -> LigError:
     )
 
 
-class CrossCut:
+class SplitCrossAttention:
     """The cross-attention of one block, for one text of the run.
 
     The block's own tokens, and so the queries, are held where they are in the model; path points
@@ -137,10 +137,10 @@ class CrossCut:
             LigError: if they differ.
         """
         own = self.output[rows]
-        if not close(u, own):
+        if not nearly_equal(u, own):
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention over the encoder's "
-                f"states (its output differs by {gap(u, own):.1e} from softmax(q k^T * scale + "
+                f"states (its output differs by {relative_gap(u, own):.1e} from softmax(q k^T * scale + "
                 "mask) v): leave 'cross' out of boundaries."
             )
 

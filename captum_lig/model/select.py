@@ -16,8 +16,8 @@ from captum_lig.model.call import Attention, BlockCall, Spread
 from captum_lig.model.find_blocks import elements, record_blocks
 from captum_lig.model.hf_attention import use_interface
 from captum_lig.model.inputs import ModelCall
-from captum_lig.model.user_block import Block, record_own
-from captum_lig.model.validate import attach, compare_with_model
+from captum_lig.model.user_block import Block, record_user_block
+from captum_lig.model.validate import compare_with_model, validate_block
 
 __all__ = ["Finder", "Layer", "is_one"]
 
@@ -78,7 +78,7 @@ class Finder:
             LigError: if it cannot be cut.
         """
         if block.name not in self._known:
-            sure = attach(block, valid[0])
+            sure = validate_block(block, valid[0])
             found = sure.attention if block.attention is None else None
             self._known[block.name] = sure.spread, found
         spread, found = self._known[block.name]
@@ -157,7 +157,7 @@ def recorded(
     chosen: list[BlockCall] = []
     for one in layers:
         if isinstance(one, Block):
-            own = record_own(model, one, call.args, call.kwargs)
+            own = record_user_block(model, one, call.args, call.kwargs)
             chosen.append(replace(own, index=len(chosen)))
         else:
             chosen.extend(_select(calls, one))

@@ -2,7 +2,7 @@
 
 ``pre(z)`` calls the block and stops it where the attention function is reached; ``post(u, z)``
 calls it again and hands it ``u`` there. No model code is rewritten, so what the cut computes is
-what the model computes; :meth:`BlockCut.check` makes sure of it.
+what the model computes; :meth:`SplitBlock.check` makes sure of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from captum_lig.model.call import Attention, BlockCall
 from captum_lig.model.output_projection import LINEAR, replace_input
 from captum_lig.model.sdpa import use_sdpa
 
-__all__ = ["BlockCut", "close", "gap"]
+__all__ = ["SplitBlock", "nearly_equal", "relative_gap"]
 
 AtCore = Callable[[Callable[[], Tensor], AttentionCall | None], Tensor]
 """What to do at the core: given the block's own output there, ``(N, T, H, e)`` when called, and
@@ -34,7 +34,7 @@ class _Reached(Exception):
     """Raised to stop a block once its attention is known."""
 
 
-class BlockCut:
+class SplitBlock:
     """One block, for one text of the run: path points go where the batch dimension was."""
 
     def __init__(self, call: BlockCall, text: int, meter: Meter) -> None:
@@ -232,7 +232,7 @@ class BlockCut:
         u, seen = self._attended
         with skipping(seen):
             without = self.with_u(u[None], self.z[None])[0]
-        same = gap(without, self.output) <= (1e-9 if u.dtype == torch.float64 else 1e-5)
+        same = relative_gap(without, self.output) <= (1e-9 if u.dtype == torch.float64 else 1e-5)
         return seen if same else {}
 
     # --- making sure of it ---
@@ -250,17 +250,17 @@ class BlockCut:
                 if the block, fed ``u`` at the cut, does not give what it gave in the model.
         """
         if not self.has_attention:
-            if not close(u[:, 0], self.output[rows]):
+            if not nearly_equal(u[:, 0], self.output[rows]):
                 raise LigError(
                     f"{self.call.describe()} gives something else when it is called again (off by "
-                    f"{gap(u[:, 0], self.output[rows]):.1e})."
+                    f"{relative_gap(u[:, 0], self.output[rows]):.1e})."
                 )
             return
         own = self._attended[0][rows]
-        if not close(u, own):
+        if not nearly_equal(u, own):
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention (its output differs "
-                f"by {gap(u, own):.1e} from softmax(q k^T * scale + mask) v): ask for its layer "
+                f"by {relative_gap(u, own):.1e} from softmax(q k^T * scale + mask) v): ask for its layer "
                 "boundary alone, with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
             )
         if not with_post:
@@ -269,10 +269,10 @@ class BlockCut:
         # place, shows here too.
         back = torch.arange(len(rows) - 1, -1, -1, device=rows.device)
         output = self.post(own[back], self.z[rows][back])[back]
-        if not close(output, self.output[rows]):
+        if not nearly_equal(output, self.output[rows]):
             raise LigError(
                 f"{self.call.describe()} cannot be cut at its attention: fed its own attention "
-                f"output it gives something else (off by {gap(output, self.output[rows]):.1e}). "
+                f"output it gives something else (off by {relative_gap(output, self.output[rows]):.1e}). "
                 "What follows the attention has to treat each token by itself. Ask for its layer "
                 "boundary alone, with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
             )
@@ -303,13 +303,13 @@ def skipping(modules: dict[nn.Module, int]) -> Iterator[None]:
                 module.forward = forward
 
 
-def gap(a: Tensor, b: Tensor) -> float:
+def relative_gap(a: Tensor, b: Tensor) -> float:
     """Largest difference, relative to the largest entry of ``b``."""
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
 
 
-def close(a: Tensor, b: Tensor) -> bool:
+def nearly_equal(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same, up to what models round inside."""
     # Families round inside (a softmax or a norm in float32), whatever the dtype of the model.
     tolerance = 1e-5 if a.dtype == torch.float64 else 1e-3
-    return gap(a, b) <= tolerance
+    return relative_gap(a, b) <= tolerance

@@ -13,7 +13,7 @@ from captum_lig.errors import LigError
 from captum_lig.model.call import Attention, BlockCall, Parts, first_tensor, hidden_of
 from captum_lig.model.sdpa import use_sdpa
 
-__all__ = ["Block", "check_span", "record_own"]
+__all__ = ["Block", "check_span", "record_user_block"]
 
 Module = nn.Module | str
 
@@ -146,7 +146,7 @@ class Span(nn.Module):
         return output[0], seen[0]
 
 
-def record_own(
+def record_user_block(
     model: nn.Module, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> BlockCall:
     """Run the model, under ``use_interface``, and keep what a block of the caller's got and gave.

@@ -15,10 +15,10 @@ from captum_lig.errors import LigError
 from captum_lig.model.attention_call import MASKED
 from captum_lig.model.call import BlockCall, Spread, first_tensor
 from captum_lig.model.output_projection import find_projection
-from captum_lig.model.split import BlockCut, close, gap
+from captum_lig.model.split import SplitBlock, nearly_equal, relative_gap
 from captum_lig.model.user_block import Span, check_span
 
-__all__ = ["attach", "compare_with_model"]
+__all__ = ["compare_with_model", "validate_block"]
 
 
 def compare_with_model(
@@ -75,7 +75,7 @@ def compare_with_model(
             )
 
 
-def attach(call: BlockCall, valid: Tensor) -> BlockCall:
+def validate_block(call: BlockCall, valid: Tensor) -> BlockCall:
     """The block with where to cut it and how it takes many sequences, made sure of on a text.
 
     Args:
@@ -98,10 +98,10 @@ def attach(call: BlockCall, valid: Tensor) -> BlockCall:
     moved[0, source] += noise * z[0, source].std().clamp_min(1e-3)
     with torch.no_grad():
         again = _whole(one, z)
-        if not close(again[0, places], own[0, places]):
+        if not nearly_equal(again[0, places], own[0, places]):
             raise LigError(
                 f"{call.describe()} gives something else when it is called again with what it got "
-                f"(off by {gap(again[0, places], own[0, places]):.1e}): it is random or keeps a "
+                f"(off by {relative_gap(again[0, places], own[0, places]):.1e}): it is random or keeps a "
                 "state, and so has no attribution."
             )
         other = _whole(one, moved)
@@ -138,7 +138,7 @@ def _check_sizes(call: BlockCall) -> None:
 
 
 def _whole(one: BlockCall, z: Tensor) -> Tensor:
-    return BlockCut(one, 0, Meter()).whole(z)
+    return SplitBlock(one, 0, Meter()).whole(z)
 
 
 def _spread(one: BlockCall, z: Tensor, expected: Tensor) -> Spread:
@@ -148,14 +148,14 @@ def _spread(one: BlockCall, z: Tensor, expected: Tensor) -> Spread:
             output = _whole(replace(one, spread=spread), z)
         except Exception:  # shapes that do not go together, in the block's own words
             continue
-        if output.shape == expected.shape and close(output, expected):
+        if output.shape == expected.shape and nearly_equal(output, expected):
             return spread
     return "one by one"
 
 
 def _check_reach(call: BlockCall, source: int, places: Tensor, changed: Tensor) -> None:
     """What a change of one source changes ``(S,)``, against the mask and the cut."""
-    cut = BlockCut(call, 0, Meter())
+    cut = SplitBlock(call, 0, Meter())
     scale = cut.output[places].abs().max()
     if cut.mask is not None:
         forbidden = (cut.mask[:, :, source] <= MASKED).all(0)
@@ -181,11 +181,11 @@ def _check_reach(call: BlockCall, source: int, places: Tensor, changed: Tensor) 
         )
     # Each token twice, so that no sequence is what it was: what follows must not mind.
     twice = cut.post(u[0].repeat_interleave(2, 0), cut.z.repeat_interleave(2, 0))[::2]
-    if not close(twice[places], cut.output[places]):
+    if not nearly_equal(twice[places], cut.output[places]):
         raise LigError(
             f"{call.describe()} cannot be cut at its attention: fed its own attention output "
             "beside other tokens it gives something else (off by "
-            f"{gap(twice[places], cut.output[places]):.1e}). What follows the attention has to "
+            f"{relative_gap(twice[places], cut.output[places]):.1e}). What follows the attention has to "
             "treat each token by itself. Ask for its layer boundary alone, with "
             "layer=[captum_lig.Block(module)] and boundaries=('layer',)."
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captum_lig._types import Attend
 from captum_lig.cost import Meter
-from captum_lig.paths.jvp import push
+from captum_lig.paths.jvp import jvp
 
 __all__ = ["AutogradPath", "AutogradPoints"]
 
@@ -183,7 +183,7 @@ class AutogradPoints:
 
     def _pushed(self, z: Tensor, tangent: Tensor) -> Tensor:
         """Derivative of ``attend`` at ``z (N, S, D)`` along ``tangent``, ``(N, S, H, d)``."""
-        u = push(self.path.attend, (z,), (tangent,))[1]
+        u = jvp(self.path.attend, (z,), (tangent,))[1]
         self.path.meter.passed += z.shape[0] * z.shape[1]
         return self._precise(u)
 

@@ -16,8 +16,8 @@ from captum_lig.paths.baselines import Start
 from captum_lig.paths.key_norm import NormedKeys
 from captum_lig.paths.norm import Norm, recognise_norm
 from captum_lig.paths.per_target import PerTargetPath
-from captum_lig.paths.qkv import ByRunning, ClosedForm
-from captum_lig.paths.rotary import PlaceMaps, probes_needed
+from captum_lig.paths.qkv import QKVByRunning, QKVClosedForm
+from captum_lig.paths.rotary import RotaryMaps, probes_needed
 from captum_lig.paths.shared import SharedPath
 from captum_lig.paths.softmax import RowFunction
 from captum_lig.paths.target_token import PairWeights, TargetTokenPath
@@ -61,7 +61,7 @@ class Structure:
     keys_know_position: bool = True
     """Whether a token's key depends on its place (rotary encodings), given its content."""
     values_know_position: bool = True
-    places: PlaceMaps | None = None
+    places: RotaryMaps | None = None
     """What places do to keys, if that was worth finding out."""
     normed_keys: NormedKeys | None = None
     """The norm that keys have of their own: then there is a closed form for target tokens alone."""
@@ -92,7 +92,7 @@ def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> 
         places = None
         if keys and not values and targets > 2 * probes_needed(key_heads, width):
             bias = block.pre(torch.zeros_like(block.z)[None])[1]
-            places = PlaceMaps.find(lambda x: block.pre(x)[1] - bias, block.z, key_heads, width)
+            places = RotaryMaps.find(lambda x: block.pre(x)[1] - bias, block.z, key_heads, width)
     return Structure(norm, keys, values, places, normed_keys)
 
 
@@ -137,13 +137,13 @@ def make_path(block: Block, structure: Structure, start: Start, rows: Tensor) ->
     with torch.no_grad():
         if start.shared is not None:
             along = (
-                ByRunning(block.pre, start.shared, z)
+                QKVByRunning(block.pre, start.shared, z)
                 if norm is None or structure.normed_keys is not None
-                else ClosedForm.between(norm, block.pre, start.shared, z)
+                else QKVClosedForm.between(norm, block.pre, start.shared, z)
             )
             return SharedPath(along, rows, block.scaling, block.mask, row, frozen)
         if own is not None:
-            along = ByRunning(block.pre, own, z)
+            along = QKVByRunning(block.pre, own, z)
             return PerTargetPath(along, rows, block.scaling, block.mask, row, frozen)
         assert norm is not None
         return _target_token_path(block, norm, structure, rows, row, frozen)

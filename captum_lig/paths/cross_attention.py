@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_lig.paths.points import PointSet
-from captum_lig.paths.qkv import ByRunning, ClosedForm
+from captum_lig.paths.qkv import QKVByRunning, QKVClosedForm
 from captum_lig.paths.softmax import RowFunction
 from captum_lig.paths.values import SharedValues, grouped
 
@@ -19,7 +19,7 @@ __all__ = ["CrossPath"]
 class CrossPath:
     """All targets share one path of the sources' states ``(S, D)``, and are no sources."""
 
-    along: ClosedForm | ByRunning
+    along: QKVClosedForm | QKVByRunning
     """Of keys and values; what it says of queries is not looked at."""
     query: Tensor
     """``(H, R, d)`` the queries, scaled."""

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from captum_lig.errors import LigError
 
-__all__ = ["push"]
+__all__ = ["jvp"]
 
 Tensors = tuple[Tensor, ...]
 
 
-def push(function: Callable[..., Any], at: Tensors, tangents: Tensors) -> tuple[Any, Any]:
+def jvp(function: Callable[..., Any], at: Tensors, tangents: Tensors) -> tuple[Any, Any]:
     """``function(*at)`` and its derivative along ``tangents``, both as the function returns them.
 
     In forward mode; where a model has operations of its own that know no forward mode, by two

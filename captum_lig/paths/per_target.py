@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_lig.paths.points import PointSet
-from captum_lig.paths.qkv import ByRunning
+from captum_lig.paths.qkv import QKVByRunning
 from captum_lig.paths.softmax import RowFunction
 from captum_lig.paths.values import PairValues, pairs
 
@@ -19,7 +19,7 @@ __all__ = ["PerTargetPath"]
 class PerTargetPath:
     """Each target's own path ``(S, D)``, by running the block on it: slow, and always right."""
 
-    along: ByRunning
+    along: QKVByRunning
     """From ``(R, S or 1, D)``."""
     rows: Tensor
     scaling: float

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from captum_lig._types import QKV, Pre
-from captum_lig.paths.jvp import push
+from captum_lig.paths.jvp import jvp
 from captum_lig.paths.norm import Norm
 
-__all__ = ["Along", "ByRunning", "ClosedForm"]
+__all__ = ["QKVByRunning", "QKVClosedForm", "QKVPoints"]
 
 
 @dataclass(frozen=True)
-class Along:
+class QKVPoints:
     """Queries, keys, values and their derivatives at ``P`` points, ``(P, heads, S, d)`` each."""
 
     q: Tensor
@@ -27,7 +27,7 @@ class Along:
 
 
 @dataclass(frozen=True)
-class ClosedForm:
+class QKVClosedForm:
     """``pre`` along a path from tables at its two ends, without running the block."""
 
     norm: Norm
@@ -37,18 +37,18 @@ class ClosedForm:
     """``(S,)`` mean squares of the start and of the end, and their mean product."""
 
     @classmethod
-    def between(cls, norm: Norm, pre: Pre, start: Tensor, end: Tensor) -> ClosedForm:
+    def between(cls, norm: Norm, pre: Pre, start: Tensor, end: Tensor) -> QKVClosedForm:
         """From ``start`` to ``end``, both ``(S, D)``."""
         c0, c1 = norm.center(start), norm.center(end)
         moments = (c0 * c0).mean(-1), (c1 * c1).mean(-1), (c0 * c1).mean(-1)
         return cls(norm, pre(torch.stack([torch.zeros_like(end), start, end])), moments)
 
-    def double(self) -> ClosedForm:
+    def double(self) -> QKVClosedForm:
         """The same in float64."""
         q, k, v = self.tables
-        return ClosedForm(self.norm, (q.double(), k.double(), v.double()), self.moments)
+        return QKVClosedForm(self.norm, (q.double(), k.double(), v.double()), self.moments)
 
-    def __call__(self, alphas: Tensor) -> Along:
+    def __call__(self, alphas: Tensor) -> QKVPoints:
         """At ``alphas (P,)``."""
         w = self.norm.mixture(*self.moments, alphas).to(self.tables[0].dtype)
         values, rates = [], []
@@ -56,7 +56,7 @@ class ClosedForm:
             from_start, from_end = at_start - bias, at_end - bias
             values.append(bias + _weigh(w.start, from_start) + _weigh(w.end, from_end))
             rates.append(_weigh(w.d_start, from_start) + _weigh(w.d_end, from_end))
-        return Along(*values, *rates)
+        return QKVPoints(*values, *rates)
 
 
 def _weigh(weights: Tensor, table: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def _weigh(weights: Tensor, table: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ByRunning:
+class QKVByRunning:
     """``pre`` from ``start (..., S or 1, D)`` to ``end (S, D)`` by running the block: always right.
 
     The points' axis comes out as ``P`` times the leading axes of the path.
@@ -77,16 +77,16 @@ class ByRunning:
     in_double: bool = False
     """Whether what follows is to be computed in float64; the block runs as it is."""
 
-    def double(self) -> ByRunning:
+    def double(self) -> QKVByRunning:
         """What follows in float64."""
         return replace(self, in_double=True)
 
-    def __call__(self, alphas: Tensor) -> Along:
+    def __call__(self, alphas: Tensor) -> QKVPoints:
         """At ``alphas (P,)``."""
         step = self.end - self.start
         a = alphas.to(step.dtype).view(-1, *[1] * step.dim())
         points = (self.start + a * step).reshape(-1, *step.shape[-2:])
         tangents = step.expand(len(alphas), *step.shape).reshape(points.shape)
-        values, rates = push(self.pre, (points,), (tangents,))
+        values, rates = jvp(self.pre, (points,), (tangents,))
         found = (*values, *rates)
-        return Along(*(x.double() for x in found)) if self.in_double else Along(*found)
+        return QKVPoints(*(x.double() for x in found)) if self.in_double else QKVPoints(*found)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["PlaceMaps", "probes_needed"]
+__all__ = ["RotaryMaps", "probes_needed"]
 
 Keys = Callable[[Tensor], Tensor]
 """``(N, S, D)`` to keys less their bias ``(N, Hkv, S, d)``."""
@@ -29,7 +29,7 @@ def probes_needed(key_heads: int, width: int) -> int:
 
 
 @dataclass(frozen=True)
-class PlaceMaps:
+class RotaryMaps:
     """The maps of all places, as the few entries that are not 0 (a rotation turns pairs)."""
 
     maps: Tensor
@@ -38,7 +38,7 @@ class PlaceMaps:
     """``(E,)`` positions in a flattened map that are not 0 everywhere."""
 
     @classmethod
-    def find(cls, keys: Keys, z: Tensor, key_heads: int, width: int) -> PlaceMaps | None:
+    def find(cls, keys: Keys, z: Tensor, key_heads: int, width: int) -> RotaryMaps | None:
         """Probe the block around ``z (S, D)``; None if places do not act by such maps.
 
         Args:

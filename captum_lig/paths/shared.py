@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from captum_lig.paths.points import PointSet
-from captum_lig.paths.qkv import ByRunning, ClosedForm
+from captum_lig.paths.qkv import QKVByRunning, QKVClosedForm
 from captum_lig.paths.softmax import RowFunction
 from captum_lig.paths.values import SharedValues, grouped
 
@@ -18,7 +18,7 @@ __all__ = ["SharedPath"]
 class SharedPath:
     """All targets share one path of the residual stream ``(S, D)``."""
 
-    along: ClosedForm | ByRunning
+    along: QKVClosedForm | QKVByRunning
     rows: Tensor
     scaling: float
     mask: Tensor | None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from captum_lig import LigError, SetToSetIG
-from captum_lig.integrals.quadrature import METHODS, rule
+from captum_lig.integrals.quadrature import METHODS, nodes_and_weights
 
 GAUSS = "gausslegendre"
 GRADED = "gausslegendre_graded"
@@ -23,7 +23,7 @@ coefficients = st.lists(st.integers(-8, 8), min_size=1, max_size=24)
 
 
 def integrate(method: str, n: int, function: Callable[[Tensor], Tensor]) -> float:
-    alphas, weights = rule(method, n)
+    alphas, weights = nodes_and_weights(method, n)
     return float((weights * function(alphas)).sum())
 
 
@@ -43,7 +43,7 @@ def test_captums_names_are_accepted() -> None:
 @pytest.mark.parametrize("n", [2, 3, 7, 50, 200])
 @pytest.mark.parametrize("method", METHODS)
 def test_weights_sum_to_one_in_float64(method: str, n: int) -> None:
-    alphas, weights = rule(method, n)
+    alphas, weights = nodes_and_weights(method, n)
     assert alphas.dtype == weights.dtype == torch.float64
     assert alphas.shape == weights.shape == (n,)
     assert bool((alphas.diff() > 0).all())
@@ -58,7 +58,7 @@ def test_one_step_is_exact_for_constants_or_refused(method: str) -> None:
     places = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0, GAUSS: 0.5}
     refused = ""
     try:
-        alphas, weights = rule(method, 1)
+        alphas, weights = nodes_and_weights(method, 1)
     except LigError as error:
         refused = str(error)
     if refused:
@@ -73,7 +73,7 @@ def test_one_step_is_exact_for_constants_or_refused(method: str) -> None:
 @pytest.mark.parametrize("method", SUPPORTED_METHODS)
 def test_nodes_are_captums(method: str, n: int) -> None:
     captum_alphas = torch.tensor(approximation_parameters(method)[1](n), dtype=torch.float64)
-    torch.testing.assert_close(rule(method, n)[0], captum_alphas, rtol=0, atol=1e-6)
+    torch.testing.assert_close(nodes_and_weights(method, n)[0], captum_alphas, rtol=0, atol=1e-6)
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -142,11 +142,11 @@ def test_riemann_sums_of_a_and_a_squared(method: str, n: int) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_caller_does_to_a_rule_stays_with_the_caller(method: str) -> None:
-    alphas, weights = rule(method, 5)
+    alphas, weights = nodes_and_weights(method, 5)
     before = alphas.clone(), weights.clone()
     alphas.zero_()
     weights.zero_()
-    again = rule(method, 5)
+    again = nodes_and_weights(method, 5)
     assert torch.equal(again[0], before[0])
     assert torch.equal(again[1], before[1])
 

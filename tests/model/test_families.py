@@ -17,7 +17,7 @@ from captum_lig import LayerFlow, LayerFlowIG, LigError
 from captum_lig.cost import Meter
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder
-from captum_lig.model.split import BlockCut
+from captum_lig.model.split import SplitBlock
 from tests.helpers import twins
 from tests.helpers.families import FAMILIES, Family
 from tests.model.test_state import Unchanged
@@ -123,7 +123,7 @@ def cut_is_the_block(model: nn.Module, inputs: dict[str, Any], family: Family) -
             attached = finder.attached(block, call.valid_of(block))
             # A newer transformers may have moved a family to its interface, which is as well.
             assert attached.site in (site, "interface")
-            cut = BlockCut(attached, 0, Meter())
+            cut = SplitBlock(attached, 0, Meter())
             again = cut.whole(cut.z[None])[0]
             torch.testing.assert_close(again, cut.output, rtol=1e-5, atol=1e-5)
             if cut.has_attention:
@@ -134,7 +134,7 @@ def cut_is_the_block(model: nn.Module, inputs: dict[str, Any], family: Family) -
     torch.testing.assert_close(calls[-1].output[0], last.output, rtol=1e-5, atol=1e-5)
 
 
-def core(cut: BlockCut) -> Tensor:
+def core(cut: SplitBlock) -> Tensor:
     """Softmax attention, (S, H, d), one target at a time from its definition."""
     q, k, v = (x[0] for x in cut.pre(cut.z[None]))
     u = []
@@ -165,14 +165,14 @@ def sample_of_rows(
     flow = flows[-1]
     start = z[j].expand_as(z)
 
-    def close(actual: Tensor, expected: Tensor) -> None:
+    def nearly_equal(actual: Tensor, expected: Tensor) -> None:
         # Families take norms and softmax in float32, whatever the dtype.
         size = float(expected.abs().max()) + 1e-9
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * size)
 
     (to_z,), total = row_of(lambda x: twin(x)[j], (start,), (z,))
-    close(flow.layer[0, 0], to_z.sum(-1))
-    close(flow.layer_total[0, 0], torch.tensor(total, dtype=z.dtype))
+    nearly_equal(flow.layer[0, 0], to_z.sum(-1))
+    nearly_equal(flow.layer_total[0, 0], torch.tensor(total, dtype=z.dtype))
     if twin.out is None or "attention" not in boundaries:
         return
     heads = flow.attention.shape[1]
@@ -182,13 +182,13 @@ def sample_of_rows(
             return twin.attend(x)[j].view(heads, -1)[h]
 
         (to_z,), total = row_of(head, (start,), (z,))
-        close(flow.attention[0, h, 0], to_z.sum(-1))
-        close(flow.attention_total[0, h, 0], torch.tensor(total, dtype=z.dtype))
+        nearly_equal(flow.attention[0, h, 0], to_z.sum(-1))
+        nearly_equal(flow.attention_total[0, h, 0], torch.tensor(total, dtype=z.dtype))
     with torch.no_grad():
         u_start, u = twin.attend(start), twin.attend(z)
     (to_u, to_z), _ = row_of(lambda u, x: twin.post(u, x)[j], (u_start, start), (u, z))
-    close(flow.mlp[0, 0], to_u[j].view(heads, -1).sum(-1))
-    close(flow.residual[0, 0], to_z[j].sum())
+    nearly_equal(flow.mlp[0, 0], to_u[j].view(heads, -1).sum(-1))
+    nearly_equal(flow.residual[0, 0], to_z[j].sum())
 
 
 def test_default_boundaries_of_blocks_without_attention() -> None:

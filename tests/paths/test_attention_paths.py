@@ -15,10 +15,10 @@ from captum_lig.integrals.adaptive import Integrable, refine
 from captum_lig.integrals.boundaries import AttentionBoundary, LayerBoundary
 from captum_lig.paths.autograd import AutogradPath
 from captum_lig.paths.choose import inspect_structure, make_path
-from captum_lig.paths.jvp import push
+from captum_lig.paths.jvp import jvp
 from captum_lig.paths.norm import Norm
 from captum_lig.paths.per_target import PerTargetPath
-from captum_lig.paths.qkv import ByRunning
+from captum_lig.paths.qkv import QKVByRunning
 from captum_lig.paths.shared import SharedPath
 from captum_lig.paths.softmax import RowFunction
 from captum_lig.paths.target_token import TargetTokenPath
@@ -272,12 +272,12 @@ def test_derivatives_without_forward_mode_are_those_with_it() -> None:
         return lambda a, b: (square(a).sin() * b, square(b).sum(-1))
 
     expected = torch.func.jvp(pair(lambda a: a * a), (x, y), (dx, dy))
-    torch.testing.assert_close(push(pair(lambda a: a * a), (x, y), (dx, dy)), expected)
-    torch.testing.assert_close(push(pair(Doubled.apply), (x, y), (dx, dy)), expected)
+    torch.testing.assert_close(jvp(pair(lambda a: a * a), (x, y), (dx, dy)), expected)
+    torch.testing.assert_close(jvp(pair(Doubled.apply), (x, y), (dx, dy)), expected)
     # What cannot be differentiated twice is missing from the derivative, without an error.
     for partly in (Once.apply, lambda a: a + Once.apply(a), lambda a: 9 * a + Once.apply(a)):
         with pytest.raises(LigError, match="influence"):
-            push(pair(partly), (x, y), (dx, dy))
+            jvp(pair(partly), (x, y), (dx, dy))
 
 
 @pytest.mark.parametrize("opens", [True, False])
@@ -366,6 +366,6 @@ def test_norms_of_keys_are_found_where_they_help(pre: str, dtype: torch.dtype) -
     # Other paths cannot use what holds for target tokens alone.
     path = make_path(cut, found, start_of("zero", cut.z)[0], torch.arange(LENGTH))
     assert isinstance(path, SharedPath)
-    assert isinstance(path.along, ByRunning)
+    assert isinstance(path.along, QKVByRunning)
     cut.twin = replace(cut.twin, inside=lambda z: [z])  # the raw keys are nowhere to be seen
     assert inspect_structure(cut, EPSILONS, targets=LENGTH).norm is None

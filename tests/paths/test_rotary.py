@@ -18,13 +18,13 @@ def test_probed_maps_give_what_running_the_block_gives(
     inputs = {"input_ids": models.tokens(model, 1, 7)}
     direct = attribute(model, 1, inputs, "target_token", boundaries=("attention", "layer"))
     found = []
-    find = paths.PlaceMaps.find
+    find = paths.RotaryMaps.find
 
     def spy(*args: object) -> object:
         found.append(find(*args))  # type: ignore[arg-type]
         return found[-1]
 
-    monkeypatch.setattr(paths.PlaceMaps, "find", spy)
+    monkeypatch.setattr(paths.RotaryMaps, "find", spy)
     monkeypatch.setattr(paths, "probes_needed", lambda *_: 1)  # worth it for any text
     probed = attribute(model, 1, inputs, "target_token", boundaries=("attention", "layer"))
     assert len(found) == 1
@@ -44,4 +44,4 @@ def test_places_that_do_not_act_by_such_maps_are_seen() -> None:
         return torch.tanh(x * turn)[:, None, :, :4]
 
     z = torch.randn(9, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert paths.PlaceMaps.find(keys, z, 1, 4) is None
+    assert paths.RotaryMaps.find(keys, z, 1, 4) is None

@@ -140,8 +140,8 @@ class SplitCrossAttention:
         if not nearly_equal(u, own):
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention over the encoder's "
-                f"states (its output differs by {relative_gap(u, own):.1e} from softmax(q k^T * scale + "
-                "mask) v): leave 'cross' out of boundaries."
+                f"states (its output differs by {relative_gap(u, own):.1e} from softmax(q k^T * "
+                "scale + mask) v): leave 'cross' out of boundaries."
             )
 
     def _reached(self, states: Tensor) -> Iterator[AttentionCall]:

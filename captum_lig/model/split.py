@@ -260,8 +260,8 @@ class SplitBlock:
         if not nearly_equal(u, own):
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention (its output differs "
-                f"by {relative_gap(u, own):.1e} from softmax(q k^T * scale + mask) v): ask for its layer "
-                "boundary alone, with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
+                f"by {relative_gap(u, own):.1e} from softmax(q k^T * scale + mask) v): ask for its "
+                "layer boundary alone, with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
             )
         if not with_post:
             return
@@ -272,8 +272,8 @@ class SplitBlock:
         if not nearly_equal(output, self.output[rows]):
             raise LigError(
                 f"{self.call.describe()} cannot be cut at its attention: fed its own attention "
-                f"output it gives something else (off by {relative_gap(output, self.output[rows]):.1e}). "
-                "What follows the attention has to treat each token by itself. Ask for its layer "
+                f"output it gives something else (off by {relative_gap(output, self.output[rows]):.1e}"
+                "). What follows the attention has to treat each token by itself. Ask for its layer "
                 "boundary alone, with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
             )
 

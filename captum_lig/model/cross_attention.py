@@ -20,7 +20,7 @@ from captum_lig.errors import LigError
 from captum_lig.model.attention_call import MASKED, AttentionCall, handle_with
 from captum_lig.model.call import BlockCall, place_of_hidden
 from captum_lig.model.sdpa import use_sdpa
-from captum_lig.model.split import nearly_equal, relative_gap
+from captum_lig.model.split import deviation, nearly_equal
 
 __all__ = ["Cross", "SplitCrossAttention", "find_cross", "without_cross"]
 
@@ -140,7 +140,7 @@ class SplitCrossAttention:
         if not nearly_equal(u, own):
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention over the encoder's "
-                f"states (its output differs by {relative_gap(u, own):.1e} from softmax(q k^T * "
+                f"states (its output differs by {deviation(u, own):.1e} from softmax(q k^T * "
                 "scale + mask) v): leave 'cross' out of boundaries."
             )
 

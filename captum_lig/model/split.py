@@ -23,7 +23,7 @@ from captum_lig.model.call import Attention, BlockCall
 from captum_lig.model.output_projection import LINEAR, replace_input
 from captum_lig.model.sdpa import use_sdpa
 
-__all__ = ["SplitBlock", "nearly_equal", "relative_gap"]
+__all__ = ["SplitBlock", "deviation", "nearly_equal"]
 
 AtCore = Callable[[Callable[[], Tensor], AttentionCall | None], Tensor]
 """What to do at the core: given the block's own output there, ``(N, T, H, e)`` when called, and
@@ -232,7 +232,7 @@ class SplitBlock:
         u, seen = self._attended
         with skipping(seen):
             without = self.with_u(u[None], self.z[None])[0]
-        same = relative_gap(without, self.output) <= (1e-9 if u.dtype == torch.float64 else 1e-5)
+        same = deviation(without, self.output) <= (1e-9 if u.dtype == torch.float64 else 1e-5)
         return seen if same else {}
 
     # --- making sure of it ---
@@ -253,15 +253,16 @@ class SplitBlock:
             if not nearly_equal(u[:, 0], self.output[rows]):
                 raise LigError(
                     f"{self.call.describe()} gives something else when it is called again (off by "
-                    f"{relative_gap(u[:, 0], self.output[rows]):.1e})."
+                    f"{deviation(u[:, 0], self.output[rows]):.1e})."
                 )
             return
         own = self._attended[0][rows]
         if not nearly_equal(u, own):
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention (its output differs "
-                f"by {relative_gap(u, own):.1e} from softmax(q k^T * scale + mask) v): ask for its "
-                "layer boundary alone, with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
+                f"by {deviation(u, own):.1e} from softmax(q k^T * scale + mask) v): ask for its "
+                "layer boundary alone, with layer=[captum_lig.Block(module)] and "
+                "boundaries=('layer',)."
             )
         if not with_post:
             return
@@ -272,9 +273,10 @@ class SplitBlock:
         if not nearly_equal(output, self.output[rows]):
             raise LigError(
                 f"{self.call.describe()} cannot be cut at its attention: fed its own attention "
-                f"output it gives something else (off by {relative_gap(output, self.output[rows]):.1e}"
-                "). What follows the attention has to treat each token by itself. Ask for its layer "
-                "boundary alone, with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
+                f"output it gives something else (off by {deviation(output, self.output[rows]):.1e}"
+                "). What follows the attention has to treat each token by itself. Ask for its "
+                "layer boundary alone, with layer=[captum_lig.Block(module)] and "
+                "boundaries=('layer',)."
             )
 
 
@@ -303,7 +305,7 @@ def skipping(modules: dict[nn.Module, int]) -> Iterator[None]:
                 module.forward = forward
 
 
-def relative_gap(a: Tensor, b: Tensor) -> float:
+def deviation(a: Tensor, b: Tensor) -> float:
     """Largest difference, relative to the largest entry of ``b``."""
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
 
@@ -312,4 +314,4 @@ def nearly_equal(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same, up to what models round inside."""
     # Families round inside (a softmax or a norm in float32), whatever the dtype of the model.
     tolerance = 1e-5 if a.dtype == torch.float64 else 1e-3
-    return relative_gap(a, b) <= tolerance
+    return deviation(a, b) <= tolerance

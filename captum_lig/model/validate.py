@@ -15,7 +15,7 @@ from captum_lig.errors import LigError
 from captum_lig.model.attention_call import MASKED
 from captum_lig.model.call import BlockCall, Spread, first_tensor
 from captum_lig.model.output_projection import find_projection
-from captum_lig.model.split import SplitBlock, nearly_equal, relative_gap
+from captum_lig.model.split import SplitBlock, deviation, nearly_equal
 from captum_lig.model.user_block import Span, check_span
 
 __all__ = ["compare_with_model", "validate_block"]
@@ -101,8 +101,8 @@ def validate_block(call: BlockCall, valid: Tensor) -> BlockCall:
         if not nearly_equal(again[0, places], own[0, places]):
             raise LigError(
                 f"{call.describe()} gives something else when it is called again with what it got "
-                f"(off by {relative_gap(again[0, places], own[0, places]):.1e}): it is random or keeps "
-                "a state, and so has no attribution."
+                f"(off by {deviation(again[0, places], own[0, places]):.1e}): it is random or "
+                "keeps a state, and so has no attribution."
             )
         other = _whole(one, moved)
         call = replace(call, spread=_spread(one, torch.cat([z, moved]), torch.cat([own, other])))
@@ -185,7 +185,7 @@ def _check_reach(call: BlockCall, source: int, places: Tensor, changed: Tensor) 
         raise LigError(
             f"{call.describe()} cannot be cut at its attention: fed its own attention output "
             "beside other tokens it gives something else (off by "
-            f"{relative_gap(twice[places], cut.output[places]):.1e}). What follows the attention has "
+            f"{deviation(twice[places], cut.output[places]):.1e}). What follows the attention has "
             "to treat each token by itself. Ask for its layer boundary alone, with "
             "layer=[captum_lig.Block(module)] and boundaries=('layer',)."
         )

@@ -25,13 +25,8 @@ from captum_lig.model.find_blocks import elements
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder
 from captum_lig.model.split import SplitBlock
-from captum_lig.paths.autograd import AutogradPath
-from captum_lig.paths.base import AttentionPath
 from captum_lig.paths.baselines import Start
-from captum_lig.paths.choose import inspect_structure, make_path
-from captum_lig.paths.qkv import QKVClosedForm
-from captum_lig.paths.shared import SharedPath
-from captum_lig.paths.target_token import TargetTokenPath
+from captum_lig.paths.choose import choose_structure, inspect_structure, make_path
 from captum_lig.pretrained.load import load_model
 
 __all__ = ["inspect_model", "inspect_pretrained"]
@@ -142,16 +137,18 @@ def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockRepor
             values_know_position=structure.values_know_position,
         )
         rows = kept[torch.linspace(0, len(kept) - 1, min(len(kept), MOST_ROWS)).round().long()]
-        paths = {
-            "zero": make_path(cut, structure, Start(shared=torch.zeros_like(z)), rows),
-            "target_token": make_path(cut, structure, Start(), rows),
+        starts = {"zero": Start(shared=torch.zeros_like(z)), "target_token": Start()}
+        norms = epsilons(cut.call.module)
+        chosen = {
+            baseline: choose_structure(cut, start, kept, norms, with_output=False)
+            for baseline, start in starts.items()
         }
         end = torch.ones(1, device=z.device, dtype=torch.float64)
-        ends = [path.at(end).u[0] for path in paths.values()]
+        ends = [make_path(cut, chosen[name], starts[name], rows).at(end).u[0] for name in starts]
         errors = {"attention": max(_gap(u, own[rows]) for u in ends)}
         report = replace(
             report,
-            paths={baseline: _kind(path) for baseline, path in paths.items()},
+            paths={name: chosen[name].path(start) for name, start in starts.items()},
             forward_error=errors,
         )
         for u in ends:
@@ -161,6 +158,8 @@ def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockRepor
         back = rows.flip(0)
         errors["block"] = _gap(cut.post(own[back], z[back]), cut.output[back])
         cut.check(rows, own[rows])
+        for start in starts.values():
+            choose_structure(cut, start, kept, norms)
     except Exception as error:  # a block unknown to us may fail in any way when called again
         return replace(report, not_supported=_sentence(error, call))
     return replace(report, boundaries=(*BOUNDARIES, INFLUENCE))
@@ -214,13 +213,6 @@ def _mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:
     if not torch.equal(allowed, inside & (back >= 0) if causal else inside):
         return "other", None, bias
     return "causal" if causal else "full", reach if reach < len(allowed) - 1 else None, bias
-
-
-def _kind(path: AttentionPath) -> str:
-    if isinstance(path, AutogradPath):
-        return "autograd"
-    mixed = isinstance(path, SharedPath) and isinstance(path.along, QKVClosedForm)
-    return "closed_form" if mixed or isinstance(path, TargetTokenPath) else "run_block"
 
 
 def _gap(found: Tensor, expected: Tensor) -> float:

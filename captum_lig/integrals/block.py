@@ -30,7 +30,7 @@ from captum_lig.model.call import BlockCall
 from captum_lig.model.cross_attention import SplitCrossAttention, find_cross, without_cross
 from captum_lig.model.split import SplitBlock
 from captum_lig.paths.baselines import Baseline, Start, describe, start_of
-from captum_lig.paths.choose import Structure, floats_per_pair, inspect_structure, make_path
+from captum_lig.paths.choose import Structure, choose_structure, floats_per_pair, make_path
 
 __all__ = ["BOUNDARIES", "CROSS", "INFLUENCE", "Settings", "attribute_block", "epsilons"]
 
@@ -205,6 +205,7 @@ def attribute_block(
         path_points=meter.pairs / max(1, int(valid[:, targets].sum())),
         forward_equivalents=meter.passed / (batch * sources),
         seconds=time.perf_counter() - began,
+        path=meter.path,
     )
 
     def flow(start: str) -> LayerFlow:
@@ -262,8 +263,13 @@ def _attribute_text(
     kept = valid[targets].nonzero().squeeze(-1)
     if len(kept) == 0:
         return _nothing(cut, settings, len(targets))
-    moved = len(kept) if start.is_target_token else 0
-    structure = inspect_structure(cut, epsilons(cut.call.module), moved)
+    structure = choose_structure(
+        cut,
+        start.select(kept),
+        targets[kept],
+        epsilons(cut.call.module),
+        with_output=settings.boundaries != {"attention"},
+    )
     floats = floats_per_pair(cut, structure, start)
     at_once = settings.pairs_at_once(floats, cut.z.element_size())
     chunks = []
@@ -320,7 +326,7 @@ def _rows(
         cut.post,
         start.residual(cut.z, rows),
         cut.z[rows],
-        _still(cut, start, rows),
+        _still(cut, start, rows, structure),
         settings.scalarization,
         pairs_at_once,
         cut.meter,
@@ -389,11 +395,11 @@ def _influence(rows: Rows, settings: Settings) -> dict[str, Tensor]:
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def _still(cut: SplitBlock, start: Start, rows: Tensor) -> Tensor:
+def _still(cut: SplitBlock, start: Start, rows: Tensor, structure: Structure) -> Tensor:
     """``(R,)`` rows that see no source that the path moves, and that stay themselves."""
     moves = ~start.frozen(cut.z, rows)
     own = moves[torch.arange(len(rows), device=rows.device), rows]
-    if cut.mask is not None:
+    if cut.mask is not None and structure.opens:
         moves = moves & (cut.mask[:, rows] > MASKED).any(0)
     return ~(moves.any(-1) | own)
 

@@ -9,6 +9,7 @@ with all else that follows the self-attention, by the heads of the self-attentio
 
 from __future__ import annotations
 
+import contextlib
 import math
 from numbers import Real
 from typing import TYPE_CHECKING
@@ -18,16 +19,19 @@ from torch import Tensor
 
 from captum_lig._arguments import brief
 from captum_lig._types import Parts
+from captum_lig.cost import PATHS
 from captum_lig.errors import LigError
 from captum_lig.integrals.boundaries import AttentionBoundary
 from captum_lig.integrals.rows import Rows
 from captum_lig.model.attention_call import MASKED
 from captum_lig.model.cross_attention import SplitCrossAttention
-from captum_lig.paths.baselines import Baseline
+from captum_lig.paths.autograd import AutogradPath
+from captum_lig.paths.baselines import Baseline, Start
 from captum_lig.paths.cross_attention import CrossPath
 from captum_lig.paths.norm import recognise_norm
 from captum_lig.paths.qkv import QKVByRunning, QKVClosedForm
 from captum_lig.paths.softmax import RowFunction
+from captum_lig.paths.validate import Sample, mixes_tokens, observe
 
 if TYPE_CHECKING:
     from captum_lig.integrals.block import Settings
@@ -117,14 +121,15 @@ def attribute_cross(
     start = _start(settings.cross_baseline, states, cut.seen)
     kept = valid[targets].nonzero().squeeze(-1)
     if len(kept):
-        with torch.no_grad():
-            along = _along(cut, start, epsilons)
+        path = _path(cut, start, targets[kept], epsilons)
         floats = 10 * heads * len(states)
-        if isinstance(along, QKVByRunning):
+        if not (isinstance(path, CrossPath) and isinstance(path.along, QKVClosedForm)):
             floats += 20 * states.numel()
         at_once = settings.pairs_at_once(floats, states.element_size())
-        for chunk in kept.split(at_once):
-            rows = _rows(cut, along, start, targets[chunk], settings.scalarization, at_once)
+        order = torch.arange(len(kept), device=kept.device)
+        for chunk, some in zip(kept.split(at_once), order.split(at_once), strict=True):
+            own = path.select(some)
+            rows = _rows(cut, own, start, targets[chunk], settings.scalarization, at_once)
             boundary = AttentionBoundary(rows)
             parts = boundary.sweep(settings.alphas, settings.weights)
             cross[chunk] = settings.refined(boundary, parts)["attention"]
@@ -132,32 +137,50 @@ def attribute_cross(
     return {CROSS: cross, f"{CROSS}_total": total}
 
 
-def _along(
-    cut: SplitCrossAttention, start: Tensor, epsilons: list[float]
-) -> QKVClosedForm | QKVByRunning:
-    """Keys and values along the path: in closed form if that reproduces them."""
-    norm = recognise_norm(lambda states: cut.pre(states)[1:], cut.states, epsilons)
-    if norm is None:
-        return QKVByRunning(cut.pre, start, cut.states)
-    return QKVClosedForm.between(norm, cut.pre, start, cut.states)
+def _path(
+    cut: SplitCrossAttention, start: Tensor, targets: Tensor, epsilons: list[float]
+) -> CrossPath | AutogradPath:
+    """The path of the states as ``targets (R,)`` see it: the cheapest that is what the block does.
+
+    The meter notes which it is.
+    """
+    frozen = (start == cut.states).all(-1).expand(len(targets), -1)
+    with torch.no_grad():
+        sample = Sample.of(Start(shared=start), cut.states, targets, epsilons)
+        seen = observe(lambda states: (cut.attend(states),) * 2, sample)
+        norm = recognise_norm(lambda states: cut.pre(states)[1:], cut.states, epsilons)
+        candidates: list[QKVClosedForm | QKVByRunning] = []
+        if not mixes_tokens(cut.pre, sample.z):
+            candidates.append(QKVByRunning(cut.pre, start, cut.states))
+            if norm is not None:
+                candidates.insert(0, QKVClosedForm.between(norm, cut.pre, start, cut.states))
+        query, row = cut.scaling * cut.query[:, targets], RowFunction(cut.softcap, cut.sinks)
+        mask = None if cut.mask is None else cut.mask[:, targets]
+        for along in candidates:
+            path = CrossPath(along, query, mask, row, frozen)
+            with contextlib.suppress(LigError):  # it cannot be differentiated along a direction
+                if seen.agrees(path.select(sample.few)):
+                    cut.meter.takes(PATHS[isinstance(along, QKVByRunning)])
+                    return path
+    cut.meter.takes(PATHS[2])
+    return AutogradPath(cut.attend, start[None], cut.states, targets, frozen, cut.meter)
 
 
 def _rows(
     cut: SplitCrossAttention,
-    along: QKVClosedForm | QKVByRunning,
+    path: CrossPath | AutogradPath,
     start: Tensor,
     targets: Tensor,
     scalarization: str,
     pairs_at_once: int,
 ) -> Rows:
-    """Some targets, made sure of against the block itself."""
-    mask = None if cut.mask is None else cut.mask[:, targets]
-    moves = (start != cut.states).any(-1).expand(len(targets), -1)
-    visible = moves if mask is None else moves & (mask > MASKED).any(0)
-    query, row = cut.scaling * cut.query[:, targets], RowFunction(cut.softcap, cut.sinks)
+    """Some targets, compared with the block itself."""
+    visible = (start != cut.states).any(-1).expand(len(targets), -1)
+    if cut.mask is not None and isinstance(path, CrossPath):
+        visible = visible & (cut.mask[:, targets] > MASKED).any(0)
     z = cut.z[0, targets]
     rows = Rows.between(
-        path=CrossPath(along, query, mask, row, ~moves),
+        path=path,
         post=lambda _, z: z,  # nothing is asked of what follows the attention
         start=z,
         end=z,

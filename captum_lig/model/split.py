@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_lig._compare import deviation, deviations, nearly_equal
 from captum_lig._types import QKV
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
@@ -23,7 +24,7 @@ from captum_lig.model.call import Attention, BlockCall
 from captum_lig.model.output_projection import LINEAR, replace_input
 from captum_lig.model.sdpa import use_sdpa
 
-__all__ = ["SplitBlock", "deviation", "nearly_equal"]
+__all__ = ["SplitBlock"]
 
 AtCore = Callable[[Callable[[], Tensor], AttentionCall | None], Tensor]
 """What to do at the core: given the block's own output there, ``(N, T, H, e)`` when called, and
@@ -140,6 +141,24 @@ class SplitBlock:
         """The block itself, ``(N, S, D)`` to ``(N, S, D)``."""
         return self._run(z, lambda own, _: own())
 
+    def run(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Heads' outputs ``(N, S, H, e)`` and the block's ``(N, S, D)``, of one run on ``z``."""
+        if not self.has_attention:
+            output = self.whole(z)
+            return output.unsqueeze(2), output
+        if self._parts is not None:
+            return self.attend(z), self.whole(z)
+        seen: list[tuple[Tensor]] = []
+
+        def keep(own: Callable[[], Tensor], _: AttentionCall | None) -> Tensor:
+            seen.append((own(),))
+            return seen[-1][0]
+
+        parts = z.split(1) if self.call.spread == "one by one" else (z,)
+        output = torch.cat([self._run(part, keep) for part in parts])
+        (u,) = _joined(seen)
+        return u, output
+
     # --- running it ---
 
     def with_u(self, u: Tensor, z: Tensor) -> Tensor:
@@ -232,7 +251,8 @@ class SplitBlock:
         u, seen = self._attended
         with skipping(seen):
             without = self.with_u(u[None], self.z[None])[0]
-        same = deviation(without, self.output) <= (1e-9 if u.dtype == torch.float64 else 1e-5)
+        eps = torch.finfo(u.dtype).eps
+        same = deviations(without, self.output, rounding=4 * eps).max() <= 64 * eps
         return seen if same else {}
 
     # --- making sure of it ---
@@ -249,19 +269,21 @@ class SplitBlock:
             LigError: if the attention is not the softmax of scaled dot products plus a mask, or
                 if the block, fed ``u`` at the cut, does not give what it gave in the model.
         """
+        own_output = self.output[rows]
         if not self.has_attention:
-            if not nearly_equal(u[:, 0], self.output[rows]):
+            if not nearly_equal(u[:, 0], own_output, self.output):
                 raise LigError(
                     f"{self.call.describe()} gives something else when it is called again (off by "
-                    f"{deviation(u[:, 0], self.output[rows]):.1e})."
+                    f"{deviation(u[:, 0], own_output, self.output):.1e})."
                 )
             return
-        own = self._attended[0][rows]
-        if not nearly_equal(u, own):
+        every = self._attended[0]
+        own = every[rows]
+        if not nearly_equal(u, own, every):
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention (its output differs "
-                f"by {deviation(u, own):.1e} from softmax(q k^T * scale + mask) v): ask for its "
-                "layer boundary alone, with layer=[captum_lig.Block(module)] and "
+                f"by {deviation(u, own, every):.1e} from softmax(q k^T * scale + mask) v): ask for "
+                "its layer boundary alone, with layer=[captum_lig.Block(module)] and "
                 "boundaries=('layer',)."
             )
         if not with_post:
@@ -270,14 +292,17 @@ class SplitBlock:
         # place, shows here too.
         back = torch.arange(len(rows) - 1, -1, -1, device=rows.device)
         output = self.post(own[back], self.z[rows][back])[back]
-        if not nearly_equal(output, self.output[rows]):
-            raise LigError(
-                f"{self.call.describe()} cannot be cut at its attention: fed its own attention "
-                f"output it gives something else (off by {deviation(output, self.output[rows]):.1e}"
-                "). What follows the attention has to treat each token by itself. Ask for its "
-                "layer boundary alone, with layer=[captum_lig.Block(module)] and "
-                "boundaries=('layer',)."
-            )
+        if not nearly_equal(output, own_output, self.output):
+            raise self.not_by_token(deviation(output, own_output, self.output))
+
+    def not_by_token(self, deviation: float) -> LigError:
+        """What to say if what follows the attention does not treat each token by itself."""
+        return LigError(
+            f"{self.call.describe()} cannot be cut at its attention: fed its own attention output "
+            f"beside other tokens it gives something else (off by {deviation:.1e}). What follows "
+            "the attention has to treat each token by itself. Ask for its layer boundary alone, "
+            "with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
+        )
 
 
 def _joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -303,15 +328,3 @@ def skipping(modules: dict[nn.Module, int]) -> Iterator[None]:
                 vars(module).pop("forward", None)
             else:
                 module.forward = forward
-
-
-def deviation(a: Tensor, b: Tensor) -> float:
-    """Largest difference, relative to the largest entry of ``b``."""
-    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
-
-
-def nearly_equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same, up to what models round inside."""
-    # Families round inside (a softmax or a norm in float32), whatever the dtype of the model.
-    tolerance = 1e-5 if a.dtype == torch.float64 else 1e-3
-    return deviation(a, b) <= tolerance

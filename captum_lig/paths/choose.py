@@ -1,15 +1,22 @@
-"""Choosing the path of a block: closed form where the self-check allows it, else by running it."""
+"""Choosing the path of a block: the cheapest one that is what the block does along it.
+
+A closed form, from tables at the ends of the path; else running the block up to its attention core
+at each point; else running the block with its attention, by autograd, which assumes nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from captum_lig._compare import tolerance
 from captum_lig._types import QKV
-from captum_lig.cost import Meter
+from captum_lig.cost import PATHS, Meter
+from captum_lig.errors import LigError
 from captum_lig.paths.autograd import AutogradPath
 from captum_lig.paths.base import AttentionPath
 from captum_lig.paths.baselines import Start
@@ -21,8 +28,17 @@ from captum_lig.paths.rotary import RotaryMaps, probes_needed
 from captum_lig.paths.shared import SharedPath
 from captum_lig.paths.softmax import RowFunction
 from captum_lig.paths.target_token import PairWeights, TargetTokenPath
+from captum_lig.paths.validate import Sample, mixes_tokens, observe
 
-__all__ = ["Block", "Structure", "floats_per_pair", "inspect_structure", "make_path"]
+__all__ = [
+    "Block",
+    "Structure",
+    "WholeBlock",
+    "choose_structure",
+    "floats_per_pair",
+    "inspect_structure",
+    "make_path",
+]
 
 
 class Block(Protocol):
@@ -52,6 +68,22 @@ class Block(Protocol):
         """Attention outputs ``(N, S, H, d)`` of ``z (N, S, D)``, differentiable."""
 
 
+class WholeBlock(Block, Protocol):
+    """What is needed to validate paths of a block, too."""
+
+    output: Tensor
+    """``(S, D)`` what it gives for its input."""
+
+    def run(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The heads' outputs and the block's own, ``(N, S, D)``, of ``z (N, S, D)``."""
+
+    def post(self, u: Tensor, z: Tensor) -> Tensor:
+        """What follows the attention core, token by token."""
+
+    def not_by_token(self, deviation: float) -> LigError:
+        """What to say if it does not treat each token by itself."""
+
+
 @dataclass(frozen=True)
 class Structure:
     """What the self-check found out about ``pre``."""
@@ -65,6 +97,17 @@ class Structure:
     """What places do to keys, if that was worth finding out."""
     normed_keys: NormedKeys | None = None
     """The norm that keys have of their own: then there is a closed form for target tokens alone."""
+    opens: bool = True
+    """Whether the attention is our arithmetic on queries, keys and values; if not, it is run."""
+
+    def path(self, start: Start) -> str:
+        """How the attention is had along paths from a start, one of ``PATHS``."""
+        closed = self.norm is not None and (
+            not self.values_know_position
+            if start.is_target_token
+            else start.shared is not None and self.normed_keys is None
+        )
+        return PATHS[0 if closed else 1] if self.opens else PATHS[2]
 
 
 def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> Structure:
@@ -76,7 +119,7 @@ def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> 
         targets: number of targets whose content will have to be put at each place.
     """
     if not block.opens:
-        return Structure(None)
+        return Structure(None, opens=False)
     with torch.no_grad():
         norm, normed_keys = recognise_norm(block.pre, block.z, epsilons), None
         if norm is None and targets:
@@ -96,6 +139,50 @@ def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> 
     return Structure(norm, keys, values, places, normed_keys)
 
 
+def choose_structure(
+    block: WholeBlock, start: Start, rows: Tensor, epsilons: list[float], with_output: bool = True
+) -> Structure:
+    """The structure whose paths are cheapest, of those that are what the block does along them.
+
+    Args:
+        block: the block.
+        start: where the paths start, of each of the rows.
+        rows: ``(R,)`` the rows that are going to be attributed.
+        epsilons: values of eps that the norms may have.
+        with_output: whether what follows the attention is going to be used, too.
+
+    Raises:
+        LigError: if what follows the attention does not treat each token by itself.
+    """
+    found = _validated(block, start, rows, epsilons, with_output)
+    block.meter.takes(found.path(start))
+    return found
+
+
+def _validated(
+    block: WholeBlock, start: Start, rows: Tensor, epsilons: list[float], with_output: bool
+) -> Structure:
+    found = inspect_structure(block, epsilons, len(rows) if start.is_target_token else 0)
+    if not (found.opens or with_output):
+        return found
+    with torch.no_grad():
+        sample = Sample.of(start, block.z, rows, epsilons)
+        seen = observe(block.run if with_output else lambda z: (block.attend(z), z), sample)
+        if with_output:
+            after = seen.deviation_after(block.post, block.output)
+            if after > tolerance(block.z.dtype):
+                raise block.not_by_token(after)
+    if not found.opens or mixes_tokens(block.pre, sample.z[:2]):
+        return Structure(None, opens=False)
+    run = Structure(None, found.keys_know_position, found.values_know_position)
+    few = start.select(sample.few)
+    for structure in (found, run) if found.norm is not None else (run,):
+        with contextlib.suppress(LigError):  # it cannot be differentiated along a direction
+            if seen.agrees(make_path(block, structure, few, sample.rows)):
+                return structure
+    return Structure(None, opens=False)
+
+
 def _same_flipped(table: Tensor) -> bool:
     gap = (table[0] - table[1].flip(1)).abs().max()
     return bool(gap <= (1e-6 if table.dtype == torch.float64 else 1e-4) * table.abs().max())
@@ -107,29 +194,24 @@ def floats_per_pair(block: Block, structure: Structure, start: Start) -> int:
     # The activations that the backward pass of what follows the attention core keeps: the hidden
     # layer is some times the width.
     after = 64 * width
-    if not block.opens:
+    if not structure.opens:
         return after
     core = 10 * block.heads * sources
     if structure.normed_keys is not None:
         core += 10 * block.heads * sources
-    closed = start.shared is not None or (start.is_target_token and _in_closed_form(structure))
+    closed = start.shared is not None or structure.path(start) == PATHS[0]
     # Its own residual stream, and queries, keys, values and their derivatives.
     return after + core + (0 if closed else 20 * sources * width)
-
-
-def _in_closed_form(structure: Structure) -> bool:
-    """Whether target-token paths have a closed form."""
-    return structure.norm is not None and not structure.values_know_position
 
 
 def make_path(block: Block, structure: Structure, start: Start, rows: Tensor) -> AttentionPath:
     """The path of the attention core for ``rows (R,)``, from ``start`` to the block's input."""
     z, norm = block.z, structure.norm
     frozen = start.frozen(z, rows)
-    own = start.per_target
-    if start.is_target_token and not _in_closed_form(structure):
+    own, closed = start.per_target, structure.path(start) == PATHS[0]
+    if start.is_target_token and not closed:
         own = z[rows][:, None]
-    if not block.opens:
+    if not structure.opens:
         begin = own if start.shared is None else start.shared[None]
         assert begin is not None
         return AutogradPath(block.attend, begin, z, rows, frozen, block.meter)
@@ -137,9 +219,9 @@ def make_path(block: Block, structure: Structure, start: Start, rows: Tensor) ->
     with torch.no_grad():
         if start.shared is not None:
             along = (
-                QKVByRunning(block.pre, start.shared, z)
-                if norm is None or structure.normed_keys is not None
-                else QKVClosedForm.between(norm, block.pre, start.shared, z)
+                QKVClosedForm.between(norm, block.pre, start.shared, z)
+                if closed and norm is not None
+                else QKVByRunning(block.pre, start.shared, z)
             )
             return SharedPath(along, rows, block.scaling, block.mask, row, frozen)
         if own is not None:

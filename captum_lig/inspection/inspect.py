@@ -152,12 +152,13 @@ def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockRepor
             forward_error=errors,
         )
         for u in ends:
-            cut.check(rows, u, with_post=False)
+            cut.check(rows, u)
         report = replace(report, boundaries=("attention",))
         # Reversed: what follows the attention must not look across tokens, or at their places.
         back = rows.flip(0)
-        errors["block"] = _gap(cut.post(own[back], z[back]), cut.output[back])
-        cut.check(rows, own[rows])
+        output = cut.post(own[back], z[back]).flip(0)
+        errors["block"] = _gap(output, cut.output[rows])
+        cut.check(rows, own[rows], output)
         for start in starts.values():
             choose_structure(cut, start, kept, norms)
     except Exception as error:  # a block unknown to us may fail in any way when called again

@@ -332,7 +332,8 @@ def _rows(
         cut.meter,
         with_outputs=with_post,
     )
-    cut.check(rows, made.u_start + made.u_step, with_post)
+    output = made.y_start + made.y_step if with_post else None
+    cut.check(rows, made.u_start + made.u_step, output)
     return made
 
 

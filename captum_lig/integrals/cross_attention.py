@@ -147,10 +147,10 @@ def _path(
     frozen = (start == cut.states).all(-1).expand(len(targets), -1)
     with torch.no_grad():
         sample = Sample.of(Start(shared=start), cut.states, targets, epsilons)
-        seen = observe(lambda states: (cut.attend(states),) * 2, sample)
+        seen = observe(cut.attend, sample)
         norm = recognise_norm(lambda states: cut.pre(states)[1:], cut.states, epsilons)
         candidates: list[QKVClosedForm | QKVByRunning] = []
-        if not mixes_tokens(cut.pre, sample.z):
+        if not mixes_tokens(cut.pre, cut.pre(cut.states[None]), cut.states, sample.z[0]):
             candidates.append(QKVByRunning(cut.pre, start, cut.states))
             if norm is not None:
                 candidates.insert(0, QKVClosedForm.between(norm, cut.pre, start, cut.states))

@@ -72,6 +72,11 @@ class SplitBlock:
         q, k, v = _joined(seen)
         return q, k, v
 
+    @cached_property
+    def tables(self) -> QKV:
+        """Queries, keys and values of the zero vector and of the text's tokens, two of each."""
+        return self.pre(torch.stack([torch.zeros_like(self.z), self.z]))
+
     def inside(self, z: Tensor) -> list[Tensor]:
         """What the modules inside the block get, up to the attention core, for ``z (N, S, D)``."""
         seen: dict[int, Tensor] = {}
@@ -208,6 +213,11 @@ class SplitBlock:
                 )
             return self.call.on(z)
 
+    @property
+    def own(self) -> Tensor:
+        """``(S, H, e)`` the outputs of the heads for the text itself."""
+        return self._attended[0]
+
     @cached_property
     def _attended(self) -> tuple[Tensor, dict[nn.Module, int]]:
         """The block's own attention output for the text, and what ran before it.
@@ -257,13 +267,13 @@ class SplitBlock:
 
     # --- making sure of it ---
 
-    def check(self, rows: Tensor, u: Tensor, with_post: bool = True) -> None:
+    def check(self, rows: Tensor, u: Tensor, output: Tensor | None = None) -> None:
         """Make sure that the cut is the block: same attention output, same block output.
 
         Args:
             rows: ``(R,)`` the tokens compared (not padding).
             u: ``(R, H, e)`` what our attention arithmetic gives for them at the text itself.
-            with_post: whether ``post`` is going to be used, and so is to be compared, too.
+            output: ``(R, D)`` what ``post`` makes of it, or None if ``post`` is not used.
 
         Raises:
             LigError: if the attention is not the softmax of scaled dot products plus a mask, or
@@ -277,22 +287,15 @@ class SplitBlock:
                     f"{deviation(u[:, 0], own_output, self.output):.1e})."
                 )
             return
-        every = self._attended[0]
-        own = every[rows]
-        if not nearly_equal(u, own, every):
+        own = self.own[rows]
+        if not nearly_equal(u, own, self.own):
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention (its output differs "
-                f"by {deviation(u, own, every):.1e} from softmax(q k^T * scale + mask) v): ask for "
-                "its layer boundary alone, with layer=[captum_lig.Block(module)] and "
+                f"by {deviation(u, own, self.own):.1e} from softmax(q k^T * scale + mask) v): ask "
+                "for its layer boundary alone, with layer=[captum_lig.Block(module)] and "
                 "boundaries=('layer',)."
             )
-        if not with_post:
-            return
-        # Reversed, so that a part after the attention that looks across tokens, or at a token's
-        # place, shows here too.
-        back = torch.arange(len(rows) - 1, -1, -1, device=rows.device)
-        output = self.post(own[back], self.z[rows][back])[back]
-        if not nearly_equal(output, own_output, self.output):
+        if output is not None and not nearly_equal(output, own_output, self.output):
             raise self.not_by_token(deviation(output, own_output, self.output))
 
     def not_by_token(self, deviation: float) -> LigError:

@@ -28,7 +28,7 @@ from captum_lig.paths.rotary import RotaryMaps, probes_needed
 from captum_lig.paths.shared import SharedPath
 from captum_lig.paths.softmax import RowFunction
 from captum_lig.paths.target_token import PairWeights, TargetTokenPath
-from captum_lig.paths.validate import Sample, mixes_tokens, observe
+from captum_lig.paths.validate import Sample, deviation_of_post, mixes_tokens, observe
 
 __all__ = [
     "Block",
@@ -61,6 +61,10 @@ class Block(Protocol):
     def pre(self, z: Tensor) -> QKV:
         """Queries, keys and values of ``z (N, S, D)``."""
 
+    @property
+    def tables(self) -> QKV:
+        """``pre`` of the zero vector and of ``z``, two of them."""
+
     def inside(self, z: Tensor) -> list[Tensor]:
         """What its modules get on the way to the attention core, for ``z (1, S, D)``."""
 
@@ -73,6 +77,10 @@ class WholeBlock(Block, Protocol):
 
     output: Tensor
     """``(S, D)`` what it gives for its input."""
+
+    @property
+    def own(self) -> Tensor:
+        """``(S, H, d)`` the heads' outputs for its input."""
 
     def run(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The heads' outputs and the block's own, ``(N, S, D)``, of ``z (N, S, D)``."""
@@ -127,14 +135,15 @@ def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> 
             normed_keys = None if norm is None else NormedKeys.find(block, norm, epsilons)
             if normed_keys is None:
                 norm = None
-        flipped = block.pre(torch.stack([block.z, block.z.flip(0)]))
-        keys, values = (not _same_flipped(table) for table in flipped[1:])
+        flipped = block.pre(block.z.flip(0)[None])
+        pairs = zip(block.tables, flipped, strict=True)
+        keys, values = [not _same_flipped(table[1], x[0]) for table, x in pairs][1:]
         if norm is None:
             return Structure(None, keys, values)
-        _, key_heads, _, width = flipped[1].shape
+        _, key_heads, _, width = block.tables[1].shape
         places = None
         if keys and not values and targets > 2 * probes_needed(key_heads, width):
-            bias = block.pre(torch.zeros_like(block.z)[None])[1]
+            bias = block.tables[1][:1]
             places = RotaryMaps.find(lambda x: block.pre(x)[1] - bias, block.z, key_heads, width)
     return Structure(norm, keys, values, places, normed_keys)
 
@@ -167,13 +176,19 @@ def _validated(
         return found
     with torch.no_grad():
         sample = Sample.of(start, block.z, rows, epsilons)
-        seen = observe(block.run if with_output else lambda z: (block.attend(z), z), sample)
+        first = None
         if with_output:
-            after = seen.deviation_after(block.post, block.output)
+            z = sample.z[0]
+            first, output = (x[0] for x in block.run(z[None]))
+            # Some tokens at that point, the same ones of the text itself.
+            tokens = _both(first, block.own, rows), _both(z, block.z, rows)
+            expected = _both(output, block.output, rows)
+            after = deviation_of_post(block.post, len(z), tokens, expected, block.output)
             if after > tolerance(block.z.dtype):
                 raise block.not_by_token(after)
-    if not found.opens or mixes_tokens(block.pre, sample.z[:2]):
-        return Structure(None, opens=False)
+        if not found.opens or mixes_tokens(block.pre, block.tables, block.z, sample.z[0]):
+            return Structure(None, opens=False)
+        seen = observe(block.attend, sample, first)
     run = Structure(None, found.keys_know_position, found.values_know_position)
     few = start.select(sample.few)
     for structure in (found, run) if found.norm is not None else (run,):
@@ -183,8 +198,12 @@ def _validated(
     return Structure(None, opens=False)
 
 
-def _same_flipped(table: Tensor) -> bool:
-    gap = (table[0] - table[1].flip(1)).abs().max()
+def _both(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+    return torch.cat([x[rows], y[rows]])
+
+
+def _same_flipped(table: Tensor, flipped: Tensor) -> bool:
+    gap = (table - flipped.flip(1)).abs().max()
     return bool(gap <= (1e-6 if table.dtype == torch.float64 else 1e-4) * table.abs().max())
 
 
@@ -235,8 +254,7 @@ def _target_token_path(
     block: Block, norm: Norm, structure: Structure, rows: Tensor, row: RowFunction, frozen: Tensor
 ) -> TargetTokenPath:
     z, scaling = block.z, block.scaling
-    q, k, v = (t[0] for t in block.pre(z[None]))
-    _, key_bias, value_bias = (t[0] for t in block.pre(torch.zeros_like(z)[None]))
+    (_, q), (key_bias, k), (value_bias, v) = (t.unbind() for t in block.tables)
     groups = q.shape[0] // k.shape[0]
     q = scaling * q[:, rows]  # (H, R, d)
 

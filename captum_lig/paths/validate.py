@@ -9,27 +9,23 @@ and what follows the attention has to treat each token by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from captum_lig._compare import deviation, tolerance
-from captum_lig._types import Post, Pre
+from captum_lig._types import QKV, Attend, Post, Pre
 from captum_lig.paths.base import AttentionPath
 from captum_lig.paths.baselines import Start
 
-__all__ = ["Observed", "Run", "Sample", "mixes_tokens", "observe"]
-
-Run = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""The residual stream ``(N, S, D)`` to the heads' outputs ``(N, S, H, d)`` and the block's."""
+__all__ = ["Observed", "Sample", "deviation_of_post", "mixes_tokens", "observe"]
 
 MOST_ROWS = 64
 """Rows of a shared path that are compared at each point, at most."""
 AT_ONCE = 1024
 """Tokens that go through the block at once."""
-MIXED = {torch.float32: 1e-5, torch.float64: 1e-6}
+MIXED = {torch.float32: 1e-4, torch.float64: 1e-6}
 """Change of a query, key or value, as part of the largest, that is more than rounding."""
 
 
@@ -57,7 +53,7 @@ class Sample:
         """
         last = len(rows) - 1
         if start.shared is None:
-            alphas, few = [0.85, 0.25, 0.6], torch.tensor([last // 4, last // 2, last])
+            alphas, few = [0.5, 0.25, 0.85], torch.tensor([last, last // 2, last // 4])
             few, chosen = (x.to(z.device) for x in few.unique(return_inverse=True))
             chosen = chosen[:, None]
             begin = start.select(few).per_target
@@ -66,7 +62,7 @@ class Sample:
             # A norm changes fastest where the mean square is about its eps.
             size = float((z - start.shared).double().square().mean())
             small = (max(epsilons, default=0.0) / max(size, 1e-30)) ** 0.5
-            alphas = [min(max(small, 1e-3), 0.3), 0.7]
+            alphas = [0.5, min(max(small, 1e-3), 0.25)]
             few = torch.linspace(0, last, min(last + 1, MOST_ROWS), device=z.device).round().long()
             chosen = torch.arange(len(few), device=z.device).expand(len(alphas), -1)
             begin = start.shared
@@ -77,13 +73,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a block does at the points of a sample, for the rows that are compared there."""
+    """The outputs of a block's heads at the points of a sample."""
 
     sample: Sample
     u: Tensor
-    """``(N, K, H, d)`` outputs of the heads."""
-    output: Tensor
-    """``(N, K, D)`` the block's outputs."""
+    """``(N, K, H, d)`` of the rows that are compared there."""
 
     def agrees(self, path: AttentionPath) -> bool:
         """Whether the paths of the ``few`` rows are what the block does."""
@@ -102,52 +96,48 @@ class Observed:
         # What is not a number is no agreement.
         return float(torch.stack(worst).nan_to_num(torch.inf).max())
 
-    def deviation_after(self, post: Post, text: Tensor) -> float:
-        """How far ``post``, that gets the tokens in another order, is from the block's outputs.
 
-        Args:
-            post: what follows the attention core.
-            text: ``(S, D)`` the block's outputs for the text itself.
-        """
-        count, length = self.u.shape[0] * self.u.shape[1], self.sample.z.shape[1]
-        # One sequence of them, none where it was: if there are few, each at several positions.
-        generator = torch.Generator().manual_seed(0)
-        order = torch.randperm(max(length, count), generator=generator)[:length] % count
-        order = order.to(text.device)
-        u, z, output = (x.flatten(0, 1)[order] for x in (self.u, self._tokens, self.output))
-        return deviation(post(u, z), output, text)
-
-    @property
-    def _tokens(self) -> Tensor:
-        """``(N, K, D)`` the residual stream of the rows."""
-        return _of_rows(self.sample, self.sample.z)
+def observe(attend: Attend, sample: Sample, first: Tensor | None = None) -> Observed:
+    """Run a block's attention at the points of a sample, but for the ``first (S, H, d)``."""
+    known = [] if first is None else [first[None]]
+    parts = sample.z[len(known) :].split(max(1, AT_ONCE // sample.z.shape[1]))
+    u = torch.cat([*known, *(attend(z) for z in parts)])
+    point = torch.arange(len(u), device=u.device)[:, None]
+    return Observed(sample, u[point, sample.rows[sample.chosen]])
 
 
-def _of_rows(sample: Sample, x: Tensor) -> Tensor:
-    """``(N, S, ...)`` to ``(N, K, ...)``, the rows that are compared at each point."""
-    point = torch.arange(len(x), device=x.device)[:, None]
-    return x[point, sample.rows[sample.chosen]]
+def deviation_of_post(
+    post: Post, length: int, tokens: tuple[Tensor, Tensor], output: Tensor, text: Tensor
+) -> float:
+    """How far what follows the attention is from the block, if it gets tokens in another order.
+
+    Args:
+        post: what follows the attention core.
+        length: number of tokens that it takes at once.
+        tokens: the heads' outputs ``(M, H, d)`` and the residual stream ``(M, D)`` of some tokens.
+        output: ``(M, D)`` what the block gives for them.
+        text: ``(S, D)`` what it gives for the text itself.
+    """
+    # Hardly a token where it was, none beside its neighbours; if there are few, each several times.
+    count, generator = len(output), torch.Generator().manual_seed(0)
+    order = (torch.randperm(max(length, count), generator=generator) % count)[:length]
+    order = order.to(output.device)
+    return deviation(post(*(x[order] for x in tokens)), output[order], text)
 
 
-def observe(run: Run, sample: Sample) -> Observed:
-    """Run a block at the points of a sample."""
-    at_once = max(1, AT_ONCE // sample.z.shape[1])
-    u, output = zip(*(run(z) for z in sample.z.split(at_once)), strict=True)
-    return Observed(sample, *(_of_rows(sample, torch.cat(x)) for x in (u, output)))
-
-
-def mixes_tokens(pre: Pre, z: Tensor) -> bool:
+def mixes_tokens(pre: Pre, tables: QKV, text: Tensor, point: Tensor) -> bool:
     """Whether a token's query, key or value depends on other tokens than itself.
 
     Args:
         pre: the residual stream ``(N, S, D)`` to queries, keys and values.
-        z: ``(2, S, D)`` two residual streams, of which half the tokens are exchanged.
+        tables: what it gives for the text, last of some: ``(N, heads, S, d)``.
+        text: ``(S, D)``
+        point: ``(S, D)`` a point of a path, from where half the tokens are taken instead.
     """
     generator = torch.Generator().manual_seed(0)
-    kept = (torch.rand(z.shape[1], generator=generator) < 0.5).to(z.device)
-    exchanged = torch.where(kept[:, None], z[0], z[1])
-    for own, other in (x.unbind() for x in pre(torch.stack([z[0], exchanged]))):
-        gap, size = (own - other)[:, kept].abs(), own[:, kept].abs()
-        if gap.numel() and not bool(gap.max() <= MIXED[gap.dtype] * size.max()):
+    kept = (torch.rand(len(text), generator=generator) < 0.5).to(text.device)
+    for own, other in zip(tables, pre(torch.where(kept[:, None], text, point)[None]), strict=True):
+        gap = (own[-1] - other[0])[:, kept].abs()
+        if gap.numel() and not bool(gap.max() <= MIXED[gap.dtype] * own[-1, :, kept].abs().max()):
             return True
     return False

@@ -134,6 +134,8 @@ def mixes_tokens(pre: Pre, tables: QKV, text: Tensor, point: Tensor) -> bool:
         text: ``(S, D)``
         point: ``(S, D)`` a point of a path, from where half the tokens are taken instead.
     """
+    # Of another token: norms do not tell a token from a multiple of it.
+    point = point.roll(1, 0)
     generator = torch.Generator().manual_seed(0)
     kept = (torch.rand(len(text), generator=generator) < 0.5).to(text.device)
     for own, other in zip(tables, pre(torch.where(kept[:, None], text, point)[None]), strict=True):

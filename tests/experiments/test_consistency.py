@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from captum_lig import LayerFlow, LayerFlowIG, LigError
 from captum_lig.experiments.consistency import (
-    Record,
     compare_maps,
     measure_text,
     pool,
@@ -30,11 +29,10 @@ from captum_lig.experiments.consistency.pairings import (
     layer_maps,
 )
 from captum_lig.flow.layer_flow import MLP_STARTS
-from tests.flow.test_layer_flow import number
-from tests.flow.test_self_term import literal
 from tests.helpers import models, twins
-from tests.integrals.test_mlp_start import chain_with, mlp_from_zero
-from tests.test_layer_flow_ig import block_input
+from tests.helpers import records as made
+from tests.helpers.attributions import block_input
+from tests.helpers.synthetic import number
 
 # ---- measures --------------------------------------------------------------------------------
 
@@ -171,7 +169,9 @@ def with_self_terms(c: Tensor, ratio: Tensor) -> Tensor:
     """c (..., T, S) and ratios (..., T), by the published rule."""
     filled = c.clone()
     for place in np.ndindex(*c.shape[:-1]):
-        filled[place] = number(literal(c[place].tolist(), place[-1], float(ratio[place].detach())))
+        filled[place] = number(
+            twins.with_self_term(c[place].tolist(), place[-1], float(ratio[place].detach()))
+        )
     return filled
 
 
@@ -193,7 +193,7 @@ def twin_maps(model: PreTrainedModel, z: Tensor) -> tuple[dict[str, Tensor], dic
     q, k, _ = block.pre(z)
     p = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + block.mask).softmax(-1)
     p_own = p.diagonal(dim1=-2, dim2=-1)
-    from_zero = mlp_from_zero(block, z, "l2", NODES)
+    from_zero = twins.mlp_map_from_zero(block, z, "l2", *NODES)
     composed = {}
     for start in MLP_STARTS:
         chains, mlps = {}, {}
@@ -203,7 +203,7 @@ def twin_maps(model: PreTrainedModel, z: Tensor) -> tuple[dict[str, Tensor], dic
                 chains[baseline] = twins.chain_map(*args[baseline])
             else:
                 mlps[baseline] = from_zero[0], torch.zeros(len(z), dtype=z.dtype)
-                chains[baseline] = chain_with(block, z, baseline, from_zero[2], NODES)[0]
+                chains[baseline] = twins.chain_map_with(block, z, baseline, from_zero[2], *NODES)[0]
         for name in ATTENTION_BASELINES:
             baseline, _, estimate = name.partition("+")
             (c, totals), chained = attention[baseline], chains[baseline]
@@ -394,37 +394,6 @@ def test_texts_and_words_that_do_not_fit() -> None:
 # ---- ranking ---------------------------------------------------------------------------------
 
 
-def record(rows: dict[str, list[float]], layer: int = 0, **names: Any) -> dict[str, Any]:
-    """A record of rows, each a list of numbers by measure, NaN where there is none."""
-    there = {name: [x for x in values if not math.isnan(x)] for name, values in rows.items()}
-    numbers: dict[str, Any] = {}
-    for name, values in there.items():
-        numbers[f"{name}_mean"] = float(np.mean(values)) if values else None
-        numbers[f"{name}_std"] = float(np.std(values)) if values else None
-    made = Record(
-        **{
-            "layer": layer,
-            "layer_baseline": "zero",
-            "attention_baseline": "zero",
-            "mlp_start": "attention",
-            "rule": "chain",
-            "rows": len(rows["l2"]),
-            "uncertified_rows": 1,
-            "relative_rows": len(there["relative_l2"]),
-            "correlation_rows": len(there["pearson"]),
-            **numbers,
-            **names,
-        }
-    )
-    return vars(made)
-
-
-def constant(l2: float, correlation: float, **names: Any) -> dict[str, Any]:
-    pair = [correlation, correlation]
-    rows = {"l2": [l2, l2], "relative_l2": [1 / l2, 1 / l2], "pearson": pair, "spearman": pair}
-    return record(rows, **names)
-
-
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
@@ -442,7 +411,7 @@ def test_pooling_records_is_pooling_rows(lengths: list[int], seed: int) -> None:
         for name in ("pearson", "spearman"):
             rows[name] = [math.nan if h else x for x, h in zip(rows[name], hidden, strict=True)]
         texts.append(rows)
-    records = [record(rows, layer=place % 2) for place, rows in enumerate(texts)]
+    records = [made.record(rows, layer=place % 2) for place, rows in enumerate(texts)]
     pooled = pool(records)
     for layer in (None, *pooled.layers):
         (found,) = pooled.rank("zero", layer)
@@ -461,11 +430,11 @@ def test_pooling_records_is_pooling_rows(lengths: list[int], seed: int) -> None:
 
 def test_ranking_by_hand() -> None:
     records = [
-        constant(3, 0.5, rule="chain"),
-        constant(1, 0.2, rule="conserve"),
-        constant(2, math.nan, rule="uniform", attention_baseline=None, mlp_start=None),
-        constant(9, 0.9, rule="chain", layer_baseline="target_token"),
-        constant(4, 0.9, rule="conserve", layer=1),
+        made.constant(3, 0.5, rule="chain"),
+        made.constant(1, 0.2, rule="conserve"),
+        made.constant(2, math.nan, rule="uniform", attention_baseline=None, mlp_start=None),
+        made.constant(9, 0.9, rule="chain", layer_baseline="target_token"),
+        made.constant(4, 0.9, rule="conserve", layer=1),
     ]
     pooled = pool(records)
 

@@ -15,8 +15,8 @@ from captum_lig import Block, LayerFlowIG, LigError
 from captum_lig.model import hf_attention as interface
 from tests.helpers import models
 from tests.helpers.families import FAMILIES, drawn, noise
-from tests.model.test_sdpa import HEADS, LENGTH, WIDTH, Attending, Model
-from tests.model.test_state import Unchanged
+from tests.helpers.sdpa_blocks import HEADS, LENGTH, WIDTH, Attending, Model
+from tests.helpers.state import Unchanged
 
 
 def refused(model: nn.Module, x: Any, *says: str, **given: Any) -> None:

@@ -34,7 +34,7 @@ def test_numbers_of_the_page_are_those_of_the_graph(dtype: torch.dtype) -> None:
 def test_the_header_says_what_the_numbers_are() -> None:
     given = graph(tokens=4, heads=2)
     said = header(page(given, "a title", "chain"))
-    assert (said["format"], said["version"]) == ("captum_lig.views.page", 1)
+    assert (said["format"], said["version"]) == ("captum_lig.page", 1)
     assert said["title"] == "a title"
     assert said["tokens"] == ["a", "b", "c", "d"]
     assert said["rules"] == ["conserve", "chain", "product"]
@@ -131,7 +131,7 @@ def test_the_same_graph_gives_the_same_page() -> None:
 
 
 def test_modules_come_after_what_they_import() -> None:
-    folder = files("captum_lig.views.page").joinpath("assets")
+    folder = files("captum_lig.page").joinpath("assets")
     assert sorted(f"{name}.js" for name in MODULES) == sorted(
         entry.name for entry in folder.iterdir() if entry.name.endswith(".js")
     )

@@ -3,7 +3,7 @@
 Header, JSON::
 
     {
-      "format": "captum_lig.views.page", "version": 1,
+      "format": "captum_lig.page", "version": 1,
       "title": "...", "tokens": ["[CLS]", ...],     as a person reads them
       "scalarization": "l2", "baseline": "zero", "tolerance": 0.001,
       "rules": ["conserve", "chain", "product"], "rule": "conserve",
@@ -12,7 +12,7 @@ Header, JSON::
                    "offset": 0}, ...]
     }
 
-``layer`` of a tensor is a place in ``layers``, ``size`` counts numbers, ``offset`` bytes. The
+``layer`` of a tensor is an index of ``layers``, ``size`` counts numbers, ``offset`` bytes. The
 tensors are those of :class:`captum_lig.graph.layer.GraphLayer` under their names, row-major, with
 little-endian numbers: edges and direct maps as float32, bit for bit what a float32 attribution
 gave, sums and errors as float64. Of each tensor all first bytes come first, then all second ones,
@@ -33,7 +33,7 @@ from captum_lig.graph import FlowGraph
 
 __all__ = ["FORMAT", "VERSION", "pack"]
 
-FORMAT = "captum_lig.views.page"
+FORMAT = "captum_lig.page"
 VERSION = 1
 
 TYPES = {
@@ -78,7 +78,7 @@ def pack(graph: FlowGraph, title: str, rule: str) -> tuple[dict[str, Any], str]:
     tensors: list[dict[str, Any]] = []
     parts: list[bytes] = []
     offset = 0
-    for place, layer in enumerate(graph.layers):
+    for index, layer in enumerate(graph.layers):
         for name, kind in TYPES.items():
             tensor: Tensor | None = getattr(layer, name)
             if tensor is None:
@@ -86,7 +86,7 @@ def pack(graph: FlowGraph, title: str, rule: str) -> tuple[dict[str, Any], str]:
             values = tensor.detach().cpu().double().numpy().astype(np.dtype(kind).newbyteorder("<"))
             parts.append(_shuffled(values))
             tensors.append(
-                {"layer": place, "name": name, "type": kind, "size": values.size, "offset": offset}
+                {"layer": index, "name": name, "type": kind, "size": values.size, "offset": offset}
             )
             offset += values.nbytes
     chain = all(layer.chain is not None for layer in graph.layers)

@@ -131,7 +131,7 @@ def test_the_same_graph_gives_the_same_page() -> None:
 
 
 def test_modules_come_after_what_they_import() -> None:
-    folder = files("captum_lig.page").joinpath("assets")
+    folder = files("captum_lig.views.page").joinpath("assets")
     assert sorted(f"{name}.js" for name in MODULES) == sorted(
         entry.name for entry in folder.iterdir() if entry.name.endswith(".js")
     )

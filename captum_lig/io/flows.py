@@ -44,7 +44,7 @@ from torch import Tensor
 
 from captum_lig.cost import Cost
 from captum_lig.errors import LigError
-from captum_lig.explain import Explanation
+from captum_lig.flow.explanation import Explanation
 from captum_lig.flow.layer_flow import LayerFlow
 
 __all__ = ["FORMAT", "VERSION", "load_flows", "save_flows"]

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from captum_lig import FlowGraph, LigError
 from captum_lig.graph.layer import GraphLayer
-from tests.graph.test_flow_graph import signed_flow, signed_flows
-from tests.helpers.synthetic import HOSTILE, flows
+from tests.helpers.synthetic import HOSTILE, flows, signed_flow, signed_flows
 
 SUFFIXES = [".json", ".safetensors"]
 

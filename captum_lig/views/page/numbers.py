@@ -23,15 +23,13 @@ from __future__ import annotations
 
 import base64
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from captum_lig.flow.tokens import readable_text, readable_token
-
-if TYPE_CHECKING:
-    from captum_lig.graph import FlowGraph
+from captum_lig.graph import FlowGraph
 
 __all__ = ["FORMAT", "VERSION", "pack"]
 

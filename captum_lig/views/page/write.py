@@ -11,14 +11,12 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from captum_lig.errors import LigError
 from captum_lig.flow.tokens import readable_text, readable_token
+from captum_lig.graph import FlowGraph
 from captum_lig.views.page.numbers import pack
-
-if TYPE_CHECKING:
-    from captum_lig.graph import FlowGraph
 
 __all__ = ["page", "write_page"]
 

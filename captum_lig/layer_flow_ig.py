@@ -282,7 +282,7 @@ class _Problem:
             names = " or ".join(map(repr, MLP_STARTS))
             raise LigError(f"mlp_start={brief(self.asked.mlp_start)} is unknown: use {names}.")
         shapes = [self.cross_baseline.shape] if isinstance(self.cross_baseline, Tensor) else []
-        read_baseline(self.cross_baseline, torch.zeros(1), shapes, ("mean",), "cross_baseline")
+        read_baseline(self.cross_baseline, torch.zeros(1), shapes, (), ("mean",), "cross_baseline")
 
     def only(self, names: frozenset[str]) -> _Problem:
         """The same of some of the boundaries."""

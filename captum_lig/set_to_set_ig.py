@@ -417,7 +417,7 @@ def _start(baseline: Any, x: Tensor, problem: _Outputs) -> tuple[Tensor, bool]:
     shared = [(n, *rest) for n in (examples, 1)]
     per_target = [(n, count, *rest) for n in (examples, 1)]
     baseline = _usable(baseline) if isinstance(baseline, Tensor) else baseline
-    value = read_baseline(baseline, x, shared + per_target)
+    value = read_baseline(baseline, x, shared, per_target)
     if isinstance(value, str):
         return _target_token_start(x, problem), True
     if value.dim() == x.dim():

@@ -48,8 +48,7 @@ class SetMap:
     def ends_of(self, example: Tensor, target: Tensor) -> tuple[Tensors, Tensors]:
         """Starts and ends ``(N, ...)`` of the paths of some rows."""
         starts = [x[example, target] if self.per_target else x[example] for x in self.starts]
-        ends = tuple(x[example] for x in self.ends)
-        return tuple(starts), ends
+        return tuple(starts), tuple(x[example] for x in self.ends)
 
     def pairs_at_once(self, targets: int) -> int:
         """How many pairs of a path point and a row to evaluate at once, of so many targets.

@@ -25,6 +25,7 @@ def read_baseline(
     baseline: object,
     like: Tensor,
     shapes: Iterable[Sequence[int]],
+    per_target: Iterable[Sequence[int]] = (),
     names: tuple[str, ...] = (TARGET_TOKEN,),
     argument: str = "baseline",
 ) -> Tensor | str:
@@ -34,6 +35,7 @@ def read_baseline(
         baseline: ``"zero"`` or None, a number, a tensor, or one of ``names``.
         like: what the path leads to; zeros and numbers get its shape, everything its dtype.
         shapes: shapes that a tensor may have.
+        per_target: and of a tensor that holds a baseline for each target.
         names: names besides ``"zero"`` that the caller of this function gives a meaning.
         argument: what the user knows the baseline as, for messages.
 
@@ -61,11 +63,14 @@ def read_baseline(
             f"{argument} {brief(baseline)} is a {type(baseline).__name__}: use None, {known}, a "
             "number or a tensor."
         )
-    shape, fitting = tuple(baseline.shape), [tuple(shape) for shape in shapes]
-    if shape not in fitting:
+    shape = tuple(baseline.shape)
+    shared, own = ([tuple(x) for x in some] for some in (shapes, per_target))
+    if shape not in (*shared, *own):
+        use = " or ".join(map(str, dict.fromkeys(shared)))
+        if own:
+            use += f", or {' or '.join(map(str, dict.fromkeys(own)))} for a baseline per target"
         raise LigError(
-            f"{argument} tensor of shape {shape} does not fit {tuple(like.shape)}: use "
-            f"{' or '.join(map(str, dict.fromkeys(fitting)))}."
+            f"{argument} tensor of shape {shape} does not fit {tuple(like.shape)}: use {use}."
         )
     value = baseline.to(like)
     if not bool(torch.isfinite(value).all()):
@@ -139,9 +144,9 @@ def start_of(baseline: Baseline, z: Tensor, text: int, batch: int, targets: Tens
             ``(B or 1, T, S, D)``.
     """
     sources, width = z.shape
-    per_target = (len(targets), sources, width)
-    shapes = [(width,), *((n, *rest) for rest in (z.shape, per_target) for n in (batch, 1))]
-    value = read_baseline(baseline, z, shapes)
+    shapes = [(width,), (batch, sources, width), (1, sources, width)]
+    per_target = [(n, len(targets), sources, width) for n in (batch, 1)]
+    value = read_baseline(baseline, z, shapes, per_target)
     if isinstance(value, str):
         return Start()
     if value.dim() < 3:
@@ -162,5 +167,5 @@ def encoder_start(baseline: Baseline, states: Tensor, seen: Tensor) -> Tensor:
         LigError: as :func:`read_baseline` does; a tensor has to be ``(D,)`` or ``(S, D)``.
     """
     shapes = (states.shape[1:], states.shape)
-    value = read_baseline(baseline, states, shapes, ("mean",), "cross_baseline")
+    value = read_baseline(baseline, states, shapes, (), ("mean",), "cross_baseline")
     return (states[seen].mean(0) if isinstance(value, str) else value).expand_as(states)

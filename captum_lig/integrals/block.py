@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from captum_lig._arguments import brief, fraction, index_list, whole_number
 from captum_lig.cost import Cost, Meter
 from captum_lig.errors import LigError
+from captum_lig.flow.axes import FIELDS
 from captum_lig.flow.layer_flow import MLP_STARTS, LayerFlow
 from captum_lig.integrals.adaptive import Integrable, refine
 from captum_lig.integrals.boundaries import (
@@ -40,19 +41,6 @@ INFLUENCE = "influence"
 
 MEMORY = 2**28
 """Bytes that the path points and targets in flight may take, if nothing else is said."""
-
-# Results come rows first, the flow has heads before targets.
-HEADS_FIRST = (
-    "attention",
-    "attention_total",
-    "self_weight",
-    "chain",
-    "chain_total",
-    "attention_influence",
-    "attention_influence_missing",
-    CROSS,
-    f"{CROSS}_total",
-)
 
 
 @dataclass(frozen=True)
@@ -199,7 +187,8 @@ def attribute_block(
             found |= attribute_cross(seen, settings, targets, valid[text], epsilons(call.module))
     parts = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
     for name in parts:
-        if name.split("@")[0] in HEADS_FIRST:
+        # Results come rows first.
+        if FIELDS[name.split("@")[0]].axes[:3] == ("text", "head", "target"):
             parts[name] = parts[name].transpose(1, 2).contiguous()
     cost = Cost(
         path_points=meter.pairs / max(1, int(valid[:, targets].sum())),
@@ -216,12 +205,11 @@ def attribute_block(
             valid=valid,
             scalarization=settings.scalarization,
             baseline=describe(baseline),
-            delta=_deltas(own),
             tolerance=settings.tolerance,
             cost=cost,
             mlp_start=start,
             cross_baseline=None if cross is None else describe(settings.cross_baseline),
-            **own,
+            tensors=own,
         )
 
     return tuple(flow(start) for start in settings.mlp_starts)
@@ -237,22 +225,6 @@ def _from_start(parts: dict[str, Tensor], start: str) -> dict[str, Tensor]:
     shared = {name: part for name, part in parts.items() if "@" not in name}
     own = {name: part for name, part in parts.items() if name.endswith(f"@{start}")}
     return shared | {name.split("@")[0]: part for name, part in own.items()}
-
-
-def _deltas(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    delta = {}
-    for name in (INFLUENCE, f"attention_{INFLUENCE}"):
-        if f"{name}_missing" in parts:
-            delta[name] = parts.pop(f"{name}_missing")
-    if "attention" in parts:
-        delta["attention"] = parts["attention"].sum(-1) - parts["attention_total"]
-    if "mlp" in parts:
-        delta["mlp"] = parts["mlp"].sum(-1) + parts["residual"] - parts["mlp_total"]
-    if "layer" in parts:
-        delta["layer"] = parts["layer"].sum(-1) - parts["layer_total"]
-    if CROSS in parts:
-        delta[CROSS] = parts[CROSS].sum(-1) - parts[f"{CROSS}_total"]
-    return delta
 
 
 def _attribute_text(

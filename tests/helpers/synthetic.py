@@ -63,13 +63,10 @@ def layer_flow(
         residual=residual,
         layer=layer,
         layer_total=layer_total,
+        mlp_total=layer_total,
         chain=chain,
+        chain_total=mlp.transpose(1, 2),
         self_weight=numbers(texts, heads, len(target)) * rows[:, None],
-        delta={
-            "attention": attention.sum(-1) - attention_total,
-            "mlp": mlp.sum(-1) + residual - layer_total,
-            "layer": layer.sum(-1) - layer_total,
-        },
     )
 
 

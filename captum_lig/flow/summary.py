@@ -134,10 +134,7 @@ def shares(flow: LayerFlow, rule: str | None = "conserve") -> Tensor:
         the rule ``product``, which does not conserve, by the sum of its absolute values.
         Rows of targets that nothing moved are 0.
     """
-    if rule is None:
-        values = flow.need("layer")[0]
-    else:
-        values = flow.compose(rule)[0]
+    values = (flow.need("layer") if rule is None else flow.compose(rule))[0]
     if rule == "product" or flow.layer_total is None:
         size = values.abs().sum(-1, keepdim=True)
     else:

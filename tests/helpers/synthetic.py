@@ -65,13 +65,10 @@ def layer_flow(
         residual=residual,
         layer=layer,
         layer_total=layer_total,
+        mlp_total=layer_total,
         chain=chain,
+        chain_total=mlp.transpose(1, 2),
         self_weight=numbers(texts, heads, len(target)) * rows[:, None],
-        delta={
-            "attention": attention.sum(-1) - attention_total,
-            "mlp": mlp.sum(-1) + residual - layer_total,
-            "layer": layer.sum(-1) - layer_total,
-        },
     )
 
 
@@ -108,8 +105,10 @@ def signed_flow(
         attention_total=attention_total.to(dtype),
         mlp=mlp.to(dtype),
         residual=residual.to(dtype),
+        mlp_total=total.to(dtype),
         layer_total=total.to(dtype),
         chain=chain.to(dtype),
+        chain_total=mlp.transpose(1, 2).to(dtype),
     )
 
 
@@ -122,17 +121,16 @@ def number(values: Any) -> Tensor:
 
 
 def make_flow(targets: list[int], sources: int, **parts: Any) -> LayerFlow:
-    """A flow of one text, of tensors without their batch dimension; deltas follow from them."""
+    """A flow of one text, of tensors without their batch dimension; as the integrals give it, the
+    mlp boundary has the layer's total, and the chain's rows add up to the mlp boundary."""
     tensors: dict[str, Any] = {
         name: None if value is None else number(value)[None] for name, value in parts.items()
     }
-    delta = {}
-    if tensors.get("attention") is not None:
-        delta["attention"] = tensors["attention"].sum(-1) - tensors["attention_total"]
+    tensors.setdefault("mlp_total", tensors["layer_total"])
     if tensors.get("mlp") is not None:
-        delta["mlp"] = tensors["mlp"].sum(-1) + tensors["residual"] - tensors["layer_total"]
-    if tensors.get("layer") is not None:
-        delta["layer"] = tensors["layer"].sum(-1) - tensors["layer_total"]
+        tensors.setdefault("chain_total", tensors["mlp"].transpose(1, 2))
+    else:
+        tensors["chain"] = None
     return LayerFlow(
         name="layer.0",
         index=0,
@@ -140,7 +138,6 @@ def make_flow(targets: list[int], sources: int, **parts: Any) -> LayerFlow:
         valid=torch.ones(1, sources, dtype=torch.bool),
         scalarization="l2",
         baseline="zero",
-        delta=delta,
         **tensors,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -137,7 +136,6 @@ def test_unknown_start(model: PreTrainedModel, start: Any) -> None:
 def by_hand(**changes: Any) -> LayerFlow:
     """Two heads, one target (token 1) of two sources; the mlp boundary starts at zero."""
     parts: dict[str, Any] = {
-        "delta": {"mlp": number([[0]])},
         "attention": number([[[[1, 1]], [[3, 1]]]]),
         "attention_total": number([[[2], [4]]]),
         "mlp": number([[[6, 2]]]),
@@ -177,18 +175,12 @@ def test_only_what_the_quadrature_left_over_is_spread() -> None:
 
 
 def test_completeness_errors_by_hand() -> None:
-    flow = by_hand(
-        chain=number([[[[2, 0.5]], [[1, 1]]]]), delta={"mlp": number([[-2]])}, layer_total=None
-    )
+    flow = by_hand(chain=number([[[[2, 0.5]], [[1, 1]]]]), mlp=number([[[4, 2]]]), layer=None)
     torch.testing.assert_close(flow.completeness_error("chain"), number([[[0.5 / 8], [0]]]))
     torch.testing.assert_close(flow.completeness_error("mlp"), number([[2 / 8]]))
 
 
-def test_totals_are_the_layers_where_nothing_else_is_said() -> None:
-    flow = by_hand(mlp_total=None, chain_total=None)
-    assert flow.mlp_total is None, "from zero there is nothing to take them from"
-    with pytest.raises(LigError, match="mlp"):
-        flow.compose()
-    usual = replace(flow, mlp_start="attention", mlp_total=None, chain_total=None)
-    torch.testing.assert_close(usual.mlp_total, number([[5]]))
-    torch.testing.assert_close(usual.chain_total, number([[[6], [2]]]))
+@pytest.mark.parametrize("missing", ["mlp_total", "chain_total", "residual", "layer_total"])
+def test_a_boundary_comes_with_its_totals(missing: str) -> None:
+    with pytest.raises(LigError, match=f"needs '{missing}', too"):
+        by_hand(**{missing: None})

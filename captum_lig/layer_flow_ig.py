@@ -218,14 +218,13 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         call = ModelCall.of(model, inputs, additional_forward_args)
 
         def attributed(block: BlockCall, start: Baseline, settings: Settings) -> LayerFlow:
-            valid = call.valid_of(block)
-            (flow,) = attribute_block(block, start, settings, valid)
+            (flow,) = attribute_block(block, start, settings, block.valid)
             if self_term is None:
                 return flow
             if self_term != "zero_ratio":
                 return flow.with_self_term(self_term)
             estimated = replace(settings, boundaries=settings.boundaries - {INFLUENCE, CROSS})
-            (zero,) = attribute_block(block, "zero", estimated, valid)
+            (zero,) = attribute_block(block, "zero", estimated, block.valid)
             _warn_of_open_rows([zero])
             flow = flow.with_self_term(self_term, zero)
             assert flow.cost is not None and zero.cost is not None

@@ -19,7 +19,7 @@ from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.inspection.report import AttentionReport, BlockReport, ModelReport, ModuleList
 from captum_lig.integrals.block import BOUNDARIES, INFLUENCE, epsilons
-from captum_lig.model.attention_call import MASKED
+from captum_lig.model.attention_call import allowed
 from captum_lig.model.call import BlockCall
 from captum_lig.model.find_blocks import elements
 from captum_lig.model.inputs import ModelCall
@@ -69,13 +69,14 @@ def inspect_model(
         call.run()  # without us: what fails here is not about us
     finder, unreachable = Finder(model), None
     blocks: tuple[BlockReport, ...] = ()
+    seen = None
     try:
         with finder.recorded(call) as calls:
-            blocks = tuple(_inspect_block(finder, b, call.valid_of(b)) for b in calls)
+            blocks = tuple(_inspect_block(finder, b) for b in calls)
+            seen = int(calls[0].valid[0].sum()) if calls else None
     except Exception as error:  # whatever a model unknown to us does
         unreachable = _sentence(error)
     tokens = blocks[0].tokens if blocks else None
-    seen = tokens if call.valid is None or tokens is None else int(call.valid[0].sum())
     if seen is not None and seen < 2:
         raise LigError("the text has one token, which attends to itself alone: give a longer text.")
     return ModelReport(
@@ -106,7 +107,7 @@ def inspect_pretrained(model: str | Path | None, text: str) -> ModelReport:
     return replace(report, name=loaded.name, text=text)
 
 
-def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockReport:
+def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
     """All there is to know of one block, from the first text of a run."""
     z = call.hidden
     report = BlockReport(
@@ -119,9 +120,9 @@ def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockRepor
     )
     try:
         whole = z.dtype in (torch.float32, torch.float64)
-        call = finder.attached(call, valid)
+        call = finder.attached(call)
         cut = SplitBlock(call.in_dtype(z.dtype if whole else torch.float32), 0, Meter())
-        z, kept = cut.z, valid[0].to(z.device).nonzero().squeeze(-1)
+        z, kept = cut.z, call.valid[0].to(z.device).nonzero().squeeze(-1)
         report = replace(report, dtype=_dtype(z.dtype))
         own = cut.attend(z[None])[0]
         if not cut.has_attention:
@@ -200,20 +201,20 @@ def _mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:
     """What a mask ``(1 or H, n, n)`` leaves to each target: kind, reach, and whether it adds."""
     if mask is None:
         return "full", None, False
-    by_head = mask > MASKED
+    by_head = allowed(mask)
     bias = bool((mask[by_head] != 0).any())
-    allowed = by_head[0]
-    if not bool((by_head == allowed).all()):
+    seen = by_head[0]
+    if not bool((by_head == seen).all()):
         return "other", None, bias
-    place = torch.arange(len(allowed), device=mask.device)
+    place = torch.arange(len(seen), device=mask.device)
     back = place[:, None] - place  # how far before its target a source stands
-    causal = not bool(allowed[back < 0].any())
+    causal = not bool(seen[back < 0].any())
     distance = back if causal else back.abs()
-    reach = int(distance[allowed].max())
+    reach = int(distance[seen].max())
     inside = distance <= reach
-    if not torch.equal(allowed, inside & (back >= 0) if causal else inside):
+    if not torch.equal(seen, inside & (back >= 0) if causal else inside):
         return "other", None, bias
-    return "causal" if causal else "full", reach if reach < len(allowed) - 1 else None, bias
+    return "causal" if causal else "full", reach if reach < len(seen) - 1 else None, bias
 
 
 def _kind(path: AttentionPath) -> str:

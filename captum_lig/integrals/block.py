@@ -25,7 +25,7 @@ from captum_lig.integrals.cross_attention import CROSS, attribute_cross, check_c
 from captum_lig.integrals.influence import Influence
 from captum_lig.integrals.quadrature import nodes_and_weights
 from captum_lig.integrals.rows import Rows
-from captum_lig.model.attention_call import MASKED
+from captum_lig.model.attention_call import allowed
 from captum_lig.model.call import BlockCall
 from captum_lig.model.cross_attention import SplitCrossAttention, find_cross, without_cross
 from captum_lig.model.split import SplitBlock
@@ -394,7 +394,7 @@ def _still(cut: SplitBlock, start: Start, rows: Tensor) -> Tensor:
     moves = ~start.frozen(cut.z, rows)
     own = moves[torch.arange(len(rows), device=rows.device), rows]
     if cut.mask is not None:
-        moves = moves & (cut.mask[:, rows] > MASKED).any(0)
+        moves = moves & allowed(cut.mask[:, rows]).any(0)
     return ~(moves.any(-1) | own)
 
 

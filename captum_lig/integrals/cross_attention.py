@@ -21,7 +21,7 @@ from captum_lig._types import Parts
 from captum_lig.errors import LigError
 from captum_lig.integrals.boundaries import AttentionBoundary
 from captum_lig.integrals.rows import Rows
-from captum_lig.model.attention_call import MASKED
+from captum_lig.model.attention_call import allowed
 from captum_lig.model.cross_attention import SplitCrossAttention
 from captum_lig.paths.baselines import Baseline
 from captum_lig.paths.cross_attention import CrossPath
@@ -153,7 +153,7 @@ def _rows(
     """Some targets, made sure of against the block itself."""
     mask = None if cut.mask is None else cut.mask[:, targets]
     moves = (start != cut.states).any(-1).expand(len(targets), -1)
-    visible = moves if mask is None else moves & (mask > MASKED).any(0)
+    visible = moves if mask is None else moves & allowed(mask).any(0)
     query, row = cut.scaling * cut.query[:, targets], RowFunction(cut.softcap, cut.sinks)
     z = cut.z[0, targets]
     rows = Rows.between(

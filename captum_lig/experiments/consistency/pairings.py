@@ -240,7 +240,7 @@ def measure_text(
         ):
             _one_text(block, words)
             zero, target_token = (
-                attribute_block(block, baseline, settings, call.valid_of(block))
+                attribute_block(block, baseline, settings, block.valid)
                 for baseline in ("zero", "target_token")
             )
             maps = layer_maps(zero, target_token)

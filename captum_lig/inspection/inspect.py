@@ -19,7 +19,7 @@ from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.inspection.report import AttentionReport, BlockReport, ModelReport, ModuleList
 from captum_lig.integrals.block import BOUNDARIES, INFLUENCE, epsilons
-from captum_lig.model.attention_call import allowed
+from captum_lig.model.attention_call import forbidden
 from captum_lig.model.call import BlockCall
 from captum_lig.model.find_blocks import elements
 from captum_lig.model.inputs import ModelCall
@@ -201,7 +201,7 @@ def _mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:
     """What a mask ``(1 or H, n, n)`` leaves to each target: kind, reach, and whether it adds."""
     if mask is None:
         return "full", None, False
-    by_head = allowed(mask)
+    by_head = ~forbidden(mask)
     bias = bool((mask[by_head] != 0).any())
     seen = by_head[0]
     if not bool((by_head == seen).all()):

@@ -18,6 +18,7 @@ __all__ = [
     "added",
     "allowed",
     "current_handler",
+    "forbidden",
     "handle_with",
     "lowest",
     "read_sources",
@@ -133,6 +134,11 @@ def added(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
     return mask.expand(*mask.shape[:2], query.shape[-2], key.shape[-2])
 
 
+def forbidden(mask: Tensor) -> Tensor:
+    """Sources that a mask forbids: what is added to their logits leaves them no weight."""
+    return mask <= NO_WEIGHT
+
+
 def allowed(mask: Tensor) -> Tensor:
     """Sources that have a weight under a mask ``(..., T, S)``, beside the row's best one.
 
@@ -146,7 +152,7 @@ def read_sources(mask: Tensor) -> Tensor:
 
     Rows that are masked all through, those of padding, read nothing.
     """
-    return (mask > NO_WEIGHT).any(2).any(1)
+    return (~forbidden(mask)).any(2).any(1)
 
 
 def reads_nothing(mask: Tensor) -> Tensor:

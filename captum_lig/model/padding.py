@@ -27,7 +27,7 @@ from captum_lig.model.call import BlockCall
 from captum_lig.model.inputs import Masked, ModelCall
 from captum_lig.model.split import SplitBlock
 
-__all__ = ["with_padding"]
+__all__ = ["reads_own_tokens", "with_padding"]
 
 
 def with_padding(
@@ -72,7 +72,7 @@ def _hidden(block: BlockCall) -> Tensor | None:
     if mask is None:
         return None
     hidden = ~read_sources(mask).expand(block.hidden.shape[:2])
-    return hidden if bool(hidden.any()) and _reads_own_tokens(block) else None
+    return hidden if bool(hidden.any()) and reads_own_tokens(block) else None
 
 
 def _own_mask(block: BlockCall) -> Tensor | None:
@@ -83,7 +83,7 @@ def _own_mask(block: BlockCall) -> Tensor | None:
     return attention.mask
 
 
-def _reads_own_tokens(block: BlockCall) -> bool:
+def reads_own_tokens(block: BlockCall) -> bool:
     """Whether keys or values depend on the block's tokens: else they are another model's states."""
     cut = SplitBlock(block, 0, Meter())
     try:
@@ -124,9 +124,10 @@ def _about(
     for place, block in blocks.items():
         padding = masked.padding.to(block.hidden.device)
         changed = _changed(block.hidden, others[place].hidden)
-        if not bool(changed.any()) and block.attention is None:
-            untouched.append(place)
-        elif bool(changed.any()):
+        if not bool(changed.any()):
+            if block.attention is None or block.attention.sizes is None:
+                untouched.append(place)
+        else:
             changed |= _changed(block.output, others[place].output)
             if not bool((changed & ~padding).any()):
                 found.append(place)
@@ -161,4 +162,5 @@ def _changed(before: Tensor, after: Tensor) -> Tensor:
     half = before.dtype not in (torch.float32, torch.float64)
     size = torch.linalg.vector_norm(before.float(), dim=-1).clamp_min(1e-6)
     difference = torch.linalg.vector_norm(after.float() - before.float(), dim=-1)
-    return ~(difference <= (3e-2 if half else 1e-3) * size)  # what is NaN has changed
+    same: Tensor = difference <= (3e-2 if half else 1e-3) * size
+    return ~same  # what is NaN has changed

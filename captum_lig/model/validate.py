@@ -16,6 +16,7 @@ from captum_lig.errors import LigError
 from captum_lig.model.attention_call import allowed
 from captum_lig.model.call import BlockCall, Spread, first_tensor
 from captum_lig.model.output_projection import find_projection
+from captum_lig.model.padding import reads_own_tokens
 from captum_lig.model.sdpa import use_sdpa
 from captum_lig.model.split import SplitBlock, deviation, nearly_equal
 from captum_lig.model.user_block import Span, check_span
@@ -149,7 +150,14 @@ def _check_sizes(call: BlockCall) -> None:
             "batch_first=True, the weights are the same, and give (B, S, D)."
         )
     if sizes == (batch, length, length):
-        return
+        if reads_own_tokens(call):
+            return
+        raise LigError(
+            f"{call.describe()} reads other tokens than its own in its first attention, as many as "
+            "its own are: an encoder's states, most likely. It cannot be cut there; ask for its "
+            "layer boundary alone, with layer=[captum_lig.Block(module)] and "
+            "boundaries=('layer',)."
+        )
     if sizes[1:] == (1, 1):
         raise LigError(
             f"{call.describe()} gets {shape}, and its attention {sizes[0]} sequences of one token: "

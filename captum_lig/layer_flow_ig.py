@@ -154,7 +154,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         Args:
             inputs: what the model is called with: token ids ``(B, S)``, a tuple of tensors (with
                 ``additional_forward_args`` after them, as in Captum), or a tokenizer's mapping.
-                Padding is read from the ``attention_mask``, if the model gets one.
+                Padding is what the blocks' own attention masks hide, or what an
+                ``attention_mask`` leaves out and a block is shown not to read.
             baselines: where the path of each layer's input starts. ``"target_token"``: for
                 target ``j`` every source starts as token ``j`` (the paper's ITB); ``"zero"`` or
                 None; a number; a tensor ``(D,)``, ``(B or 1, S, D)`` or, for a start per target,
@@ -226,9 +227,9 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 work, desc="layers", unit="layer", disable=not show_progress
             ):
                 assert own is not None
-                flow = own.flow(block, start, call.valid_of(block))
+                flow = own.flow(block, start, block.valid)
                 if self_term is not None:
-                    flow = own.with_self_term(flow, self_term, block, call.valid_of(block))
+                    flow = own.with_self_term(flow, self_term, block, block.valid)
                 flows.append(flow)
         warn_of_rows_not_converged(flows)
         # A module that runs several times (ALBERT's) has a flow for each.

@@ -241,7 +241,7 @@ class LayerFlow(Declared):
         return {name: self._gap(FIELDS[name]) for name in self.certified}
 
     def completeness_error(self, boundary: str = "layer") -> Tensor:
-        """``|sum of attributions - total| / total`` of the rows of a certified field.
+        """``|sum of attributions - total| / |total|`` of the rows of a certified field.
 
         Args:
             boundary: name of the field. Rows of ``chain`` should add up to ``chain_total``, and
@@ -258,7 +258,7 @@ class LayerFlow(Declared):
         self.need(boundary)
         gap, scale = self._gap(field), FIELDS[field.relative_to]
         size = aligned(self.need(scale.name), scale.axes, field.rows)
-        return torch.where(gap != 0, gap.abs() / size, 0.0)
+        return torch.where(gap != 0, gap.abs() / size.abs(), 0.0)
 
     def _gap(self, field: Field) -> Tensor:
         if field.missing is not None:

@@ -136,9 +136,8 @@ class FlowGraph:
     @property
     def nbytes(self) -> int:
         """Bytes of the graph's tensors."""
-        return sum(
-            t.nbytes for layer in self.layers for t in (layer.tensors() | layer.errors).values()
-        )
+        held = [layer.tensors() for layer in self.layers] + [layer.errors for layer in self.layers]
+        return sum(tensor.nbytes for tensors in held for tensor in tensors.values())
 
     def __repr__(self) -> str:
         counts = self.edge_counts

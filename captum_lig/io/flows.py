@@ -107,12 +107,13 @@ def _check_flows(explanation: Explanation) -> None:
     indices = [flow.index for flow in explanation.flows]
     if len(set(indices)) != len(indices):
         raise LigError(f"layer indices {indices} repeat: save one flow a layer in a file.")
-    for flow in explanation.flows:
-        if flow.valid.shape[1] != len(explanation.tokens):
-            raise LigError(
-                f"{len(explanation.tokens)} tokens were given for layer {flow.index}, which has "
-                f"{flow.valid.shape[1]} sources: give every token of the text."
-            )
+    # Of an encoder-decoder the tokens are those of one side.
+    sources = sorted({flow.valid.shape[1] for flow in explanation.flows})
+    if len(explanation.tokens) not in sources:
+        raise LigError(
+            f"{len(explanation.tokens)} tokens were given for flows of {sources} sources: give every "
+            "token of the text."
+        )
 
 
 def _section(flow: LayerFlow) -> Section:

@@ -8,6 +8,7 @@ from pathlib import Path
 from captum_lig.errors import LigError
 from captum_lig.flow.explanation import Explanation
 from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.layer_flow_ig import LayerFlowIG
 from captum_lig.pretrained.load import load_model
 
 __all__ = ["Explanation", "explain"]
@@ -49,8 +50,6 @@ def explain(
         LigError: if the model cannot be loaded, if the text is empty or longer than the model
             takes, or if a setting is not one :class:`LayerFlowIG` knows.
     """
-    from captum_lig.layer_flow_ig import LayerFlowIG
-
     if not text.strip():
         raise LigError(f"the text {text!r} is empty: give at least one word.")
     loaded = load_model(model)

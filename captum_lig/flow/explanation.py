@@ -1,4 +1,4 @@
-"""The flows of one text with what they are flows of."""
+"""The flows of one text, with its tokens and the settings they were made with."""
 
 from __future__ import annotations
 

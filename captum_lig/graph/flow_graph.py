@@ -112,19 +112,8 @@ class FlowGraph:
         graph.scalarization, graph.baseline = scalarization, baseline
         return graph
 
-    def _with(
-        self,
-        layers: list[GraphLayer],
-        tokens: list[str] | None = None,
-        positions: Tensor | None = None,
-    ) -> FlowGraph:
-        return self.of_layers(
-            layers,
-            self.tokens if tokens is None else tokens,
-            self.positions if positions is None else positions,
-            self.scalarization,
-            self.baseline,
-        )
+    def _with(self, layers: list[GraphLayer], tokens: list[str], positions: Tensor) -> FlowGraph:
+        return self.of_layers(layers, tokens, positions, self.scalarization, self.baseline)
 
     # --- what there is ------------------------------------------------------------------------
 
@@ -326,7 +315,7 @@ class FlowGraph:
         layers = [
             only_strong(layer, layer.shares(rule, False), threshold, top_k) for layer in self.layers
         ]
-        return self._with(layers)
+        return self._with(layers, self.tokens, self.positions)
 
     def subgraph(
         self,
@@ -351,7 +340,7 @@ class FlowGraph:
         if heads is not None:
             chosen = only_heads(chosen, heads)
         if tokens is None:
-            return self._with(chosen)
+            return self._with(chosen, self.tokens, self.positions)
         found = token_places(tokens, len(self.tokens), "tokens")
         places = torch.tensor(found, device=self.positions.device)
         return self._with(

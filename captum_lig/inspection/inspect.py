@@ -174,7 +174,7 @@ def _attention(cut: SplitBlock, kept: Tensor, own: Tensor) -> AttentionReport:
     if not cut.opens:
         return found
     q, k, _ = cut.pre(cut.z[None])
-    kind, reach, bias = _mask_kind(None if cut.mask is None else cut.mask[:, kept][..., kept])
+    kind, reach, bias = mask_kind(None if cut.mask is None else cut.mask[:, kept][..., kept])
     return replace(
         found,
         key_value_heads=k.shape[1],
@@ -196,7 +196,7 @@ def _arguments(cut: SplitBlock) -> dict[str, str]:
     return arguments
 
 
-def _mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:
+def mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:
     """What a mask ``(1 or H, n, n)`` leaves to each target: kind, reach, and whether it adds."""
     if mask is None:
         return "full", None, False

@@ -23,35 +23,10 @@ from transformers import (
 
 from captum_lig import LayerFlow, LayerFlowIG, LigError
 from tests.helpers import models
+from tests.helpers.synthetic import make_flow, number
 
 PARTS = ("attention", "attention_total", "mlp", "residual", "layer", "layer_total", "chain")
 ROW_AXIS = {"attention": 2, "attention_total": 2, "chain": 2}  # else 1
-
-
-def number(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def make_flow(targets: list[int], sources: int, **parts: Any) -> LayerFlow:
-    """A flow of one text, of tensors without their batch dimension; as the integrals give it, the
-    mlp boundary has the layer's total, and the chain's rows add up to the mlp boundary."""
-    tensors: dict[str, Any] = {
-        name: None if value is None else number(value)[None] for name, value in parts.items()
-    }
-    tensors.setdefault("mlp_total", tensors["layer_total"])
-    if tensors.get("mlp") is not None:
-        tensors.setdefault("chain_total", tensors["mlp"].transpose(1, 2))
-    else:
-        tensors["chain"] = None
-    return LayerFlow(
-        name="layer.0",
-        index=0,
-        targets=torch.tensor(targets),
-        valid=torch.ones(1, sources, dtype=torch.bool),
-        scalarization="l2",
-        baseline="zero",
-        **tensors,
-    )
 
 
 # ---- by hand ---------------------------------------------------------------------------------

@@ -15,47 +15,9 @@ from torch import Tensor
 from captum_lig import FlowGraph, LayerFlow, LayerFlowIG, LigError
 from captum_lig.graph import Route
 from tests.helpers.models import tiny_bert, tiny_llama, tokens
+from tests.helpers.synthetic import signed_flow, signed_flows
 
 RULES = ("conserve", "chain", "product")
-
-
-def signed_flow(
-    index: int, tokens: int, heads: int, *, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> LayerFlow:
-    """A flow with entries of both signs whose rows add up to their positive totals."""
-    random = torch.Generator().manual_seed(1000 * seed + index)
-
-    def rows(*shape: int) -> tuple[Tensor, Tensor]:
-        parts = torch.randn(*shape, generator=random, dtype=torch.float64)
-        total = 0.5 + torch.rand(shape[:-1], generator=random, dtype=torch.float64)
-        parts[..., 0] += total - parts.sum(-1)
-        return parts, total
-
-    attention, attention_total = rows(1, heads, tokens, tokens)
-    outputs, total = rows(1, tokens, heads + 1)
-    mlp, residual = outputs[..., :-1], outputs[..., -1]
-    chain, _ = rows(1, heads, tokens, tokens)
-    chain[..., 1] += mlp.transpose(1, 2) - chain.sum(-1)
-    return LayerFlow(
-        name=f"layers.{index}",
-        index=index,
-        targets=torch.arange(tokens),
-        valid=torch.ones(1, tokens, dtype=torch.bool),
-        scalarization="l2",
-        baseline="zero",
-        attention=attention.to(dtype),
-        attention_total=attention_total.to(dtype),
-        mlp=mlp.to(dtype),
-        residual=residual.to(dtype),
-        mlp_total=total.to(dtype),
-        layer_total=total.to(dtype),
-        chain=chain.to(dtype),
-        chain_total=mlp.transpose(1, 2).to(dtype),
-    )
-
-
-def signed_flows(layers: int, tokens: int, heads: int, seed: int = 0) -> list[LayerFlow]:
-    return [signed_flow(index, tokens, heads, seed=seed) for index in range(layers)]
 
 
 # --- the twin: one edge after the other, in Python's numbers --------------------------------------

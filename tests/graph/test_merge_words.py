@@ -15,8 +15,7 @@ from torch import Tensor
 from captum_lig import FlowGraph, LigError
 from captum_lig.flow.words import merge_map, word_groups, word_labels
 from captum_lig.pretrained.minilm import embedded_model_path
-from tests.graph.test_flow_graph import signed_flows
-from tests.helpers.synthetic import flows
+from tests.helpers.synthetic import flows, signed_flows
 
 SENTENCE = "Untokenizable naïveté, didn't I say? 1,024 e\u0301tudes: x_1 = ok."
 

@@ -6,57 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from captum_lig import LayerFlow, LayerFlowIG, LigError
-from tests.flow.test_layer_flow import number
 from tests.helpers import models, twins
-from tests.test_layer_flow_ig import NODES, attribute, block_input
-
-# ---- the definition, literally ---------------------------------------------------------------
-
-
-def mlp_from_zero(
-    block: twins.TwinBlock,
-    z: Tensor,
-    scalarization: str,
-    nodes: tuple[twins.Nodes, twins.Nodes] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """m (T, H), totals (T,), the mean of dA_j/du[h, j] (H, T, d): from u = 0, with z held."""
-    nodes = nodes or twins.gauss_legendre(NODES)
-    u = block.attend(z)
-    m, totals, means = z.new_zeros(len(z), len(u)), z.new_zeros(len(z)), torch.zeros_like(u)
-    for j in range(len(z)):
-        (by_u,), totals[j] = twins.mean_gradients(
-            lambda x, j=j: block.post(x, z)[j], (torch.zeros_like(u),), (u,), scalarization, *nodes
-        )
-        means[:, j] = by_u[:, j]
-        for h in range(len(u)):
-            m[j, h] = by_u[h, j] @ u[h, j]
-    return m.detach(), totals, means
-
-
-def chain_with(
-    block: twins.TwinBlock,
-    z: Tensor,
-    baseline: str,
-    cotangents: Tensor,
-    nodes: tuple[twins.Nodes, twins.Nodes] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """chain (H, T, S) and its totals (H, T): <cotangents[h, j], u[h, j]> along the layer's path."""
-    alphas, weights = nodes or twins.gauss_legendre(NODES)
-    heads = len(cotangents)
-    chained, totals = z.new_zeros(heads, len(z), len(z)), z.new_zeros(heads, len(z))
-    for j, x0 in enumerate(twins.path_starts(z, baseline)):
-        moved = block.attend(z) - block.attend(x0)
-        for h in range(heads):
-            totals[h, j] = cotangents[h, j] @ moved[h, j]
-            for a, w in zip(alphas.tolist(), weights.tolist(), strict=True):
-                x = (x0 + a * (z - x0)).detach().requires_grad_(True)
-                (gradient,) = torch.autograd.grad(cotangents[h, j] @ block.attend(x)[h, j], x)
-                chained[h, j] += w * (gradient * (z - x0)).sum(-1)
-    return chained, totals
+from tests.helpers.attributions import NODES, attribute, block_input
+from tests.helpers.synthetic import number
 
 
 @pytest.mark.parametrize("scalarization", ["l2", "projection"])
@@ -68,8 +23,9 @@ def test_equals_the_twin(family: str, baseline: str, scalarization: str) -> None
     z = block_input(model, 1, **inputs)[0]
     block = twins.twin_block(model, 1, torch.ones(4))
     flow = attribute(model, 1, inputs, baseline, scalarization=scalarization, mlp_start="zero")
-    m, totals, means = mlp_from_zero(block, z, scalarization)
-    chained, chain_totals = chain_with(block, z, baseline, means)
+    nodes = twins.gauss_legendre(NODES)
+    m, totals, means = twins.mlp_map_from_zero(block, z, scalarization, *nodes)
+    chained, chain_totals = twins.chain_map_with(block, z, baseline, means, *nodes)
     scale = totals.clamp_min(1e-12)
     for found, right, by in (
         (flow.mlp, m, scale[:, None]),

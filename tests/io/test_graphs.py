@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from captum_lig import FlowGraph, LigError
-from tests.graph.test_flow_graph import signed_flow, signed_flows
-from tests.helpers.synthetic import HOSTILE, flows
+from tests.helpers.synthetic import HOSTILE, flows, signed_flow, signed_flows
 
 SUFFIXES = [".json", ".safetensors"]
 

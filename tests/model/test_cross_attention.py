@@ -23,7 +23,7 @@ from captum_lig import LayerFlow, LayerFlowIG, LigError
 from captum_lig.explain import Explanation
 from captum_lig.io.flows import load_flows, save_flows
 from tests.helpers import families, models
-from tests.model.test_state import Unchanged
+from tests.helpers.state import Unchanged
 
 ENCODER = torch.tensor([[11, 45, 23, 8, 31]])
 DECODER = torch.tensor([[1, 9, 23]])

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
-from captum_lig.experiments.consistency.measures import Comparison, compare_maps, uniform_map
+from captum_lig.flow.compare_maps import Comparison, compare_maps
 from captum_lig.flow.layer_flow import MLP_STARTS, RULES, LayerFlow
 from captum_lig.flow.words import add_up
 from captum_lig.integrals.block import Settings, attribute_block
@@ -34,6 +34,7 @@ __all__ = [
     "Record",
     "layer_maps",
     "measure_text",
+    "uniform_map",
 ]
 
 LAYER_BASELINES = ("zero", "target_token", "target_token+zero_ratio")
@@ -143,6 +144,20 @@ class Record:
     pearson_std: float | None
     spearman_mean: float | None
     spearman_std: float | None
+
+
+def uniform_map(totals: Tensor, visible: Tensor) -> Tensor:
+    """The map that spreads ``totals (..., T)`` evenly over what each target sees.
+
+    Args:
+        totals: what the rows have to add up to.
+        visible: ``(T, S)``; each target sees something.
+
+    Returns:
+        ``(..., T, S)``.
+    """
+    share = totals / visible.sum(-1)
+    return torch.where(visible, share.unsqueeze(-1), 0.0)
 
 
 def layer_maps(zero: Sequence[LayerFlow], target_token: Sequence[LayerFlow]) -> LayerMaps:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.inspection.report import AttentionReport, BlockReport, ModelReport, ModuleList
-from captum_lig.integrals.block import BOUNDARIES, INFLUENCE, epsilons
 from captum_lig.model.attention_call import MASKED
 from captum_lig.model.call import BlockCall
 from captum_lig.model.find_blocks import elements
@@ -127,13 +126,13 @@ def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockRepor
         if not cut.has_attention:
             return replace(
                 report,
-                boundaries=("layer", INFLUENCE),
+                boundaries=("layer", "influence"),
                 forward_error={"block": _gap(own[kept][:, 0], cut.output[kept])},
                 not_supported="no attention was reached in it, so it has no attention and mlp "
                 "boundaries.",
             )
         attention = _attention(cut, kept, own)
-        structure = inspect_structure(cut, epsilons(cut.call.module), len(kept))
+        structure = inspect_structure(cut, cut.epsilons, len(kept))
         report = replace(
             report,
             attention=attention,
@@ -163,7 +162,7 @@ def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockRepor
         cut.check(rows, own[rows])
     except Exception as error:  # a block unknown to us may fail in any way when called again
         return replace(report, not_supported=_sentence(error, call))
-    return replace(report, boundaries=(*BOUNDARIES, INFLUENCE))
+    return replace(report, boundaries=("attention", "mlp", "layer", "influence"))
 
 
 def _attention(cut: SplitBlock, kept: Tensor, own: Tensor) -> AttentionReport:

@@ -275,7 +275,7 @@ def test_rows_that_are_not_certified_are_counted() -> None:
     ids = models.tokens(model, 1, 5)
     kinds: dict[str, Any] = {"n_steps": 4, "tolerance": 1e-3}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("captum_lig.integrals.block.refine", lambda b, parts, *_: parts)
+        patch.setattr("captum_lig.integrals.adaptive.refine", lambda b, parts, *_: parts)
         with pytest.warns(UserWarning, match="not within tolerance"):
             flows = flows_of(model, ids, **kinds)
         records = measure_text(LayerFlowIG(model, 1), ids, **kinds)

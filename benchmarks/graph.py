@@ -46,7 +46,9 @@ def random_flow(index: int, tokens: int, heads: int, causal: bool) -> LayerFlow:
         residual=residual,
         layer=layer,
         layer_total=outputs.sum(-1),
+        mlp_total=outputs.sum(-1),
         chain=rows(1, heads, tokens, tokens, total=mlp.transpose(1, 2)),
+        chain_total=mlp.transpose(1, 2),
     )
 
 

@@ -261,7 +261,9 @@ class SetBoundary(Boundary):
         """Jacobian-vector products ``(N, T, E)``; fused attention kernels have none."""
         try:
             with sdpa_kernel(SDPBackend.MATH):
-                rates: Tensor = jvp(lambda *x: self.map.forward(x, example), inputs, tangents)[1]
+                rates: Tensor = jvp(
+                    lambda *x: self.map.forward(x, example), inputs, tangents, forward_mode=False
+                )[1]
         except LigError as error:
             raise error.__cause__ or error from None  # what the map itself said
         return rates

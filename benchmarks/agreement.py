@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import short, stamp, table, use_threads
 from captum_lig import FlowGraph, LayerFlowIG
-from captum_lig.experiments.consistency.measures import compare_maps
+from captum_lig.flow.compare_maps import compare_maps
 from captum_lig.prediction import direct_relevance, layer_baselines, logit_difference
 from captum_lig.prediction.comparison import compare
 
@@ -113,10 +113,10 @@ def main() -> None:
     print("Relevance of each token where it enters a layer: conserve / chain / direct\n")
     lines = [
         [
-            "end" if place == len(blocks) else str(place),
-            *(" / ".join(f"{float(m[place, i]):.2f}" for m in maps) for i in range(len(tokens))),
+            "end" if depth == len(blocks) else str(depth),
+            *(" / ".join(f"{float(m[depth, i]):.2f}" for m in maps) for i in range(len(tokens))),
         ]
-        for place in chosen
+        for depth in chosen
     ]
     print(table(["entering", *(token.strip() for token in tokens)], lines))
     carried = {

@@ -12,16 +12,17 @@ import transformers
 
 from captum_lig import LayerFlow, LayerFlowIG
 from captum_lig.model.inputs import ModelCall
+from captum_lig.model.select import Finder
 from tests.helpers.families import FAMILIES, Family
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 
 HEAD = """# Families that are tested
 
-Written by `python -m benchmarks.families` from the table in `tests/families.py`, which the tests
-run over; not by hand. Each family is a small random model (width 32, two layers, every bias and
-norm weight drawn, float64). The tests compare the cut with the model's own block, sample rows with
-autograd through that block, look for causal zeros, and for anything left behind.
+Written by `python -m benchmarks.families` from the table in `tests/helpers/families.py`, which the
+tests run over; not by hand. Each family is a small random model (width 32, two layers, every bias
+and norm weight drawn, float64). The tests compare the split block with the unmodified one, sample
+rows with autograd through that block, look for causal zeros, and for anything left behind.
 
 What is not here may work as well: no family has code of its own in the package, and a cut that is
 not the block is refused. Where a block is cut:
@@ -44,7 +45,7 @@ def line(family: Family) -> str:
     flows = lig.attribute(family.inputs(model), boundaries=boundaries, max_steps=4096)
     assert isinstance(flows, list)
     errors = [_worst(flows, name) for name in ("attention", "mlp", "layer")]
-    with lig.blocks(ModelCall.of(model, family.inputs(model))) as blocks:
+    with Finder(model).blocks(ModelCall.of(model, family.inputs(model))) as blocks:
         sites = ", ".join(dict.fromkeys(block.site for block in blocks))
     cells = [family.name, family.what, sites, str(_heads(flows)), *errors]
     return "| " + " | ".join(cells) + " |"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
@@ -16,6 +16,8 @@ from captum_lig.model.call import Attention, BlockCall, Spread
 from captum_lig.model.find_blocks import elements, record_blocks
 from captum_lig.model.hf_attention import use_interface
 from captum_lig.model.inputs import ModelCall
+from captum_lig.model.padding import with_padding
+from captum_lig.model.texts import with_readings
 from captum_lig.model.user_block import Block, record_user_block
 from captum_lig.model.validate import compare_with_model, validate_block
 
@@ -42,7 +44,7 @@ class Finder:
             LigError: if there are no such blocks, or one of them cannot be cut.
         """
         with self.recorded(call) as calls:
-            yield [self.attached(block, call.valid_of(block)) for block in calls]
+            yield [self.attached(block) for block in calls]
 
     @contextmanager
     def recorded(self, call: ModelCall) -> Iterator[list[BlockCall]]:
@@ -60,25 +62,25 @@ class Finder:
             torch.compiler.set_stance("force_eager"),
         ):
             calls, watch = self._watched(call)
+            with watch():
+                calls = with_padding(
+                    call, [with_readings(block) for block in calls], self._recorded
+                )
             for block in calls:
-                check_finite(block, call.valid_of(block))
+                check_finite(block)
             if any(block.name not in self._known for block in calls):
-                compare_with_model(calls, call.unwatched, call.valid_of)
+                compare_with_model(calls, call.unwatched)
             with watch():
                 yield calls
 
-    def attached(self, block: BlockCall, valid: Tensor) -> BlockCall:
-        """The block with where to cut it, made sure of the first time that it is seen.
-
-        Args:
-            block: a recorded block.
-            valid: ``(B, S)`` its tokens that are not padding.
+    def attached(self, block: BlockCall) -> BlockCall:
+        """The recorded block with where to cut it, made sure of the first time that it is seen.
 
         Raises:
             LigError: if it cannot be cut.
         """
         if block.name not in self._known:
-            sure = validate_block(block, valid[0])
+            sure = validate_block(block)
             found = sure.attention if block.attention is None else None
             self._known[block.name] = sure.spread, found
         spread, found = self._known[block.name]
@@ -93,21 +95,25 @@ class Finder:
             return use_interface(self.model)
 
         with interface():
-            calls = recorded(self.model, self.layer, call)
+            calls = self._recorded(call)
         if all(block.site != "interface" for block in calls):
             # Some models call torch's function only as long as their config says so.
-            alone = recorded(self.model, self.layer, call)
+            alone = self._recorded(call)
             if any(block.site == "sdpa" for block in alone):
                 return alone, nullcontext
         return calls, interface
 
+    def _recorded(self, call: ModelCall) -> list[BlockCall]:
+        return recorded(self.model, self.layer, call)
 
-def check_finite(call: BlockCall, valid: Tensor) -> None:
+
+def check_finite(call: BlockCall) -> None:
     """Refuse a block with activations that are not finite, padding aside.
 
     Raises:
         LigError: if there are some.
     """
+    valid = call.valid
     if not bool(
         torch.isfinite(call.hidden[valid]).all() and torch.isfinite(call.output[valid]).all()
     ):

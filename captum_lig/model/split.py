@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_lig._compare import deviation, deviations, nearly_equal
 from captum_lig._types import QKV
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
-from captum_lig.model.attention_call import AttentionCall, handle_with
+from captum_lig.model.attention_call import AttentionCall, allowed, handle_with
 from captum_lig.model.call import Attention, BlockCall
+from captum_lig.model.compare import deviation, deviations, nearly_equal
 from captum_lig.model.output_projection import LINEAR, replace_input
 from captum_lig.model.sdpa import use_sdpa
 
-__all__ = ["SplitBlock"]
+__all__ = ["SplitBlock", "epsilons"]
 
 AtCore = Callable[[Callable[[], Tensor], AttentionCall | None], Tensor]
 """What to do at the core: given the block's own output there, ``(N, T, H, e)`` when called, and
@@ -56,6 +56,10 @@ class SplitBlock:
         self.softcap, self.sinks = core.softcap, core.sinks
         self.mask = None if core.mask is None else core.mask[0]
         """``(1 or H, T, S)`` to add to the logits, or None."""
+        self.visible = None if self.mask is None else allowed(self.mask)
+        """``(1 or H, T, S)`` False where the mask forbids a source, or None."""
+        self.epsilons = epsilons(self.call.module)
+        """Values of eps of the norms inside the block."""
 
     # --- the block in parts ---
 
@@ -267,6 +271,10 @@ class SplitBlock:
 
     # --- making sure of it ---
 
+    def attends(self, rows: Tensor, u: Tensor) -> bool:
+        """Whether its attention gives ``u (R, H, e)`` for the tokens ``rows (R,)`` of the text."""
+        return nearly_equal(u, self.own[rows], self.own)
+
     def check(self, rows: Tensor, u: Tensor, output: Tensor | None = None) -> None:
         """Make sure that the cut is the block: same attention output, same block output.
 
@@ -287,16 +295,41 @@ class SplitBlock:
                     f"{deviation(u[:, 0], own_output, self.output):.1e})."
                 )
             return
-        own = self.own[rows]
-        if not nearly_equal(u, own, self.own):
+        if not self.attends(rows, u):
+            gap = deviation(u, self.own[rows], self.own)
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention (its output differs "
-                f"by {deviation(u, own, self.own):.1e} from softmax(q k^T * scale + mask) v): ask "
+                f"by {gap:.1e} from softmax(q k^T * scale + mask) v): ask "
                 "for its layer boundary alone, with layer=[captum_lig.Block(module)] and "
                 "boundaries=('layer',)."
             )
         if output is not None and not nearly_equal(output, own_output, self.output):
             raise self.not_by_token(deviation(output, own_output, self.output))
+
+    def check_post(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Make sure that ``post`` is what follows the attention in the block, token by token.
+
+        Args:
+            z: ``(S, D)`` a point of a path.
+            rows: ``(R,)`` the tokens compared, there and at the text itself (not padding).
+
+        Returns:
+            ``(S, H, e)`` the outputs of the heads there.
+
+        Raises:
+            LigError: if it is not.
+        """
+        u, output = (x[0] for x in self.run(z[None]))
+        text = self.own, self.z, self.output
+        both = [torch.cat([x[rows], y[rows]]) for x, y in zip((u, z, output), text, strict=True)]
+        # One sequence of them, hardly a token where it was and none beside its neighbours.
+        count, generator = len(both[0]), torch.Generator().manual_seed(0)
+        order = (torch.randperm(max(len(z), count), generator=generator) % count)[: len(z)]
+        some, points, expected = (x[order.to(x.device)] for x in both)
+        found = self.post(some, points)
+        if not nearly_equal(found, expected, self.output):
+            raise self.not_by_token(deviation(found, expected, self.output))
+        return u
 
     def not_by_token(self, deviation: float) -> LigError:
         """What to say if what follows the attention does not treat each token by itself."""
@@ -331,3 +364,10 @@ def skipping(modules: dict[nn.Module, int]) -> Iterator[None]:
                 vars(module).pop("forward", None)
             else:
                 module.forward = forward
+
+
+def epsilons(block: nn.Module) -> list[float]:
+    """Values of eps of the norms inside a block."""
+    names = ("eps", "variance_epsilon", "epsilon")
+    values = [getattr(m, name, None) for m in block.modules() for name in names]
+    return [value for value in values if isinstance(value, float)]

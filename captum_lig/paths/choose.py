@@ -13,7 +13,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from captum_lig._compare import tolerance
 from captum_lig._types import QKV
 from captum_lig.cost import PATHS, Meter
 from captum_lig.errors import LigError
@@ -28,7 +27,7 @@ from captum_lig.paths.rotary import RotaryMaps, probes_needed
 from captum_lig.paths.shared import SharedPath
 from captum_lig.paths.softmax import RowFunction
 from captum_lig.paths.target_token import PairWeights, TargetTokenPath
-from captum_lig.paths.validate import Sample, deviation_of_post, mixes_tokens, observe
+from captum_lig.paths.validate import Sample, mixes_tokens, observe
 
 __all__ = [
     "Block",
@@ -38,6 +37,7 @@ __all__ = [
     "floats_per_pair",
     "inspect_structure",
     "make_path",
+    "run_attention",
 ]
 
 
@@ -75,21 +75,19 @@ class Block(Protocol):
 class WholeBlock(Block, Protocol):
     """What is needed to validate paths of a block, too."""
 
-    output: Tensor
-    """``(S, D)`` what it gives for its input."""
-
-    @property
-    def own(self) -> Tensor:
-        """``(S, H, d)`` the heads' outputs for its input."""
-
-    def run(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The heads' outputs and the block's own, ``(N, S, D)``, of ``z (N, S, D)``."""
+    has_attention: bool
+    """Whether it has an attention that is reached; without, it counts as one head."""
+    epsilons: list[float]
+    """Values of eps of the norms inside."""
 
     def post(self, u: Tensor, z: Tensor) -> Tensor:
-        """What follows the attention core, token by token."""
+        """What follows the attention: ``u (M, H, d)`` and ``z (M, D)`` to ``(M, D)``."""
 
-    def not_by_token(self, deviation: float) -> LigError:
-        """What to say if it does not treat each token by itself."""
+    def check_post(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Make sure at a point ``z (S, D)`` that ``post`` is what follows the attention, by token.
+
+        Returns the heads' outputs there, ``(S, H, d)``.
+        """
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> 
 
 
 def choose_structure(
-    block: WholeBlock, start: Start, rows: Tensor, epsilons: list[float], with_output: bool = True
+    block: WholeBlock, start: Start, rows: Tensor, with_output: bool = True
 ) -> Structure:
     """The structure whose paths are cheapest, of those that are what the block does along them.
 
@@ -157,35 +155,29 @@ def choose_structure(
         block: the block.
         start: where the paths start, of each of the rows.
         rows: ``(R,)`` the rows that are going to be attributed.
-        epsilons: values of eps that the norms may have.
         with_output: whether what follows the attention is going to be used, too.
 
     Raises:
         LigError: if what follows the attention does not treat each token by itself.
     """
-    found = _validated(block, start, rows, epsilons, with_output)
+    found = _validated(block, start, rows, with_output)
     block.meter.takes(found.path(start))
     return found
 
 
-def _validated(
-    block: WholeBlock, start: Start, rows: Tensor, epsilons: list[float], with_output: bool
-) -> Structure:
-    found = inspect_structure(block, epsilons, len(rows) if start.is_target_token else 0)
-    if not (found.opens or with_output):
+def run_attention(block: Block) -> Structure:
+    """The structure of a block whose attention is run as it is, noted by its meter."""
+    block.meter.takes(PATHS[2])
+    return Structure(None, opens=False)
+
+
+def _validated(block: WholeBlock, start: Start, rows: Tensor, with_output: bool) -> Structure:
+    found = inspect_structure(block, block.epsilons, len(rows) if start.is_target_token else 0)
+    if not block.has_attention or not (found.opens or with_output):
         return found
     with torch.no_grad():
-        sample = Sample.of(start, block.z, rows, epsilons)
-        first = None
-        if with_output:
-            z = sample.z[0]
-            first, output = (x[0] for x in block.run(z[None]))
-            # Some tokens at that point, the same ones of the text itself.
-            tokens = _both(first, block.own, rows), _both(z, block.z, rows)
-            expected = _both(output, block.output, rows)
-            after = deviation_of_post(block.post, len(z), tokens, expected, block.output)
-            if after > tolerance(block.z.dtype):
-                raise block.not_by_token(after)
+        sample = Sample.of(start, block.z, rows, block.epsilons)
+        first = block.check_post(sample.z[0], rows) if with_output else None
         if not found.opens or mixes_tokens(block.pre, block.tables, block.z, sample.z[0]):
             return Structure(None, opens=False)
         seen = observe(block.attend, sample, first)
@@ -196,10 +188,6 @@ def _validated(
             if seen.agrees(make_path(block, structure, few, sample.rows)):
                 return structure
     return Structure(None, opens=False)
-
-
-def _both(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-    return torch.cat([x[rows], y[rows]])
 
 
 def _same_flipped(table: Tensor, flipped: Tensor) -> bool:

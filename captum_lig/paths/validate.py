@@ -14,17 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_lig._compare import deviation, tolerance
-from captum_lig._types import QKV, Attend, Post, Pre
+from captum_lig._types import QKV, Attend, Pre
 from captum_lig.paths.base import AttentionPath
 from captum_lig.paths.baselines import Start
 
-__all__ = ["Observed", "Sample", "deviation_of_post", "mixes_tokens", "observe"]
+__all__ = ["Observed", "Sample", "mixes_tokens", "observe"]
 
 MOST_ROWS = 64
 """Rows of a shared path that are compared at each point, at most."""
 AT_ONCE = 1024
 """Tokens that go through the block at once."""
+OUTPUTS = {torch.float32: 1e-3, torch.float64: 1e-5}
+"""Difference of a head's output, as part of its length, that is more than rounding."""
 MIXED = {torch.float32: 1e-4, torch.float64: 1e-6}
 """Change of a query, key or value, as part of the largest, that is more than rounding."""
 
@@ -81,7 +82,7 @@ class Observed:
 
     def agrees(self, path: AttentionPath) -> bool:
         """Whether the paths of the ``few`` rows are what the block does."""
-        return self.deviation(path) <= tolerance(self.u.dtype)
+        return self.deviation(path) <= OUTPUTS[self.u.dtype]
 
     def deviation(self, path: AttentionPath) -> float:
         """How far the paths of the ``few`` rows are from the block, as part of heads' outputs."""
@@ -104,25 +105,6 @@ def observe(attend: Attend, sample: Sample, first: Tensor | None = None) -> Obse
     u = torch.cat([*known, *(attend(z) for z in parts)])
     point = torch.arange(len(u), device=u.device)[:, None]
     return Observed(sample, u[point, sample.rows[sample.chosen]])
-
-
-def deviation_of_post(
-    post: Post, length: int, tokens: tuple[Tensor, Tensor], output: Tensor, text: Tensor
-) -> float:
-    """How far what follows the attention is from the block, if it gets tokens in another order.
-
-    Args:
-        post: what follows the attention core.
-        length: number of tokens that it takes at once.
-        tokens: the heads' outputs ``(M, H, d)`` and the residual stream ``(M, D)`` of some tokens.
-        output: ``(M, D)`` what the block gives for them.
-        text: ``(S, D)`` what it gives for the text itself.
-    """
-    # Hardly a token where it was, none beside its neighbours; if there are few, each several times.
-    count, generator = len(output), torch.Generator().manual_seed(0)
-    order = (torch.randperm(max(length, count), generator=generator) % count)[:length]
-    order = order.to(output.device)
-    return deviation(post(*(x[order] for x in tokens)), output[order], text)
 
 
 def mixes_tokens(pre: Pre, tables: QKV, text: Tensor, point: Tensor) -> bool:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2Model
-from transformers.masking_utils import AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from captum_lig import Block, LayerFlowIG, LigError
+from captum_lig import Block, LayerFlow, LayerFlowIG, LigError, SetToSetIG
 from captum_lig.model import hf_attention as interface
 from tests.helpers import models
 from tests.helpers.families import FAMILIES, drawn, noise
-from tests.model.test_sdpa import HEADS, LENGTH, WIDTH, Attending, Model
-from tests.model.test_state import Unchanged
+from tests.helpers.sdpa_blocks import HEADS, LENGTH, WIDTH, Attending, Model
+from tests.helpers.state import Unchanged
 
 
 def refused(model: nn.Module, x: Any, *says: str, **given: Any) -> None:
@@ -102,15 +102,14 @@ def test_a_random_block() -> None:
 
 def test_a_mask_that_gets_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Causality gone without a word: the block is not what it is when nobody looks."""
-    monkeypatch.setitem(
-        AttentionMaskInterface._global_mapping, interface.NAME, lambda *_, **__: None
-    )
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, interface.NAME, lambda *_, **__: None)
     model = models.tiny_gpt2()
     model.set_attn_implementation("eager")
     refused(model, models.tokens(model, 1, 4), "h.0", "GPT2Block", "when it is watched", "eager")
 
 
 def test_attention_of_another_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no softmax of scaled products is run as it is."""
     from transformers.models.gpt2 import modeling_gpt2
 
     own = modeling_gpt2.eager_attention_forward
@@ -124,7 +123,15 @@ def test_attention_of_another_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     model.set_attn_implementation("eager")
     ids = models.tokens(model, 1, 4)
     with Unchanged(model, {"input_ids": ids}):
-        refused(model, ids, "h.0", "GPT2Block of GPT2Model", "not use plain softmax", "Block(")
+        flow = LayerFlowIG(model, 0).attribute(ids, "zero", n_steps=5, tolerance=None)
+    assert isinstance(flow, LayerFlow)
+    assert flow.cost is not None
+    assert flow.cost.path == "autograd"
+    z = models.block_input_output(model, 0, input_ids=ids)[0]
+    mask = torch.full((4, 4), -1e30, dtype=z.dtype).triu(1)[None, None]
+    block = models.blocks(model)[0]
+    expected = SetToSetIG(lambda x: block(x, attention_mask=mask)).attribute(z, n_steps=5)
+    torch.testing.assert_close(flow.layer, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_a_stack_in_a_stack() -> None:

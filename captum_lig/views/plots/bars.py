@@ -10,18 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from captum_lig.errors import LigError
+from captum_lig.flow.axes import FIELDS
 from captum_lig.flow.layer_flow import LayerFlow
-from captum_lig.flow.summary import BOUNDARIES, TOLERANCE, target_rows
+from captum_lig.flow.summary import TOLERANCE, row_errors, target_rows
 from captum_lig.views.plots.draw import set_caption, set_title, show_figure
 
 __all__ = ["plot_completeness", "plot_shares"]
 
 # Of the Okabe-Ito palette, told apart with every common colour blindness.
-OTHERS, OWN, RESIDUAL = "#D55E00", "#E69F00", "0.75"
-COLORS = {"attention": "#0072B2", "mlp": "#E69F00", "layer": "#009E73"}
-MARKERS = {"attention": "o", "mlp": "s", "layer": "^"}
+OTHERS, SELF, RESIDUAL = "#D55E00", "#E69F00", "0.75"
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "black")
+MARKERS = "os^Dv<>"
 EXACT = 1e-9
-"""Errors below this are drawn here: the scale is logarithmic, and 0 has no place on it."""
+"""Errors below this are drawn here: the scale is logarithmic, and it cannot show 0."""
 
 
 def plot_shares(
@@ -35,7 +36,7 @@ def plot_shares(
 
     A bar a layer, from sizes (absolute values) of the composed routes, mean over the targets of
     the first text: through the heads from other tokens, through the heads from the token itself,
-    and along the residual stream. All of it went through the mlp, which is no part of its own.
+    and along the residual stream. The mlp is on all three ways and no part itself.
 
     Args:
         flows: flows with the attention and mlp boundaries, one a layer.
@@ -54,16 +55,18 @@ def plot_shares(
     width = max(3.5, 0.35 * len(flows) + 1.5) + 1.8
     figure = Figure(figsize=(width, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    places, bottom = np.arange(len(flows)), np.zeros(len(flows))
+    columns, bottom = np.arange(len(flows)), np.zeros(len(flows))
     names = ("heads, from other tokens", "heads, from the token itself", "residual stream")
     hatches = ("", "//", "")
     for part, name, color, hatch in zip(
-        parts.T, names, (OTHERS, OWN, RESIDUAL), hatches, strict=True
+        parts.T, names, (OTHERS, SELF, RESIDUAL), hatches, strict=True
     ):
-        axes.bar(places, part, 0.8, bottom, color=color, label=name, hatch=hatch, edgecolor="white")
+        axes.bar(
+            columns, part, 0.8, bottom, color=color, label=name, hatch=hatch, edgecolor="white"
+        )
         bottom += part
     every = max(1, len(flows) // 16)
-    axes.set_xticks(places[::every], [str(flow.index) for flow in flows][::every], fontsize=8)
+    axes.set_xticks(columns[::every], [str(flow.index) for flow in flows][::every], fontsize=8)
     axes.set_xlabel("layer", fontsize=8)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
@@ -86,11 +89,11 @@ def _three_shares(flow: LayerFlow, rule: str) -> tuple[float, float, float]:
     routes = flow.compose(rule, by_head=True)[0].abs().double()  # (H, T, S)
     assert flow.residual is not None
     rows = target_rows(flow)
-    places = torch.arange(len(flow.targets), device=routes.device)
-    own = routes[:, places, flow.targets].sum(0)
-    others = routes.sum((0, 2)) - own
+    every = torch.arange(len(flow.targets), device=routes.device)
+    itself = routes[:, every, flow.targets].sum(0)
+    others = routes.sum((0, 2)) - itself
     residual = flow.residual[0].abs().double()
-    parts = torch.stack([others, own, residual])[:, rows]
+    parts = torch.stack([others, itself, residual])[:, rows]
     size = parts.sum(0)
     share = torch.where(size > 0, parts / size, 0.0)[:, size > 0]
     if share.shape[1] == 0:
@@ -115,7 +118,7 @@ def plot_completeness(
     Raises:
         LigError: if there is no flow, or none with a boundary that has errors.
     """
-    boundaries = [b for b in BOUNDARIES if any(b in flow.delta for flow in flows)]
+    boundaries = [name for name in FIELDS if any(name in flow.certified for flow in flows)]
     if not boundaries:
         raise LigError("there is no row to show: give flows with a boundary.")
     width = max(3.5, 0.35 * len(flows) + 1.5) + 1.0
@@ -126,13 +129,12 @@ def plot_completeness(
     for number, boundary in enumerate(boundaries):
         x, y = [], []
         for flow in flows:
-            if boundary not in flow.delta:
+            if boundary not in flow.certified:
                 continue
-            kept = flow.valid[:, flow.targets]  # (B, T)
-            errors = flow.completeness_error(boundary)
-            mask = kept if errors.dim() == 2 else kept[:, None].expand_as(errors)
-            found = errors[mask].double().cpu().numpy()
-            shift = (number - (len(boundaries) - 1) / 2) * 0.25
+            texts = [flow.select(text) for text in range(len(flow.valid))]
+            errors = [row_errors(one, boundary, target_rows(one)).flatten() for one in texts]
+            found = torch.cat(errors).double().cpu().numpy()
+            shift = (number - (len(boundaries) - 1) / 2) * 0.75 / len(boundaries)
             spread = (
                 np.linspace(-0.09, 0.09, len(found)) if len(found) > 1 else np.zeros(len(found))
             )
@@ -143,8 +145,8 @@ def plot_completeness(
         axes.plot(
             np.concatenate(x),
             values.clip(min=EXACT),
-            MARKERS[boundary],
-            color=COLORS[boundary],
+            MARKERS[number % len(MARKERS)],
+            color=COLORS[number % len(COLORS)],
             markersize=2.5,
             alpha=0.6,
             markeredgewidth=0,

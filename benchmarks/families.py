@@ -25,7 +25,8 @@ and norm weight drawn, float64). The tests compare the split block with the unmo
 rows with autograd through that block, look for causal zeros, and for anything left behind.
 
 What is not here may work as well: no family has code of its own in the package, and a cut that is
-not the block is refused. Where a block is cut:
+not the block is refused. A path that is not what the block does between its ends is not taken:
+there the block is run at each point (`flow.cost.path`). Where a block is cut:
 
 - *interface*: transformers' attention interface; queries, keys and values are had.
 - *sdpa*: `torch.nn.functional.scaled_dot_product_attention`; the same.

@@ -159,6 +159,7 @@ class BlockCall:
                 return value.repeat(len(z), 1, 1)  # one for each head, texts first
             return value
 
+        z = z.contiguous()  # as in the model, whose code may say z.view()
         args, kwargs = self.args, self.kwargs
         if self.spread == "repeated":
             args = tuple(_mapped(value, spread) for value in args)

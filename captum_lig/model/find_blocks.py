@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, handle_with
 from captum_lig.model.call import Attention, BlockCall, first_tensor, hidden_of
+from captum_lig.model.hooks import hooked
 from captum_lig.model.sdpa import use_sdpa
 
 __all__ = ["elements", "record_blocks"]
@@ -123,12 +124,9 @@ def _runs(
     finished: list[_Run] = []
     running: list[_Run] = []
 
-    def enter_as(element: _Element) -> Callable[..., None]:
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            depth = sum(outer.element.container is not None for outer in running)
-            running.append(_Run(element, args, kwargs, depth))
-
-        return enter
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        depth = sum(outer.element.container is not None for outer in running)
+        running.append(_Run(chosen[module], args, kwargs, depth))
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         done = running.pop()
@@ -148,20 +146,11 @@ def _runs(
             open_run.attention.append(Attention.of(call))
         return call.eager()
 
-    handles = []
-    chosen = {id(module): _Element(name, module, None) for name, module in named.items()}
+    chosen = {module: _Element(name, module, None) for name, module in named.items()}
     for element in watched:
-        chosen.setdefault(id(element.module), element)
-    try:
-        for element in chosen.values():
-            module = element.module
-            handles.append(module.register_forward_pre_hook(enter_as(element), with_kwargs=True))
-            handles.append(module.register_forward_hook(leave, with_kwargs=True))
-        with torch.no_grad(), use_sdpa(), handle_with(note):
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+        chosen.setdefault(element.module, element)
+    with hooked(chosen, enter=enter, leave=leave), torch.no_grad(), use_sdpa(), handle_with(note):
+        run()
     return finished
 
 

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
+from captum_lig.model.attention_call import AttentionCall, handle_with
 from captum_lig.model.call import Attention, BlockCall, Spread
 from captum_lig.model.find_blocks import elements, record_blocks
 from captum_lig.model.hf_attention import use_interface
+from captum_lig.model.hooks import attribution, uncompiled
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.user_block import Block, record_user_block
 from captum_lig.model.validate import compare_with_model, validate_block
@@ -53,11 +55,12 @@ class Finder:
                 give when nobody looks.
         """
         # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.
-        # What was compiled runs as it was written: our attention function would not be reached.
         with (
+            attribution(),
+            handle_with(AttentionCall.eager),
+            uncompiled(),
             torch.inference_mode(False),
             torch.no_grad(),
-            torch.compiler.set_stance("force_eager"),
         ):
             calls, watch = self._watched(call)
             for block in calls:

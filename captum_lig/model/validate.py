@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import MASKED
 from captum_lig.model.call import BlockCall, Spread, first_tensor
+from captum_lig.model.hooks import hooked
 from captum_lig.model.output_projection import find_projection
 from captum_lig.model.split import SplitBlock, deviation, nearly_equal
 from captum_lig.model.user_block import Span, check_span
@@ -37,26 +38,19 @@ def compare_with_model(
     Raises:
         LigError: if a block gives something else.
     """
-    outputs: dict[int, list[Tensor]] = {}
+    outputs: dict[nn.Module, list[Tensor]] = {call.module: [] for call in calls}
 
-    def keep(module: Any, args: Any, output: Any) -> None:
-        outputs[id(module)].append(first_tensor(output).detach())
+    def keep(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        outputs[module].append(first_tensor(output).detach())
 
-    handles = []
     for call in calls:
         if isinstance(call.module, Span):
-            outputs[id(call.module)] = [call.module(call.hidden, *call.args[1:], **call.kwargs)]
-        elif id(call.module) not in outputs:
-            outputs[id(call.module)] = []
-            handles.append(call.module.register_forward_hook(keep))
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+            outputs[call.module] = [call.module(call.hidden, *call.args[1:], **call.kwargs)]
+    modules = [module for module in outputs if not isinstance(module, Span)]
+    with hooked(modules, leave=keep), torch.no_grad():
+        run()
     for call in calls:
-        own = outputs[id(call.module)][call.turn]
+        own = outputs[call.module][call.turn]
         kept = valid(call)
         difference = (own[kept] - call.output[kept]).double().norm() / own[kept].double().norm()
         if not bool(torch.isfinite(own[kept]).all()):

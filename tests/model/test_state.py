@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.eval_frame
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, PreTrainedModel
+from torch.nn import functional
+from transformers import CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
 
 from captum_lig import LayerFlow, LayerFlowIG, LigError, SetToSetIG
 from tests.helpers import models
@@ -89,6 +91,12 @@ def global_state() -> dict[str, Any]:
         "python's random state": random.getstate(),
         "dtype": torch.get_default_dtype(),
         "threads": torch.get_num_threads(),
+        "attention": functional.scaled_dot_product_attention,
+        "what configs say": [
+            vars(PreTrainedConfig)[name]
+            for name in ("_attn_implementation", "_experts_implementation")
+        ],
+        "compiler": torch._dynamo.eval_frame._stance,
         "attention kernels": (
             backends.flash_sdp_enabled(),
             backends.mem_efficient_sdp_enabled(),

@@ -86,6 +86,7 @@ def inspect_model(
         module_lists=_module_lists(elements(model), {block.name for block in blocks}),
         blocks=blocks,
         unreachable=unreachable,
+        left_out=tuple(finder.left_out),
     )
 
 

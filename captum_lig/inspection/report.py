@@ -146,6 +146,8 @@ class ModelReport:
     """In the order they ran."""
     unreachable: str | None = None
     """Why no block could be looked at, in a sentence; None if some were."""
+    left_out: tuple[str, ...] = ()
+    """Stacks of modules that may be blocks too and that ``layer=None`` leaves out, and why."""
     name: str = ""
     """What the user calls the model."""
     text: str = ""
@@ -159,14 +161,16 @@ class ModelReport:
     @property
     def of_the_model(self) -> tuple[str, ...]:
         """Those of :attr:`not_supported` that are not about a block."""
-        found = () if self.unreachable is None else (self.unreachable,)
-        return found + tuple(
+        found = [] if self.unreachable is None else [self.unreachable]
+        found += self.left_out
+        found += (
             f"{some.count - some.reached} of the {some.count} modules in {some.name!r} "
             f"({some.class_name}) were not reached as blocks: they do not map tokens to tokens, or "
             "did not run on this text."
             for some in self.module_lists
             if 0 < some.reached < some.count
         )
+        return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
         """The report in JSON's types, as described at the top of this module."""

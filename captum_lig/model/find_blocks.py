@@ -74,7 +74,7 @@ def _elements(model: nn.Module) -> list[_Element]:
 
 def record_blocks(
     model: nn.Module, run: Callable[[], Any], named: dict[str, nn.Module]
-) -> list[BlockCall]:
+) -> tuple[list[BlockCall], list[str]]:
     """Run the model and keep what each block was called with and gave.
 
     Blocks are the outermost elements of the model's lists that attend; an element that holds two
@@ -88,7 +88,8 @@ def record_blocks(
         named: modules that the caller named, blocks if they can be, by name.
 
     Returns:
-        One :class:`BlockCall` for each run of a block, in the order they ran.
+        One :class:`BlockCall` for each run of a block, in the order they ran; and, a sentence
+        each, lists that may be blocks too and were not taken.
 
     Raises:
         LigError: if there is no block.
@@ -111,7 +112,8 @@ def record_blocks(
             "scaled_dot_product_attention). Name its blocks in layer=[...], or describe one with "
             "captum_lig.Block."
         )
-    return [_call_of(model, index, block, blocks) for index, block in enumerate(blocks)]
+    calls = [_call_of(model, index, block, blocks) for index, block in enumerate(blocks)]
+    return calls, _left_out(runs, blocks)
 
 
 def _runs(
@@ -176,17 +178,37 @@ def _blocks(runs: list[_Run]) -> list[_Run]:
     return [run for run in runs if run in own or (run in found and is_sibling(run))]
 
 
+def _left_out(runs: list[_Run], blocks: list[_Run]) -> list[str]:
+    """What to say of stacks of one class that were not taken for blocks."""
+    others = [run for run in runs if run.element.container is not None and run not in blocks]
+    taken = sorted({run.element.name.rpartition(".")[0] for run in blocks})
+    attend = any(run.attention for run in blocks)
+    why = "they reach no attention" if attend else "no module of the model reaches attention"
+    return [
+        f"the {len(chain)} modules in {chain[0].element.name.rpartition('.')[0]!r} "
+        f"({type(chain[0].element.module).__name__}) are not attributed beside those in "
+        f"{', '.join(map(repr, taken))}, though they map tokens to tokens: {why} "
+        "at transformers' interface or torch's scaled_dot_product_attention. Name them in "
+        "layer=[...] to attribute them."
+        for chain in _chains([run for run in others if run.is_map_of_tokens])
+        if len(chain) > 1 and len({type(run.element.module) for run in chain}) == 1
+    ]
+
+
 def _longest_chain(runs: list[_Run]) -> list[_Run]:
-    """The longest list whose elements, one after another, take what the one before gave."""
+    return max(_chains(runs), key=len, default=[])
+
+
+def _chains(runs: list[_Run]) -> list[list[_Run]]:
+    """The lists whose elements, one after another, take what the one before gave."""
     by_list: dict[int, list[_Run]] = {}
     for run in runs:
         by_list.setdefault(id(run.element.container), []).append(run)
-    chains = [
+    return [
         chain
         for chain in by_list.values()
         if all(_is_next(first, second) for first, second in pairwise(chain))
     ]
-    return max(chains, key=len, default=[])
 
 
 def _is_next(first: _Run, second: _Run) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from captum_lig._captum import format_additional_forward_args
 from captum_lig.errors import LigError
@@ -16,6 +17,16 @@ from captum_lig.model.attention_call import MASKED
 from captum_lig.model.call import BlockCall
 
 __all__ = ["ModelCall"]
+
+CACHES = (
+    "past_key_values",
+    "past_key_value",
+    "layer_past",
+    "past_buckets_states",
+    "cache",
+    "cache_params",
+)
+"""Names of what models keep of earlier tokens, and add to when they are called."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,10 @@ class ModelCall:
                     "token to attribute to, give a text that is not empty."
                 )
         parameters = inspect.signature(model.forward).parameters
+        names = [*parameters][: len(args)]
+        names += [""] * (len(args) - len(names))
+        args = tuple(map(_without_cache, names, args))
+        kwargs = {name: _without_cache(name, value) for name, value in kwargs.items()}
         if "use_cache" in parameters:
             kwargs["use_cache"] = False
         try:
@@ -119,9 +134,15 @@ class ModelCall:
             return valid
         return everything if seen is None else seen
 
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What to call the model with, its lists and mappings new: a state may be kept in them."""
+        kwargs = {name: _copied(value) for name, value in self.kwargs.items()}
+        return tuple(map(_copied, self.args)), kwargs
+
     def unwatched(self) -> None:
         """Call the model, and let its errors be."""
-        self.model(*self.args, **self.kwargs)
+        args, kwargs = self.arguments()
+        self.model(*args, **kwargs)
 
     def run(self) -> None:
         """Call the model.
@@ -130,7 +151,7 @@ class ModelCall:
             LigError: if it cannot embed the tokens (too many, or unknown).
         """
         try:
-            self.model(*self.args, **self.kwargs)
+            self.unwatched()
         except (TypeError, ValueError) as error:
             if isinstance(error, LigError):
                 raise
@@ -205,3 +226,48 @@ def _device_of(model: nn.Module) -> torch.device | None:
 
 def _moved(value: Any, device: torch.device | None) -> Any:
     return value.to(device) if isinstance(value, Tensor) and device is not None else value
+
+
+def _without_cache(name: str, value: Any) -> Any:
+    """None for an empty cache of keys and values, that the model would fill; other values as is.
+
+    Raises:
+        LigError: if there is something in it.
+    """
+    if not isinstance(value, Cache) and name not in CACHES:
+        return value
+    if not any(x.numel() for x in _tensors(value)):
+        return None
+    count = value.get_seq_length() if isinstance(value, Cache) else 0
+    raise LigError(
+        f"{name or type(value).__name__} holds what the model kept of "
+        + (f"{count} tokens" if count else "an earlier call")
+        + ": these have no vectors in this run that could be attributed to. Leave it out, and give "
+        "the whole text at once."
+    )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a cache, whatever it is made of."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif hasattr(value, "__dict__"):
+        yield from _tensors(vars(value))
+
+
+def _copied(value: Any) -> Any:
+    """New lists and mappings with new tensors in them; a tensor by itself is the caller's."""
+
+    def inside(item: Any) -> Any:
+        return item.clone() if isinstance(item, Tensor) else _copied(item)
+
+    if isinstance(value, dict):
+        return type(value)({name: inside(item) for name, item in value.items()})
+    if type(value) in (list, tuple):
+        return type(value)(map(inside, value))
+    return value

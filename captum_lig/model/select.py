@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -34,7 +35,10 @@ class Finder:
     def __init__(self, model: nn.Module, layer: Layer | Sequence[Layer] | None = None) -> None:
         check_layer(layer)
         self.model, self.layer = model, layer
-        self._known: dict[str, tuple[Spread, Attention | None]] = {}
+        self.left_out: list[str] = []
+        """What the last run had beside the blocks that may be blocks too, if none were named."""
+        self._said = False
+        self._known: dict[tuple[Any, ...], tuple[Spread, Attention | None]] = {}
 
     @contextmanager
     def blocks(self, call: ModelCall) -> Iterator[list[BlockCall]]:
@@ -44,6 +48,11 @@ class Finder:
             LigError: if there are no such blocks, or one of them cannot be cut.
         """
         with self.recorded(call) as calls:
+            if self.left_out and not self._said:
+                self._said = True
+                warnings.warn(
+                    f"of {type(self.model).__name__}, {' And '.join(self.left_out)}", stacklevel=5
+                )
             yield [self.attached(block, call.valid_of(block)) for block in calls]
 
     @contextmanager
@@ -65,7 +74,7 @@ class Finder:
             calls, watch = self._watched(call)
             for block in calls:
                 check_finite(block, call.valid_of(block))
-            if any(block.name not in self._known for block in calls):
+            if any(_kind(block) not in self._known for block in calls):
                 compare_with_model(calls, call.unwatched, call.valid_of)
             with watch():
                 yield calls
@@ -80,12 +89,15 @@ class Finder:
         Raises:
             LigError: if it cannot be cut.
         """
-        if block.name not in self._known:
-            sure = validate_block(block, valid[0])
+        if (known := self._known.get(_kind(block))) is not None:
+            spread, found = known
+            return replace(block, spread=spread, attention=block.attention or found)
+        sure = validate_block(block, valid[0])
+        # What was not found may be found on another text, and one token shows nothing of a mix.
+        if (sure.attention is not None or block.described) and int(valid[0].sum()) > 1:
             found = sure.attention if block.attention is None else None
-            self._known[block.name] = sure.spread, found
-        spread, found = self._known[block.name]
-        return replace(block, spread=spread, attention=block.attention or found)
+            self._known[_kind(block)] = sure.spread, found
+        return sure
 
     def _watched(
         self, call: ModelCall
@@ -96,13 +108,30 @@ class Finder:
             return use_interface(self.model)
 
         with interface():
-            calls = recorded(self.model, self.layer, call)
+            calls, self.left_out = recorded(self.model, self.layer, call)
         if all(block.site != "interface" for block in calls):
             # Some models call torch's function only as long as their config says so.
-            alone = recorded(self.model, self.layer, call)
+            alone, left_out = recorded(self.model, self.layer, call)
             if any(block.site == "sdpa" for block in alone):
+                self.left_out = left_out
                 return alone, nullcontext
         return calls, interface
+
+
+def _kind(block: BlockCall) -> tuple[Any, ...]:
+    """The block, and what its arguments are like: what is true of one call is of others like it."""
+    batch = len(block.hidden)
+
+    def kind(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.dtype, value.dim(), value.dim() > 0 and len(value) == batch
+        if isinstance(value, Mapping):
+            return tuple((name, kind(item)) for name, item in value.items())
+        return tuple(map(kind, value)) if isinstance(value, (tuple, list)) else type(value)
+
+    mask = None if block.attention is None else block.attention.mask
+    given = kind(block.args), kind(block.kwargs), kind(mask)
+    return block.name, block.module, block.site, batch > 1, given
 
 
 def check_finite(call: BlockCall, valid: Tensor) -> None:
@@ -142,8 +171,10 @@ def is_one(layer: Any) -> bool:
 
 def recorded(
     model: nn.Module, layer: Layer | Sequence[Layer] | None, call: ModelCall
-) -> list[BlockCall]:
+) -> tuple[list[BlockCall], list[str]]:
     """The blocks that are meant, with what they are called with, from a run of the model.
+
+    With them, if none were named, what ``record_blocks`` says of others.
 
     Raises:
         LigError: if there are no such blocks.
@@ -154,17 +185,17 @@ def recorded(
     named = _named(model, layers)
     calls: list[BlockCall] = []
     if layer is None or not all(isinstance(one, Block) for one in layers):
-        calls = record_blocks(model, call.run, named)
+        calls, left_out = record_blocks(model, call.run, named)
     if layer is None:
-        return calls
+        return calls, left_out
     chosen: list[BlockCall] = []
     for one in layers:
         if isinstance(one, Block):
-            own = record_user_block(model, one, call.args, call.kwargs)
+            own = record_user_block(model, one, *call.arguments())
             chosen.append(replace(own, index=len(chosen)))
         else:
             chosen.extend(_select(calls, one))
-    return chosen
+    return chosen, []
 
 
 def _named(model: nn.Module, layers: Sequence[Layer]) -> dict[str, nn.Module]:

@@ -181,9 +181,11 @@ class BlockCall:
     def in_dtype(self, dtype: torch.dtype) -> BlockCall:
         """The same call of a copy of the block in another precision; the model is untouched.
 
-        Its output is what the copy gives for the residual stream that the model had.
+        Its output is what the copy gives for the residual stream that the model had. A block that
+        was made in inference mode is copied anyway, its tensors take no part in gradients.
         """
-        if self.hidden.dtype == dtype:
+        inference = any(p.is_inference() for p in self.module.parameters())
+        if self.hidden.dtype == dtype and not inference:
             return self
         if any(p.is_meta for p in self.module.parameters()):
             raise LigError(
@@ -192,6 +194,8 @@ class BlockCall:
             )
 
         def cast(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.is_inference():
+                value = value.clone()
             floating = isinstance(value, Tensor) and value.is_floating_point()
             return _widened(value, dtype) if floating else value
 

@@ -183,8 +183,14 @@ def _left_out(runs: list[_Run], blocks: list[_Run]) -> list[str]:
     others = [run for run in runs if run.element.container is not None and run not in blocks]
     taken = sorted({run.element.name.rpartition(".")[0] for run in blocks})
     attend = any(run.attention for run in blocks)
+    scripted = {
+        run.element.name: f"{run.element.name!r} was traced or scripted by torch.jit, and is not "
+        "attributed: its attention cannot be reached. Put the module there that it was made of."
+        for run in others
+        if any(isinstance(m, torch.jit.ScriptModule) for m in run.element.module.modules())
+    }
     why = "they reach no attention" if attend else "no module of the model reaches attention"
-    return [
+    return list(scripted.values()) + [
         f"the {len(chain)} modules in {chain[0].element.name.rpartition('.')[0]!r} "
         f"({type(chain[0].element.module).__name__}) are not attributed beside those in "
         f"{', '.join(map(repr, taken))}, though they map tokens to tokens: {why} "

@@ -16,7 +16,7 @@ from captum_lig.errors import LigError
 from captum_lig.model.attention_call import MASKED
 from captum_lig.model.call import BlockCall
 
-__all__ = ["ModelCall"]
+__all__ = ["ModelCall", "is_quantised"]
 
 CACHES = (
     "past_key_values",
@@ -54,9 +54,23 @@ class ModelCall:
             additional_forward_args: positional arguments after ``inputs``, as in Captum.
 
         Raises:
-            LigError: inputs of another kind, or without tokens; or a model in training mode.
+            LigError: inputs of another kind, or without tokens; a model in training mode, or one
+                that was traced; or under autocast.
         """
-        training = [name for name, module in model.named_modules() if module.training]
+        if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+            raise LigError(
+                f"the model is a {type(model).__name__}, traced, scripted or exported: its "
+                "attention cannot be reached there. Give the torch.nn.Module that it was made of."
+            )
+        device = _device_of(model)
+        kind = "cpu" if device is None else device.type
+        if torch.is_autocast_enabled(kind):
+            raise LigError(
+                f"torch.autocast is on ({torch.get_autocast_dtype(kind)}): the model would round "
+                "to another precision than its own along the paths. Attribute outside of it, or "
+                "load the model in that precision."
+            )
+        training = [name for name, m in model.named_modules() if m.training and not is_quantised(m)]
         if training:
             raise LigError(
                 f"the model is in training mode ({training[0] or type(model).__name__}): call "
@@ -81,7 +95,6 @@ class ModelCall:
                 "what a tokenizer returns with return_tensors='pt'."
             )
         args += format_additional_forward_args(additional_forward_args) or ()
-        device = _device_of(model)
         args = tuple(_moved(value, device) for value in args)
         kwargs = {name: _moved(value, device) for name, value in kwargs.items()}
         for value in (*args, *kwargs.values()):
@@ -182,6 +195,13 @@ class ModelCall:
         shapes = [tuple(value.shape) for value in self.args if isinstance(value, Tensor)]
         named = {k: tuple(v.shape) for k, v in self.kwargs.items() if isinstance(v, Tensor)}
         return ", ".join([*map(str, shapes), *(f"{name} {shape}" for name, shape in named.items())])
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a module rounds what it gets to whole numbers."""
+    return type(module).__module__.startswith(
+        ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+    )
 
 
 def _check_tokens(model: nn.Module, named: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from captum_lig.model.call import Attention, BlockCall, Spread
 from captum_lig.model.find_blocks import elements, record_blocks
 from captum_lig.model.hf_attention import use_interface
 from captum_lig.model.hooks import attribution, uncompiled
-from captum_lig.model.inputs import ModelCall
+from captum_lig.model.inputs import ModelCall, is_quantised
 from captum_lig.model.user_block import Block, record_user_block
 from captum_lig.model.validate import compare_with_model, validate_block
 
@@ -73,6 +73,7 @@ class Finder:
         ):
             calls, watch = self._watched(call)
             for block in calls:
+                check_not_quantised(block)
                 check_finite(block, call.valid_of(block))
             if any(_kind(block) not in self._known for block in calls):
                 compare_with_model(calls, call.unwatched, call.valid_of)
@@ -147,6 +148,21 @@ def check_finite(call: BlockCall, valid: Tensor) -> None:
             f"{call.describe()} has activations that are not finite on these inputs: look at "
             "the weights and the inputs, or load the model in a wider dtype."
         )
+
+
+def check_not_quantised(call: BlockCall) -> None:
+    """Refuse a block with integer arithmetic.
+
+    Raises:
+        LigError: if there is some.
+    """
+    for name, module in call.module.named_modules():
+        if is_quantised(module):
+            raise LigError(
+                f"{call.describe()} is quantised ({name} is a {type(module).__module__}."
+                f"{type(module).__name__}): it rounds its vectors to whole numbers, on a scale "
+                "that all tokens share, so there are no derivatives. Give the model as it was."
+            )
 
 
 def check_layer(layer: Layer | Sequence[Layer] | None) -> None:

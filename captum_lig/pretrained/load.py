@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from captum_lig._arguments import brief
 from captum_lig.errors import LigError
 
 if TYPE_CHECKING:
@@ -56,8 +57,16 @@ class Pretrained:
         """What the model is called with for ``text``: ``input_ids (1, S)`` and what goes with it.
 
         Raises:
-            LigError: if the text has no token of its own, or more tokens than the model takes.
+            LigError: if the text is not UTF-8, has no token of its own, or more tokens than the
+                model takes.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # what a command line makes of other bytes
+            raise LigError(
+                f"the text {brief(text)} is not UTF-8 (character {error.start + 1}): give it in "
+                "that encoding."
+            ) from error
         with _quiet():
             encoding = dict(
                 self.tokenizer(text, return_tensors="pt", truncation=False, padding=False)

@@ -315,19 +315,9 @@ def test_parse_baseline(given: str, expected: str | float) -> None:
 def test_text_that_is_not_utf8(tiny: Path, command: list[str]) -> None:
     """Bytes of another encoding, as a terminal gives them, are one sentence."""
     model = ["--model", str(tiny)] if command == ["explain"] else [str(tiny)]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from captum_lig.cli import app; app()",
-            *command[:1],
-            *model,
-            *command[1:],
-            b"caf\xe9",
-        ],
-        capture_output=True,
-        check=False,
-    )
+    program = [sys.executable, "-c", "from captum_lig.cli import main; main()"]
+    arguments = [*command[:1], *model, *command[1:], b"caf\xe9"]
+    done = subprocess.run([*program, *arguments], capture_output=True, check=False)
     assert done.returncode == 2
     message = done.stderr.decode()
     assert "Traceback" not in message

@@ -65,7 +65,8 @@ def test_their_maps_are_the_blocks_own_integrals(kind: str) -> None:
             lambda x, j=j: row(x, j), (start,), (z[0],), "l2", *twins.gauss_legendre(8)
         )
         expected = (means * z[0]).sum(-1)
-        torch.testing.assert_close(flow.layer[0, j], expected, rtol=1e-5, atol=1e-6)
+        # Their softmax and rotary encoding are float32, in a model of float64 as well.
+        assert (flow.layer[0, j] - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "deberta-v2", "a hand-written GPT", "bart"])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import short, stamp, table, use_threads
 from captum_lig import FlowGraph, LayerFlowIG
-from captum_lig.experiments.consistency.measures import compare_maps
+from captum_lig.flow.compare_maps import compare_maps
 from captum_lig.prediction import direct_relevance, layer_baselines, logit_difference
 from captum_lig.prediction.comparison import compare
 

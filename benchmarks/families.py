@@ -12,6 +12,7 @@ import transformers
 
 from captum_lig import LayerFlow, LayerFlowIG
 from captum_lig.model.inputs import ModelCall
+from captum_lig.model.select import Finder
 from tests.helpers.families import FAMILIES, Family
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
@@ -44,7 +45,7 @@ def line(family: Family) -> str:
     flows = lig.attribute(family.inputs(model), boundaries=boundaries, max_steps=4096)
     assert isinstance(flows, list)
     errors = [_worst(flows, name) for name in ("attention", "mlp", "layer")]
-    with lig.blocks(ModelCall.of(model, family.inputs(model))) as blocks:
+    with Finder(model).blocks(ModelCall.of(model, family.inputs(model))) as blocks:
         sites = ", ".join(dict.fromkeys(block.site for block in blocks))
     cells = [family.name, family.what, sites, str(_heads(flows)), *errors]
     return "| " + " | ".join(cells) + " |"

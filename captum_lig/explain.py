@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from captum_lig.errors import LigError
+from captum_lig.flow.explanation import Explanation
 from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.layer_flow_ig import LayerFlowIG
 from captum_lig.pretrained.load import load_model
 
 __all__ = ["Explanation", "explain"]
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """How one text flows through the layers of a model."""
-
-    flows: list[LayerFlow]
-    """One a layer, in the order the layers ran."""
-    tokens: list[str]
-    """As the tokenizer writes them, special tokens included; one for each source."""
-    text: str = ""
-    model: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """How the flows were made, in JSON's types."""
 
 
 def explain(
@@ -64,8 +50,6 @@ def explain(
         LigError: if the model cannot be loaded, if the text is empty or longer than the model
             takes, or if a setting is not one :class:`LayerFlowIG` knows.
     """
-    from captum_lig.layer_flow_ig import LayerFlowIG
-
     if not text.strip():
         raise LigError(f"the text {text!r} is empty: give at least one word.")
     loaded = load_model(model)

@@ -23,10 +23,10 @@ from captum_lig.graph.arguments import (
     token_places,
 )
 from captum_lig.graph.edges import KINDS, Edges, edges_of, only_heads, only_strong
-from captum_lig.graph.layer import GraphLayer
+from captum_lig.graph.layer import Certificate, GraphLayer
 from captum_lig.graph.merge_words import merged_layer, words_of
 from captum_lig.graph.routes import MOST_ROUTES, Route, routes_between
-from captum_lig.graph.trace import Trace, padded
+from captum_lig.graph.trace import Trace, padded, traced_down, traced_up
 
 if TYPE_CHECKING:
     import networkx
@@ -97,22 +97,8 @@ class FlowGraph:
         self.scalarization: str = flows[0].scalarization
         self.baseline: str = flows[0].baseline
 
-    def _with(
-        self,
-        layers: list[GraphLayer],
-        tokens: list[str] | None = None,
-        positions: Tensor | None = None,
-    ) -> FlowGraph:
-        return self._of(
-            layers,
-            self.tokens if tokens is None else tokens,
-            self.positions if positions is None else positions,
-            self.scalarization,
-            self.baseline,
-        )
-
     @classmethod
-    def _of(
+    def of_layers(
         cls,
         layers: list[GraphLayer],
         tokens: list[str],
@@ -120,10 +106,25 @@ class FlowGraph:
         scalarization: str,
         baseline: str,
     ) -> FlowGraph:
+        """A graph of layers that are there already, over the same tokens."""
         graph = object.__new__(cls)
         graph.layers, graph.tokens, graph.positions = layers, tokens, positions
         graph.scalarization, graph.baseline = scalarization, baseline
         return graph
+
+    def _with(
+        self,
+        layers: list[GraphLayer],
+        tokens: list[str] | None = None,
+        positions: Tensor | None = None,
+    ) -> FlowGraph:
+        return self.of_layers(
+            layers,
+            self.tokens if tokens is None else tokens,
+            self.positions if positions is None else positions,
+            self.scalarization,
+            self.baseline,
+        )
 
     # --- what there is ------------------------------------------------------------------------
 
@@ -135,16 +136,22 @@ class FlowGraph:
     @property
     def nbytes(self) -> int:
         """Bytes of the graph's tensors."""
-        tensors = [t for layer in self.layers for t in layer.tensors().values()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        held = [layer.tensors() for layer in self.layers] + [layer.errors for layer in self.layers]
+        return sum(tensor.nbytes for tensors in held for tensor in tensors.values())
 
     def __repr__(self) -> str:
         counts = self.edge_counts
+        summary = self.summary()
+        rows, missed = sum(one.rows for one in summary), sum(one.missed for one in summary)
         return (
             f"FlowGraph(layers {self.indices[0]} to {self.indices[-1]}, {len(self.tokens)} tokens, "
             f"edges: {counts['attention']} attention, {counts['mlp']} mlp, "
-            f"{counts['residual']} residual)"
+            f"{counts['residual']} residual; {missed} of {rows} rows miss their total)"
         )
+
+    def summary(self) -> list[Certificate]:
+        """How far the rows of each layer and each certified field are off their totals."""
+        return [one for layer in self.layers for one in layer.certificates()]
 
     @cached_property
     def edge_counts(self) -> dict[str, int]:
@@ -193,27 +200,9 @@ class FlowGraph:
         """
         chosen = layer_range(self.layers, layers)
         relevance = self._start(target, start, "target")
-        rows, heads, residuals = [relevance], [], []
-        for layer in reversed(chosen):
-            lost = relevance[~layer.known].abs().sum()
-            if lost > 0:
-                token = int((relevance.abs() * ~layer.known).argmax())
-                raise no_target(layer, token, self.tokens)
-            shares = layer.shares(rule, absolute)
-            by_route = shares.heads * relevance[:, None]  # (H, target, source)
-            heads.append(by_route.sum(-1))
-            residuals.append(shares.residual * relevance)
-            relevance = by_route.sum((0, 1)) + residuals[-1]
-            rows.append(relevance)
-        return Trace(
-            layers=tuple(layer.index for layer in chosen),
-            labels=tuple(self.tokens),
-            tokens=torch.stack(rows[::-1]),
-            heads=padded(heads[::-1]),
-            residual=torch.stack(residuals[::-1]),
-        )
+        return traced_down(chosen, self.tokens, relevance, rule, absolute)
 
-    def influence(
+    def contributions(
         self,
         source: int | Sequence[int],
         *,
@@ -238,21 +227,7 @@ class FlowGraph:
                 the attribution in a layer below the last.
         """
         chosen = self._whole(layers)
-        share = self._start(source, None, "source")
-        rows, heads, residuals = [share], [], []
-        for layer in chosen:
-            shares = layer.shares(rule, absolute)
-            heads.append(shares.heads @ share)
-            residuals.append(shares.residual * share)
-            share = heads[-1].sum(0) + residuals[-1]
-            rows.append(share)
-        return Trace(
-            layers=tuple(layer.index for layer in chosen),
-            labels=tuple(self.tokens),
-            tokens=torch.stack(rows),
-            heads=padded(heads),
-            residual=torch.stack(residuals),
-        )
+        return traced_up(chosen, self.tokens, self._start(source, None, "source"), rule, absolute)
 
     def rollout(
         self,
@@ -433,105 +408,37 @@ class FlowGraph:
         """
         return torch.stack([layer.residual_share() for layer in self.layers])
 
-    # --- files and other programs ---------------------------------------------------------------
+    # --- files, other programs and pictures -----------------------------------------------------
 
     def to_networkx(self) -> networkx.DiGraph[Any]:
-        """The graph for networkx.
-
-        Nodes are tuples ``(layer, kind, head, token)``: ``(l, "z", None, i)`` is token ``i``
-        entering layer ``l`` (those that leave the last layer have the next number),
-        ``(l, "u", h, j)`` the output of head ``h`` at token ``j``. All tokens are nodes, and the
-        outputs that an attention edge reaches. They have
-
-        - ``layer``, ``kind``, ``head`` (of ``u`` alone), ``token``: their names again;
-        - ``label``: what the token is called; ``position``: its place in the text;
-        - ``sum`` and ``size``: of all attributions that the layer has to the node, and of their
-          absolute values. Tokens entering the first layer have none.
-
-        Edges that carry nothing are left out. The others have
-
-        - ``kind``: ``"attention"``, ``"mlp"`` or ``"residual"``;
-        - ``value``: the signed attribution, a length;
-        - ``share``: the signed share of the target node that the edge carries (``conserve``). A
-          token that nothing moved has a residual edge of value 0 and share 1;
-        - ``chain``, of attention edges, where the flows have it: the attribution with the
-          cotangent that the mlp boundary hands down.
-
-        Raises:
-            LigError: if networkx is not installed.
-        """
+        """The graph for networkx, see :func:`captum_lig.io.networkx.to_networkx`."""
         from captum_lig.io.networkx import to_networkx
 
         return to_networkx(self)
 
     def save(self, path: str | Path) -> Path:
-        """Write the graph to a file: ``.json``, ``.safetensors``, or ``.graphml`` (write only).
+        """Write the graph to a file, see :func:`captum_lig.io.graphs.save_graph`."""
+        from captum_lig.io.graphs import save_graph
 
-        :mod:`captum_lig.io.graphs` says what is in them. Missing folders are made.
+        return save_graph(self, path)
 
-        Returns:
-            The path.
+    @staticmethod
+    def load(path: str | Path) -> FlowGraph:
+        """Read back what :meth:`save` wrote, see :func:`captum_lig.io.graphs.load_graph`."""
+        from captum_lig.io.graphs import load_graph
 
-        Raises:
-            LigError: if the suffix is another one, or networkx is not installed (GraphML).
-            OSError: if the file cannot be written.
-        """
-        from captum_lig.io.graphs import save
-
-        return save(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> FlowGraph:
-        """Read back what :meth:`save` wrote, on the CPU; every number has the same bits.
-
-        Raises:
-            LigError: if the file's suffix or content is not this format, or its version is another.
-            OSError: if the file cannot be read.
-        """
-        from captum_lig.io.graphs import load
-
-        return cls._of(*load(path))
+        return load_graph(path)
 
     def to_html(self, path: str | Path, title: str | None = None, rule: str = "conserve") -> Path:
-        """Write the interactive page: one HTML file that needs no network.
-
-        Layers, target, head, boundary, rule and threshold are chosen on the page, a token's
-        strongest routes are those of :meth:`paths`, and the composed maps stand beside the direct
-        ones where the flows have them.
-
-        Args:
-            path: a file that ends in ``.html``. Missing folders are made.
-            title: what stands on top; plain text, whatever it contains. None: the tokens.
-            rule: the composition rule that the page opens with, see :meth:`LayerFlow.compose`.
-
-        Returns:
-            The path.
-
-        Raises:
-            LigError: for another suffix, an unknown rule, or one that needs a boundary that is
-                not there.
-            OSError: if the file cannot be written.
-        """
+        """Write the interactive page, see :func:`captum_lig.views.page.write_page`."""
         from captum_lig.views.page import write_page
 
         return write_page(self, path, title, rule)
 
-    # --- pictures -------------------------------------------------------------------------------
-
     def plot(
         self, target: int | Sequence[int] | None = None, **settings: Any
     ) -> tuple[Figure, Axes]:
-        """Draw what reaches a token, and the strongest routes to it.
-
-        Args:
-            target: the token, or the tokens, at the end; None for all that ``start`` speaks of,
-                or else for the last.
-            settings: further arguments of :func:`captum_lig.views.plots.plot_graph`: ``source``,
-                ``k``, ``start``, ``rule``, ``absolute``, ``title``, ``show``.
-
-        Raises:
-            LigError: tokens or a rule that do not exist.
-        """
+        """Draw what reaches a token, see :func:`captum_lig.views.plots.plot_graph`."""
         from captum_lig.views.plots import plot_graph
 
         return plot_graph(self, target, **settings)

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from captum_lig._arguments import brief, whole_number
 from captum_lig.errors import LigError
+from captum_lig.graph.arguments import no_target
+from captum_lig.graph.layer import GraphLayer
 
-__all__ = ["Trace"]
+__all__ = ["Trace", "traced_down", "traced_up"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Trace:
     """What goes through each node of a range of ``L`` layers, over ``N`` tokens.
 
     Made by :meth:`FlowGraph.relevance`, backward from the tokens at the end, or by
-    :meth:`FlowGraph.influence`, forward from tokens at the beginning. All numbers are float64.
+    :meth:`FlowGraph.contributions`, forward from tokens at the beginning. All numbers are float64.
     """
 
     layers: tuple[int, ...]
@@ -82,3 +84,59 @@ def padded(heads: Sequence[Tensor]) -> Tensor:
     for layer, part in enumerate(heads):
         stacked[layer, : len(part)] = part
     return torch.as_tensor(stacked)
+
+
+def traced_down(
+    layers: Sequence[GraphLayer],
+    labels: Sequence[str],
+    relevance: Tensor,
+    rule: str,
+    absolute: bool,
+) -> Trace:
+    """Hand relevance ``(N,)`` down from the tokens leaving the last of the layers.
+
+    Raises:
+        LigError: if it reaches a token that was no target of the attribution.
+    """
+    rows, heads, residuals = [relevance], [], []
+    for layer in reversed(layers):
+        unknown = relevance.abs() * ~layer.known
+        if unknown.sum() > 0:
+            raise no_target(layer, int(unknown.argmax()), labels)
+        shares = layer.shares(rule, absolute)
+        by_route = shares.heads * relevance[:, None]  # (H, target, source)
+        heads.append(by_route.sum(-1))
+        residuals.append(shares.residual * relevance)
+        relevance = by_route.sum((0, 1)) + residuals[-1]
+        rows.append(relevance)
+    return _trace(layers, labels, rows[::-1], heads[::-1], residuals[::-1])
+
+
+def traced_up(
+    layers: Sequence[GraphLayer], labels: Sequence[str], share: Tensor, rule: str, absolute: bool
+) -> Trace:
+    """Follow shares ``(N,)`` of the tokens entering the first of the layers forward."""
+    rows, heads, residuals = [share], [], []
+    for layer in layers:
+        shares = layer.shares(rule, absolute)
+        heads.append(shares.heads @ share)
+        residuals.append(shares.residual * share)
+        share = heads[-1].sum(0) + residuals[-1]
+        rows.append(share)
+    return _trace(layers, labels, rows, heads, residuals)
+
+
+def _trace(
+    layers: Sequence[GraphLayer],
+    labels: Sequence[str],
+    rows: list[Tensor],
+    heads: list[Tensor],
+    residuals: list[Tensor],
+) -> Trace:
+    return Trace(
+        layers=tuple(layer.index for layer in layers),
+        labels=tuple(labels),
+        tokens=torch.stack(rows),
+        heads=padded(heads),
+        residual=torch.stack(residuals),
+    )

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.inspection.report import AttentionReport, BlockReport, ModelReport, ModuleList
-from captum_lig.integrals.block import BOUNDARIES, INFLUENCE, epsilons
 from captum_lig.model.attention_call import MASKED
 from captum_lig.model.call import BlockCall
 from captum_lig.model.find_blocks import elements
@@ -128,13 +127,13 @@ def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockRepor
         if not cut.has_attention:
             return replace(
                 report,
-                boundaries=("layer", INFLUENCE),
+                boundaries=("layer", "influence"),
                 forward_error={"block": _gap(own[kept][:, 0], cut.output[kept])},
                 not_supported="no attention was reached in it, so it has no attention and mlp "
                 "boundaries.",
             )
         attention = _attention(cut, kept, own)
-        structure = inspect_structure(cut, epsilons(cut.call.module), len(kept))
+        structure = inspect_structure(cut, cut.epsilons, len(kept))
         report = replace(
             report,
             attention=attention,
@@ -164,7 +163,7 @@ def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockRepor
         cut.check(rows, own[rows])
     except Exception as error:  # a block unknown to us may fail in any way when called again
         return replace(report, not_supported=_sentence(error, call))
-    return replace(report, boundaries=(*BOUNDARIES, INFLUENCE))
+    return replace(report, boundaries=("attention", "mlp", "layer", "influence"))
 
 
 def _attention(cut: SplitBlock, kept: Tensor, own: Tensor) -> AttentionReport:
@@ -175,7 +174,7 @@ def _attention(cut: SplitBlock, kept: Tensor, own: Tensor) -> AttentionReport:
     if not cut.opens:
         return found
     q, k, _ = cut.pre(cut.z[None])
-    kind, reach, bias = _mask_kind(None if cut.mask is None else cut.mask[:, kept][..., kept])
+    kind, reach, bias = mask_kind(None if cut.mask is None else cut.mask[:, kept][..., kept])
     return replace(
         found,
         key_value_heads=k.shape[1],
@@ -197,7 +196,7 @@ def _arguments(cut: SplitBlock) -> dict[str, str]:
     return arguments
 
 
-def _mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:
+def mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:
     """What a mask ``(1 or H, n, n)`` leaves to each target: kind, reach, and whether it adds."""
     if mask is None:
         return "full", None, False

@@ -21,7 +21,7 @@ from captum_lig.model.attention_call import MASKED, AttentionCall, handle_with
 from captum_lig.model.call import BlockCall, place_of_hidden
 from captum_lig.model.hooks import stoppable
 from captum_lig.model.sdpa import use_sdpa
-from captum_lig.model.split import deviation, nearly_equal
+from captum_lig.model.split import deviation, epsilons, nearly_equal
 
 __all__ = ["Cross", "SplitCrossAttention", "find_cross", "without_cross"]
 
@@ -104,6 +104,10 @@ class SplitCrossAttention:
         """``(H, T, d)``"""
         self.mask = None if own.mask is None else own.mask[0]
         """``(1 or H, T, S)`` to add to the logits, or None."""
+        self.visible = None if self.mask is None else self.mask > MASKED
+        """``(1 or H, T, S)`` False where the mask forbids a source, or None."""
+        self.epsilons = epsilons(self.call.module)
+        """Values of eps of the norms inside the block."""
         self.scaling, self.softcap = own.scaling, own.softcap
         self.sinks = None if own.sinks is None else own.sinks.detach()
         self.output = own.eager()[0].detach()

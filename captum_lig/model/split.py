@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from captum_lig._types import QKV
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
-from captum_lig.model.attention_call import AttentionCall, handle_with
+from captum_lig.model.attention_call import MASKED, AttentionCall, handle_with
 from captum_lig.model.call import Attention, BlockCall
 from captum_lig.model.hooks import hooked, replaced_forward, stoppable
 from captum_lig.model.output_projection import LINEAR, replace_input
 from captum_lig.model.sdpa import use_sdpa
 
-__all__ = ["SplitBlock", "deviation", "nearly_equal"]
+__all__ = ["SplitBlock", "deviation", "epsilons", "nearly_equal"]
 
 AtCore = Callable[[Callable[[], Tensor], AttentionCall | None], Tensor]
 """What to do at the core: given the block's own output there, ``(N, T, H, e)`` when called, and
@@ -52,6 +52,10 @@ class SplitBlock:
         self.softcap, self.sinks = core.softcap, core.sinks
         self.mask = None if core.mask is None else core.mask[0]
         """``(1 or H, T, S)`` to add to the logits, or None."""
+        self.visible = None if self.mask is None else self.mask > MASKED
+        """``(1 or H, T, S)`` False where the mask forbids a source, or None."""
+        self.epsilons = epsilons(self.call.module)
+        """Values of eps of the norms inside the block."""
 
     # --- the block in parts ---
 
@@ -296,3 +300,10 @@ def nearly_equal(a: Tensor, b: Tensor) -> bool:
     # Families round inside (a softmax or a norm in float32), whatever the dtype of the model.
     tolerance = 1e-5 if a.dtype == torch.float64 else 1e-3
     return deviation(a, b) <= tolerance
+
+
+def epsilons(block: nn.Module) -> list[float]:
+    """Values of eps of the norms inside a block."""
+    names = ("eps", "variance_epsilon", "epsilon")
+    values = [getattr(m, name, None) for m in block.modules() for name in names]
+    return [value for value in values if isinstance(value, float)]

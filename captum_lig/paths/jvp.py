@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_lig.errors import LigError
 
-__all__ = ["jvp"]
+__all__ = ["jvp", "jvp_of_many"]
 
 Tensors = tuple[Tensor, ...]
 
@@ -49,6 +49,40 @@ def jvp(function: Callable[..., Any], at: Tensors, tangents: Tensors) -> tuple[A
             "'influence' out and use method='gausslegendre'. "
             f"PyTorch says: {str(error).splitlines()[0]}"
         ) from error
+
+
+def jvp_of_many(function: Callable[..., Tensor], at: Tensors, tangents: Tensors) -> Tensor:
+    """Derivatives of ``function`` at ``R`` rows along ``S`` tangents of each row.
+
+    Args:
+        function: arguments ``(R, ...)`` to ``(R, E)``, row by row.
+        at: its arguments ``(R, ...)``.
+        tangents: ``(R, S, ...)`` for each of them.
+
+    Returns:
+        ``(R, S, E)``.
+    """
+    count, many = tangents[0].shape[:2]
+    if count == many:
+        # A block runs on whole sequences: as many rows as tokens fill one, and the tangents can
+        # share its forward pass, if its code takes that (a mixture of experts does not).
+        def along(*directions: Tensor) -> Tensor:
+            rate: Tensor = torch.func.jvp(function, at, directions)[1]
+            return rate
+
+        try:
+            rates: Tensor = torch.func.vmap(along, in_dims=1, out_dims=1)(*tangents)
+            return rates.detach()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass
+    _, rates = jvp(
+        function,
+        tuple(x.repeat_interleave(many, 0) for x in at),
+        tuple(x.flatten(0, 1) for x in tangents),
+    )
+    return rates.view(count, many, -1)
 
 
 def _by_two_backward_passes(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
-from captum_lig.experiments.consistency.measures import Comparison, compare_maps
+from captum_lig.flow.compare_maps import Comparison, compare_maps
 from captum_lig.graph import FlowGraph
 from captum_lig.prediction.layer_ig import (
     DirectRelevance,

@@ -28,8 +28,7 @@ from captum_lig.experiments.consistency.table import excerpt, number, report
 from captum_lig.flow.layer_flow import MLP_STARTS, RULES
 from captum_lig.flow.words import word_groups
 from captum_lig.pretrained.load import load_model
-from tests.experiments.test_consistency import constant
-from tests.test_cli import tiny  # noqa: F401
+from tests.helpers.records import constant
 
 LINES = ["the cat sat", "the cats sat on [x] mat", "", "mat on the"]
 
@@ -45,7 +44,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(tiny: Path) -> Path:  # noqa: F811
+def model(tiny: Path) -> Path:
     return tiny
 
 

@@ -20,7 +20,7 @@ from captum_lig.model.select import Finder
 from captum_lig.model.split import SplitBlock
 from tests.helpers import twins
 from tests.helpers.families import FAMILIES, Family
-from tests.model.test_state import Unchanged
+from tests.helpers.state import Unchanged
 
 NODES = 8
 

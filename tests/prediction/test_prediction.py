@@ -73,12 +73,7 @@ def small_causal(seed: int = 0) -> LlamaForCausalLM:
         num_key_value_heads=2,
         intermediate_size=48,
     )
-    return randomised(LlamaForCausalLM(config), seed)
-
-
-def randomised(model: Any, seed: int = 0) -> Any:
-    models._randomise(model, seed)
-    return model.double().eval()
+    return models.randomised(LlamaForCausalLM(config), seed=seed)
 
 
 # --- the twin: Integrated Gradients of the rest of the model, from its definition -----------------
@@ -263,7 +258,7 @@ def test_a_block_that_runs_several_times() -> None:
         num_attention_heads=2,
         intermediate_size=32,
     )
-    model = randomised(AlbertModel(config))
+    model = models.randomised(AlbertModel(config))
     ids = models.tokens(model, 1, 5)
     graph = FlowGraph(flows_of(model, ids))
     comparison = compare_with_layer_integrated_gradients(graph, model, read(model), ids)
@@ -313,7 +308,7 @@ def test_with_the_paths_of_the_baseline_only_what_differs_is_relevant() -> None:
 def test_logits(make: Any) -> None:
     """With and without a model that can leave the logits of other tokens out."""
     config = GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=16)
-    model = make() if make else randomised(GPT2LMHeadModel(config))
+    model = make() if make else models.randomised(GPT2LMHeadModel(config))
     if not make:
         whole, model.forward = model.forward, None
 
@@ -343,7 +338,7 @@ def test_class_logit() -> None:
         label2id={"bad": 0, "good": 1, "neither": 2},
         id2label={0: "bad", 1: "good", 2: "neither"},
     )
-    model = randomised(BertForSequenceClassification(config))
+    model = models.randomised(BertForSequenceClassification(config))
     batch = models.padded_batch(model, (5, 3))
     with torch.no_grad():
         logits = model(**batch).logits

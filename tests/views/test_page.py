@@ -16,10 +16,7 @@ from captum_lig.views.page import page, write_page
 from captum_lig.views.page.numbers import TYPES
 from captum_lig.views.page.write import MODULES
 from tests.helpers.pages import Elements, graph, header, numbers
-from tests.helpers.synthetic import HOSTILE, flows
-
-ATTACK = ["</script><script>hacked=1</script>", "<img src=x onerror=hacked=1>", "<!--", "]]>"]
-ATTACK += ["\"'>`${hacked=1}`", "&lt;b&gt;", "\u05e9\u05dc\u05d5\u05dd", *HOSTILE]
+from tests.helpers.synthetic import ATTACK, flows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

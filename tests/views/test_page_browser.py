@@ -18,8 +18,7 @@ from captum_lig.graph import Route
 from tests.helpers.models import tiny_bert
 from tests.helpers.models import tokens as text_of
 from tests.helpers.pages import graph
-from tests.helpers.synthetic import flows, layer_flow
-from tests.views.test_page import ATTACK
+from tests.helpers.synthetic import ATTACK, flows, layer_flow
 
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
 pytestmark = pytest.mark.skipif(

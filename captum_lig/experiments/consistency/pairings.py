@@ -1,28 +1,24 @@
 """Composed against direct maps of one text, for every pairing of baselines, starts and rules.
 
-Each path is integrated once: two baselines a layer (zero, target token), each with the mlp
-boundary from both its starts. The pairings are arithmetic on what that gives.
+Two baselines a layer are integrated (zero, target token), each with the mlp boundary from both its
+starts. The pairings are arithmetic on what that gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
-from captum_lig.experiments.consistency.measures import Comparison, compare_maps, uniform_map
+from captum_lig.flow.compare_maps import Comparison, compare_maps
 from captum_lig.flow.layer_flow import MLP_STARTS, RULES, LayerFlow
 from captum_lig.flow.words import add_up
-from captum_lig.integrals.block import Settings, attribute_block
 from captum_lig.layer_flow_ig import LayerFlowIG
-from captum_lig.model.call import BlockCall
-from captum_lig.model.inputs import ModelCall
 
 __all__ = [
     "ALL_ZERO",
@@ -34,6 +30,7 @@ __all__ = [
     "Record",
     "layer_maps",
     "measure_text",
+    "uniform_map",
 ]
 
 LAYER_BASELINES = ("zero", "target_token", "target_token+zero_ratio")
@@ -145,6 +142,20 @@ class Record:
     spearman_std: float | None
 
 
+def uniform_map(totals: Tensor, visible: Tensor) -> Tensor:
+    """The map that spreads ``totals (..., T)`` evenly over what each target sees.
+
+    Args:
+        totals: what the rows have to add up to.
+        visible: ``(T, S)``; each target sees something.
+
+    Returns:
+        ``(..., T, S)``.
+    """
+    share = totals / visible.sum(-1)
+    return torch.where(visible, share.unsqueeze(-1), 0.0)
+
+
 def layer_maps(zero: Sequence[LayerFlow], target_token: Sequence[LayerFlow]) -> LayerMaps:
     """The maps of one layer.
 
@@ -220,39 +231,41 @@ def measure_text(
             attributed.
     """
     words = None if words is None else torch.as_tensor(words)
-    settings = Settings.checked(
-        engine.scalarization,
-        n_steps,
-        method,
-        tolerance,
-        max_steps=max(1024, n_steps),
-        boundaries=("attention", "mlp", "layer"),
-        internal_batch_size=None,
-        output_indices=None,
-        dtype=dtype,
-    )
-    settings = replace(settings, mlp_starts=MLP_STARTS)
-    call = ModelCall.of(engine.forward_func, inputs, None)
+
+    def flows(baseline: str, mlp_start: str) -> list[LayerFlow]:
+        # The layer boundary is the same whatever the mlp boundary starts from.
+        boundaries = ("attention", "mlp", *(("layer",) if mlp_start == MLP_STARTS[0] else ()))
+        found = engine.attribute(
+            inputs,
+            baselines=baseline,
+            n_steps=n_steps,
+            method=method,
+            tolerance=tolerance,
+            max_steps=max(1024, n_steps),
+            dtype=dtype,
+            show_progress=show_progress,
+            boundaries=boundaries,
+            mlp_start=mlp_start,
+        )
+        return [found] if isinstance(found, LayerFlow) else found
+
     records: list[Record] = []
-    with engine.blocks(call) as blocks:
-        for block in tqdm(
-            blocks, desc="layers", unit="layer", disable=not show_progress, leave=False
-        ):
-            _one_text(block, words)
-            zero, target_token = (
-                attribute_block(block, baseline, settings, call.valid_of(block))
-                for baseline in ("zero", "target_token")
-            )
-            maps = layer_maps(zero, target_token)
-            if words is not None:
-                kept = zero[0].valid[0].cpu()
-                maps = maps.merged(torch.unique(words[kept], return_inverse=True)[1])
-            records += _records(maps)
+    by_baseline = (
+        zip(*(flows(baseline, start) for start in MLP_STARTS), strict=True)
+        for baseline in ("zero", "target_token")
+    )
+    for zero, target_token in zip(*by_baseline, strict=True):
+        _one_text(zero[0], words)
+        maps = layer_maps(zero, target_token)
+        if words is not None:
+            kept = zero[0].valid[0].cpu()
+            maps = maps.merged(torch.unique(words[kept], return_inverse=True)[1])
+        records += _records(maps)
     return records
 
 
-def _one_text(block: BlockCall, words: Tensor | None) -> None:
-    texts, tokens, _ = block.hidden.shape
+def _one_text(flow: LayerFlow, words: Tensor | None) -> None:
+    texts, tokens = flow.valid.shape
     if texts != 1:
         raise LigError(f"{texts} texts were given: compare the maps of one text at a time.")
     if words is not None and (words.shape != (tokens,) or words.is_floating_point()):

@@ -10,16 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from captum_lig.errors import LigError
+from captum_lig.flow.axes import FIELDS
 from captum_lig.flow.layer_flow import LayerFlow
-from captum_lig.flow.summary import BOUNDARIES, TOLERANCE, target_rows
+from captum_lig.flow.summary import TOLERANCE, row_errors, target_rows
 from captum_lig.views.plots.draw import set_caption, set_title, show_figure
 
 __all__ = ["plot_completeness", "plot_shares"]
 
 # Of the Okabe-Ito palette, told apart with every common colour blindness.
 OTHERS, OWN, RESIDUAL = "#D55E00", "#E69F00", "0.75"
-COLORS = {"attention": "#0072B2", "mlp": "#E69F00", "layer": "#009E73"}
-MARKERS = {"attention": "o", "mlp": "s", "layer": "^"}
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "black")
+MARKERS = "os^Dv<>"
 EXACT = 1e-9
 """Errors below this are drawn here: the scale is logarithmic, and 0 has no place on it."""
 
@@ -115,7 +116,7 @@ def plot_completeness(
     Raises:
         LigError: if there is no flow, or none with a boundary that has errors.
     """
-    boundaries = [b for b in BOUNDARIES if any(b in flow.delta for flow in flows)]
+    boundaries = [name for name in FIELDS if any(name in flow.certified for flow in flows)]
     if not boundaries:
         raise LigError("there is no row to show: give flows with a boundary.")
     width = max(3.5, 0.35 * len(flows) + 1.5) + 1.0
@@ -126,13 +127,12 @@ def plot_completeness(
     for number, boundary in enumerate(boundaries):
         x, y = [], []
         for flow in flows:
-            if boundary not in flow.delta:
+            if boundary not in flow.certified:
                 continue
-            kept = flow.valid[:, flow.targets]  # (B, T)
-            errors = flow.completeness_error(boundary)
-            mask = kept if errors.dim() == 2 else kept[:, None].expand_as(errors)
-            found = errors[mask].double().cpu().numpy()
-            shift = (number - (len(boundaries) - 1) / 2) * 0.25
+            texts = [flow.select(text) for text in range(len(flow.valid))]
+            errors = [row_errors(one, boundary, target_rows(one)).flatten() for one in texts]
+            found = torch.cat(errors).double().cpu().numpy()
+            shift = (number - (len(boundaries) - 1) / 2) * 0.75 / len(boundaries)
             spread = (
                 np.linspace(-0.09, 0.09, len(found)) if len(found) > 1 else np.zeros(len(found))
             )
@@ -143,8 +143,8 @@ def plot_completeness(
         axes.plot(
             np.concatenate(x),
             values.clip(min=EXACT),
-            MARKERS[boundary],
-            color=COLORS[boundary],
+            MARKERS[number % len(MARKERS)],
+            color=COLORS[number % len(COLORS)],
             markersize=2.5,
             alpha=0.6,
             markeredgewidth=0,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import typing
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -19,12 +18,13 @@ from captum_lig._captum import GradientAttribution, log_usage
 from captum_lig._types import Parts
 from captum_lig.cost import Cost, Meter
 from captum_lig.errors import LigError
-from captum_lig.flow.axes import FIELDS
-from captum_lig.flow.layer_flow import MLP_STARTS, LayerFlow
-from captum_lig.flow.self_term import ESTIMATES
+from captum_lig.flow.axes import stacked
+from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.flow.self_term import check_estimate
+from captum_lig.flow.summary import warn_of_rows_not_converged
 from captum_lig.integrals.block import attribute_cross, attribute_text
 from captum_lig.integrals.boundaries import KINDS, Asked
-from captum_lig.integrals.scalarization import SCALARIZATIONS, check
+from captum_lig.integrals.scalarization import check
 from captum_lig.integrals.settings import Settings
 from captum_lig.model.call import BlockCall
 from captum_lig.model.cross_attention import SplitCrossAttention, find_cross, without_cross
@@ -46,8 +46,6 @@ Baselines = Baseline | Sequence[Baseline]
 Delta = dict[str, Tensor]
 
 BOUNDARIES = ("attention", "mlp", "layer")
-MOST_NAMED = 20
-"""How many rows a warning names; ``flow.converged`` has them all."""
 
 
 class FlowSettings(TypedDict, total=False):
@@ -156,7 +154,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         Args:
             inputs: what the model is called with: token ids ``(B, S)``, a tuple of tensors (with
                 ``additional_forward_args`` after them, as in Captum), or a tokenizer's mapping.
-                Padding is read from the ``attention_mask``, if the model gets one.
+                Padding is what the blocks' own attention masks hide, or what an
+                ``attention_mask`` leaves out and a block is shown not to read.
             baselines: where the path of each layer's input starts. ``"target_token"``: for
                 target ``j`` every source starts as token ``j`` (the paper's ITB); ``"zero"`` or
                 None; a number; a tensor ``(D,)``, ``(B or 1, S, D)`` or, for a start per target,
@@ -208,7 +207,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         """
         settings = Settings.checked(n_steps, method, tolerance, max_steps, internal_batch_size)
         problem = _Problem(
-            asked=Asked(_checked(boundaries), SCALARIZATIONS[self.scalarization], mlp_start),
+            asked=Asked.of(boundaries, self.scalarization, mlp_start),
             settings=settings,
             scalarization=self.scalarization,
             output_indices=output_indices,
@@ -217,7 +216,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         )
         problem.check()
         if self_term is not None:
-            _check_self_term(self_term, baselines, problem.asked.boundaries)
+            check_estimate(self_term, baselines, problem.asked.boundaries)
         call = ModelCall.of(self.forward_func, inputs, additional_forward_args)
         flows = []
         with self._finder.blocks(call) as blocks:
@@ -228,11 +227,11 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 work, desc="layers", unit="layer", disable=not show_progress
             ):
                 assert own is not None
-                flow = own.flow(block, start, call.valid_of(block))
+                flow = own.flow(block, start, block.valid)
                 if self_term is not None:
-                    flow = own.with_self_term(flow, self_term, block, call.valid_of(block))
+                    flow = own.with_self_term(flow, self_term, block, block.valid)
                 flows.append(flow)
-        _warn_of_rows_not_converged(flows)
+        warn_of_rows_not_converged(flows)
         # A module that runs several times (ALBERT's) has a flow for each.
         single = is_one(self.layer) and len(flows) == 1
         result = flows[0] if single else flows
@@ -278,9 +277,6 @@ class _Problem:
                 f"dtype={brief(self.dtype)}: give torch.float32, torch.float64 or None; half "
                 "precision is too coarse for path integrals."
             )
-        if self.asked.mlp_start not in MLP_STARTS:
-            names = " or ".join(map(repr, MLP_STARTS))
-            raise LigError(f"mlp_start={brief(self.asked.mlp_start)} is unknown: use {names}.")
         shapes = [self.cross_baseline.shape] if isinstance(self.cross_baseline, Tensor) else []
         read_baseline(self.cross_baseline, torch.zeros(1), shapes, (), ("mean",), "cross_baseline")
 
@@ -353,7 +349,7 @@ class _Problem:
             cross_baseline=describe(self.cross_baseline)
             if any(KINDS[name].of_encoder for name in self.asked.boundaries)
             else None,
-            tensors=_stacked(texts, kept, len(targets)),
+            tensors=stacked(texts, kept, len(targets)),
         )
 
     def _of_text(
@@ -389,37 +385,9 @@ class _Problem:
             return flow.with_self_term(estimate)
         names = self.asked.boundaries & set(BOUNDARIES)
         zero = self.only(frozenset(names)).flow(call, "zero", valid)
-        _warn_of_rows_not_converged([zero])
+        warn_of_rows_not_converged([zero])
         assert flow.cost is not None and zero.cost is not None
         return replace(flow.with_self_term(estimate, zero), cost=flow.cost + zero.cost)
-
-
-def _stacked(texts: list[Parts], kept: list[Tensor], targets: int) -> Parts:
-    """Results of several texts, targets first, as the fields of a flow; 0 at padded targets."""
-    fields: Parts = {}
-    for name, like in next(found for found in texts if found).items():
-        whole = like.new_zeros(len(texts), targets, *like.shape[1:])
-        for text, found in enumerate(texts):
-            if found:
-                whole[text, kept[text]] = found[name]
-        # Of the axes after the text's, the targets' comes first.
-        fields[name] = whole.movedim(1, FIELDS[name].axes.index("target")).contiguous()
-    return fields
-
-
-def _checked(boundaries: Sequence[str]) -> frozenset[str]:
-    """The names of the boundaries that are asked for."""
-    asked = (boundaries,) if isinstance(boundaries, str) else boundaries
-    names = ", ".join(map(repr, KINDS))
-    if not isinstance(asked, (tuple, list, set, frozenset)) or not asked:
-        raise LigError(f"boundaries={brief(boundaries)}: name one or more of {names}.")
-    for name in asked:
-        if name not in KINDS:
-            raise LigError(
-                f"boundaries={brief(boundaries)}: {brief(name)} is unknown, name one or more of "
-                f"{names}."
-            )
-    return frozenset(asked)
 
 
 def _check_heads(call: BlockCall, boundaries: frozenset[str]) -> None:
@@ -441,48 +409,3 @@ def _one_for_each(baselines: Baselines, calls: list[BlockCall]) -> list[Baseline
             f"{len(baselines)} baselines for {len(calls)} layers: give one, or one for each."
         )
     return list(baselines)
-
-
-def _check_self_term(self_term: str, baselines: Baselines, boundaries: frozenset[str]) -> None:
-    """Say what does not fit before the work rather than after it."""
-    if self_term not in ESTIMATES:
-        raise LigError(f"self_term={brief(self_term)} is unknown: use {' or '.join(ESTIMATES)}.")
-    for one in baselines if isinstance(baselines, (list, tuple)) else [baselines]:
-        if not isinstance(one, str) or one != "target_token":
-            raise LigError(
-                f"self_term={self_term!r} with the baseline {brief(one)}: self terms are estimated "
-                "for the baseline 'target_token', where they are 0."
-            )
-    estimated = {"attention"} if self_term == "map_ratio" else {"attention", "layer"}
-    if not estimated & boundaries:
-        names = " or ".join(map(repr, sorted(estimated)))
-        raise LigError(
-            f"self_term={self_term!r} has nothing to estimate in boundaries="
-            f"{tuple(sorted(boundaries))}: name {names}, too."
-        )
-
-
-def _warn_of_rows_not_converged(flows: list[LayerFlow]) -> None:
-    """Name the rows that are not within tolerance, in one warning."""
-    named, count = [], 0
-    for flow in flows:
-        for boundary, converged in flow.converged.items():
-            error = flow.completeness_error(boundary)
-            for place in (~converged).nonzero().tolist():
-                text, *head, row = place
-                count += 1
-                named.append(
-                    f"{boundary} of layer {flow.index}"
-                    + (f", head {head[0]}" if head else "")
-                    + f", target {int(flow.targets[row])} of text {text}: "
-                    f"{float(error[tuple(place)]):.1e}"
-                )
-    if named:
-        more = f"; and {count - MOST_NAMED} more" if count > MOST_NAMED else ""
-        warnings.warn(
-            f"{count} rows are not within tolerance={flows[0].tolerance} (completeness error): "
-            + "; ".join(named[:MOST_NAMED])
-            + more
-            + ". They are flagged in flow.converged; raise max_steps or choose another baseline.",
-            stacklevel=4,
-        )

@@ -10,7 +10,7 @@ is declared the same way, before flows with it are made or loaded::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -19,10 +19,21 @@ from torch import Tensor
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
 
-__all__ = ["AXES", "FIELDS", "Declared", "Field", "aligned", "check_shape", "declare", "field_of"]
+__all__ = [
+    "AXES",
+    "FIELDS",
+    "Declared",
+    "Field",
+    "aligned",
+    "check_shape",
+    "declare",
+    "field_of",
+    "stacked",
+]
 
 AXES = ("text", "head", "target", "source", "encoder")
-"""``source`` runs over the tokens entering the layer, ``encoder`` over those of the encoder."""
+"""``source`` runs over the tokens entering the layer, ``encoder`` over those of the encoder. Fields
+may have further axes, by any name."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +101,10 @@ def _register(field: Field) -> None:
         raise LigError(
             f"field {field.name!r} is declared already, as {known}: choose another name."
         )
-    wrong = [axis for axis in field.axes if axis not in AXES]
+    wrong = [axis for axis in field.axes if not axis.isidentifier()]
     if wrong or field.axes[:1] != ("text",) or len(set(field.axes)) != len(field.axes):
         raise LigError(
-            f"field {field.name!r} has the axes {field.axes}: name 'text' first, and each of "
-            f"{', '.join(AXES[1:])} at most once."
+            f"field {field.name!r} has the axes {field.axes}: name 'text' first, each axis once."
         )
     if field.total is not None and field.missing is not None:
         raise LigError(f"field {field.name!r} has total= and missing=: declare one of them.")
@@ -169,6 +179,26 @@ def check_shape(
     ):
         said = ", ".join(f"{axis} {sizes[axis]}" if axis in sizes else axis for axis in axes)
         raise LigError(f"{name} has the shape {tuple(shape)}, and its axes are ({said}).")
+
+
+def stacked(
+    texts: Sequence[Mapping[str, Tensor]], rows: Sequence[Tensor], targets: int
+) -> dict[str, Tensor]:
+    """Results of several texts as the fields of a flow, zeros for targets that are padding.
+
+    Args:
+        texts: for each text its results by name, targets first; empty if it has none.
+        rows: for each text which of the targets they are.
+        targets: how many targets there are, padding included.
+    """
+    fields = {}
+    for name, like in next(found for found in texts if found).items():
+        whole = like.new_zeros(len(texts), targets, *like.shape[1:])
+        for text, found in enumerate(texts):
+            if found:
+                whole[text, rows[text]] = found[name]
+        fields[name] = whole.movedim(1, field_of(name).axes.index("target")).contiguous()
+    return fields
 
 
 _BY_HEAD = ("text", "head", "target")

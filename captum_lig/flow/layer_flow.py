@@ -18,6 +18,7 @@ from captum_lig.errors import LigError
 from captum_lig.flow.axes import FIELDS, Declared, Field, aligned, check_shape, field_of
 from captum_lig.flow.composition import RULES, compose_heads
 from captum_lig.flow.self_term import ESTIMATES, with_self_share, zero_share
+from captum_lig.integrals.boundaries import MLP_STARTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MLP_STARTS", "RULES", "LayerFlow"]
 
-MLP_STARTS = ("attention", "zero")
 FRAME = {"targets": ("target",), "valid": ("text", "source")}
 """Axes of the tensors that say which rows and columns there are."""
 

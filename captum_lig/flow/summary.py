@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,10 +23,15 @@ __all__ = [
     "shares",
     "summarize",
     "target_rows",
+    "warn_of_rows_not_converged",
 ]
 
 TOLERANCE = 1e-3
 """A row whose completeness error is above this is called out, if the flow has no tolerance."""
+
+
+MOST_NAMED = 20
+"""How many rows a warning names; ``flow.converged`` has them all."""
 
 
 @dataclass(frozen=True)
@@ -188,3 +194,29 @@ def _strongest(flow: LayerFlow, rule: str, count: int) -> list[Link]:
                 )
             )
     return links
+
+
+def warn_of_rows_not_converged(flows: list[LayerFlow]) -> None:
+    """Name the rows that are not within tolerance, in one warning."""
+    named, count = [], 0
+    for flow in flows:
+        for boundary, converged in flow.converged.items():
+            error = flow.completeness_error(boundary)
+            for position in (~converged).nonzero().tolist():
+                text, *head, row = position
+                count += 1
+                named.append(
+                    f"{boundary} of layer {flow.index}"
+                    + (f", head {head[0]}" if head else "")
+                    + f", target {int(flow.targets[row])} of text {text}: "
+                    f"{float(error[tuple(position)]):.1e}"
+                )
+    if named:
+        more = f"; and {count - MOST_NAMED} more" if count > MOST_NAMED else ""
+        warnings.warn(
+            f"{count} rows are not within tolerance={flows[0].tolerance} (completeness error): "
+            + "; ".join(named[:MOST_NAMED])
+            + more
+            + ". They are flagged in flow.converged; raise max_steps or choose another baseline.",
+            stacklevel=4,
+        )

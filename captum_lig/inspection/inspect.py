@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.inspection.report import AttentionReport, BlockReport, ModelReport, ModuleList
-from captum_lig.model.attention_call import MASKED
+from captum_lig.model.attention_call import forbidden
 from captum_lig.model.call import BlockCall
 from captum_lig.model.find_blocks import elements
 from captum_lig.model.inputs import ModelCall
@@ -68,13 +68,14 @@ def inspect_model(
         call.run()  # without us: what fails here is not about us
     finder, unreachable = Finder(model), None
     blocks: tuple[BlockReport, ...] = ()
+    seen = None
     try:
         with finder.recorded(call) as calls:
-            blocks = tuple(_inspect_block(finder, b, call.valid_of(b)) for b in calls)
+            blocks = tuple(_inspect_block(finder, b) for b in calls)
+            seen = int(calls[0].valid[0].sum()) if calls else None
     except Exception as error:  # whatever a model unknown to us does
         unreachable = _sentence(error)
     tokens = blocks[0].tokens if blocks else None
-    seen = tokens if call.valid is None or tokens is None else int(call.valid[0].sum())
     if seen is not None and seen < 2:
         raise LigError("the text has one token, which attends to itself alone: give a longer text.")
     return ModelReport(
@@ -106,7 +107,7 @@ def inspect_pretrained(model: str | Path | None, text: str) -> ModelReport:
     return replace(report, name=loaded.name, text=text)
 
 
-def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockReport:
+def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
     """All there is to know of one block, from the first text of a run."""
     z = call.hidden
     report = BlockReport(
@@ -119,9 +120,9 @@ def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockRepor
     )
     try:
         whole = z.dtype in (torch.float32, torch.float64)
-        call = finder.attached(call, valid)
+        call = finder.attached(call)
         cut = SplitBlock(call.in_dtype(z.dtype if whole else torch.float32), 0, Meter())
-        z, kept = cut.z, valid[0].to(z.device).nonzero().squeeze(-1)
+        z, kept = cut.z, call.valid[0].to(z.device).nonzero().squeeze(-1)
         report = replace(report, dtype=_dtype(z.dtype))
         own = cut.attend(z[None])[0]
         if not cut.has_attention:
@@ -200,7 +201,7 @@ def mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:
     """What a mask ``(1 or H, n, n)`` leaves to each target: kind, reach, and whether it adds."""
     if mask is None:
         return "full", None, False
-    by_head = mask > MASKED
+    by_head = ~forbidden(mask)
     bias = bool((mask[by_head] != 0).any())
     allowed = by_head[0]
     if not bool((by_head == allowed).all()):

@@ -21,7 +21,7 @@ influence              source tokens   ``z'``        vectors
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,14 +29,23 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from captum_lig._arguments import brief
 from captum_lig._types import Parts
+from captum_lig.errors import LigError
 from captum_lig.integrals.boundary import Boundary
 from captum_lig.integrals.rows import Rows
-from captum_lig.integrals.scalarization import L2, Cotangent, Scalarization, Vector
+from captum_lig.integrals.scalarization import (
+    L2,
+    SCALARIZATIONS,
+    Cotangent,
+    Scalarization,
+    Vector,
+)
 from captum_lig.paths.base import Points
 
 __all__ = [
     "KINDS",
+    "MLP_STARTS",
     "Asked",
     "AttentionBoundary",
     "Kind",
@@ -276,6 +285,9 @@ GRADIENT = "_gradient"
 """What the mlp boundary hands down to the chain; not kept in a flow."""
 
 
+MLP_STARTS = ("attention", "zero")
+
+
 # --- by the name that callers ask for them ------------------------------------------------------
 
 
@@ -289,6 +301,37 @@ class Asked:
     mlp_start: str = "attention"
     """Where ``u`` starts at the mlp boundary: ``"attention"``, where the path of the block starts,
     or ``"zero"``, with the residual stream held where it ends."""
+
+    @classmethod
+    def of(cls, boundaries: Collection[str], scalarization: str, mlp_start: str) -> Asked:
+        """What a caller asked for.
+
+        Args:
+            boundaries: names, or one of them.
+            scalarization: a name among ``SCALARIZATIONS``.
+            mlp_start: ``"attention"`` or ``"zero"``.
+
+        Raises:
+            LigError: for a name that is unknown.
+        """
+        asked = (boundaries,) if isinstance(boundaries, str) else boundaries
+        names = ", ".join(map(repr, KINDS))
+        if not isinstance(asked, (tuple, list, set, frozenset)) or not asked:
+            raise LigError(f"boundaries={brief(boundaries)}: name one or more of {names}.")
+        for name in asked:
+            if name not in KINDS:
+                raise LigError(
+                    f"boundaries={brief(boundaries)}: {brief(name)} is unknown, name one or more "
+                    f"of {names}."
+                )
+        if mlp_start not in MLP_STARTS:
+            starts = " or ".join(map(repr, MLP_STARTS))
+            raise LigError(f"mlp_start={brief(mlp_start)} is unknown: use {starts}.")
+        return cls(frozenset(asked), SCALARIZATIONS[scalarization], mlp_start)
+
+    def only(self, names: Collection[str]) -> Asked:
+        """The same of some of the boundaries."""
+        return replace(self, boundaries=frozenset(names) & self.boundaries)
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,9 @@ class SetBoundary(Boundary):
 
     def chunks(self) -> tuple[Tensor, ...]:
         """Indices of rows, as many at a time as may be in flight."""
-        return torch.arange(len(self), device=self.example.device).split(self.pairs_at_once)
+        every = torch.arange(len(self), device=self.example.device)
+        found: tuple[Tensor, ...] = every.split(self.pairs_at_once)
+        return found
 
     # --- the form of a boundary ---
 

@@ -111,8 +111,8 @@ def _check_flows(explanation: Explanation) -> None:
     sources = sorted({flow.valid.shape[1] for flow in explanation.flows})
     if len(explanation.tokens) not in sources:
         raise LigError(
-            f"{len(explanation.tokens)} tokens were given for flows of {sources} sources: give every "
-            "token of the text."
+            f"{len(explanation.tokens)} tokens were given for flows of {sources} sources: give "
+            "every token of the text."
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from captum_lig._types import QKV
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
-from captum_lig.model.attention_call import MASKED, AttentionCall, handle_with
+from captum_lig.model.attention_call import AttentionCall, allowed, handle_with, read_sources
 from captum_lig.model.call import BlockCall, place_of_hidden
 from captum_lig.model.hooks import stoppable
 from captum_lig.model.sdpa import use_sdpa
@@ -104,7 +104,7 @@ class SplitCrossAttention:
         """``(H, T, d)``"""
         self.mask = None if own.mask is None else own.mask[0]
         """``(1 or H, T, S)`` to add to the logits, or None."""
-        self.visible = None if self.mask is None else self.mask > MASKED
+        self.visible = None if self.mask is None else allowed(self.mask)
         """``(1 or H, T, S)`` False where the mask forbids a source, or None."""
         self.epsilons = epsilons(self.call.module)
         """Values of eps of the norms inside the block."""
@@ -123,7 +123,7 @@ class SplitCrossAttention:
         """``(S,)`` encoder tokens that some target may see; the others are padding."""
         if self.mask is None:
             return torch.ones(len(self.states), dtype=torch.bool, device=self.states.device)
-        return (self.mask > MASKED).any(1).any(0)
+        return read_sources(self.mask[None])[0]
 
     def pre(self, states: Tensor) -> QKV:
         """Keys and values of ``states (N, S, D)``; the queries, held, have no width here."""

@@ -53,21 +53,24 @@ def _attention(
         scaling = query.shape[-1] ** -0.5
     function = _family_function(module)
 
+    mask, bias = (added(x, query, key) for x in (attention_mask, kwargs.get("position_bias")))
+
     def family() -> Tensor:
         assert function is not None
+        # With our form of the mask: eager functions would add a boolean one as 0 and 1.
         output: Tensor = function(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=0.0, **kwargs
+            module, query, key, value, mask, scaling=scaling, dropout=0.0, **kwargs
         )[0]
         return output
 
-    mask, bias = (added(x, query, key) for x in (attention_mask, kwargs.get("position_bias")))
+    total = bias if mask is None else mask
     if mask is not None and bias is not None:
-        mask = (mask + bias).clamp_min(lowest(query.dtype))
+        total = (mask + bias).clamp_min(lowest(query.dtype))
     call = AttentionCall(
         query,
         key,
         value,
-        bias if mask is None else mask,
+        total,
         scaling,
         kwargs.get("softcap"),
         next((kwargs[name] for name in SINKS if kwargs.get(name) is not None), None),

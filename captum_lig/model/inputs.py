@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,10 +13,8 @@ from transformers import Cache
 
 from captum_lig._captum import format_additional_forward_args
 from captum_lig.errors import LigError
-from captum_lig.model.attention_call import MASKED
-from captum_lig.model.call import BlockCall
 
-__all__ = ["ModelCall", "is_quantised"]
+__all__ = ["Masked", "ModelCall", "is_quantised"]
 
 CACHES = (
     "past_key_values",
@@ -28,6 +26,41 @@ CACHES = (
 )
 """Names of what models keep of earlier tokens, and add to when they are called."""
 
+SUFFIX = "attention_mask"
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A mask of the caller's that leaves out some of the tokens that it came with."""
+
+    mask: Tensor
+    """``(B, S)`` as given."""
+    tokens: Tensor
+    """``(B, S, ...)`` as given: ids, vectors, samples."""
+
+    @property
+    def padding(self) -> Tensor:
+        """``(B, S)`` True where the mask leaves a token out."""
+        return left_out(self.mask)
+
+    def other_tokens(self) -> Tensor:
+        """The tokens with others in place of the padding: of the same text, known to the model."""
+        padding, tokens = self.padding, self.tokens
+        if tokens.is_floating_point():
+            noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0)).to(tokens)
+            where = padding.view(*padding.shape, *[1] * (tokens.dim() - 2))
+            return torch.where(where, tokens + (1 + tokens.std()) * noise, tokens)
+        first, *rest = torch.cat([tokens[~padding].unique(), torch.arange(2).to(tokens)]).tolist()
+        second = next(token for token in rest if token != first)
+        return torch.where(padding, torch.where(tokens == first, second, first), tokens)
+
+
+def left_out(mask: Tensor) -> Tensor:
+    """What a mask ``(B, S)`` leaves out: 0 or False, or below 0 where it is added to logits."""
+    if mask.is_floating_point() and bool((mask < 0).any()):
+        return mask < 0
+    return ~mask.bool()
+
 
 @dataclass(frozen=True)
 class ModelCall:
@@ -36,8 +69,8 @@ class ModelCall:
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    valid: Tensor | None
-    """``(B, S)`` False at padding, or None if the model gets no attention mask."""
+    masked: tuple[Masked, ...] = ()
+    """The masks that the model gets, of those that leave something out."""
 
     @classmethod
     def of(
@@ -118,34 +151,13 @@ class ModelCall:
             ) from error
         named = {**named.pop("kwargs", {}), **named}
         _check_tokens(model, named)
-        mask = named.get("attention_mask")
-        valid = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        if valid is not None and not bool(valid.any(-1).all()):
-            empty = int((~valid.any(-1)).nonzero()[0])
-            raise LigError(
-                f"text {empty} of the batch is empty: its attention_mask is 0 at every token."
-            )
-        return cls(model, args, kwargs, valid)
+        return cls(model, args, kwargs, tuple(_masks(model, named)))
 
-    def valid_of(self, block: BlockCall) -> Tensor:
-        """Which tokens of a block are not padding, ``(B, S)``.
-
-        The attention mask of the inputs tells, if it is about these tokens; if it is not (the
-        decoder's tokens of an encoder-decoder, frames of a sound), the mask of the block's own
-        attention: a source that no target may see is padding.
-        """
-        shape = block.hidden.shape[:2]
-        everything = torch.ones(shape, dtype=torch.bool, device=block.hidden.device)
-        if self.valid is None:
-            return everything
-        mask = None if block.attention is None else block.attention.mask
-        seen = None
-        if mask is not None:
-            seen = (mask > MASKED).any(2).any(1).expand(shape)  # (B, S)
-        valid = self.valid.to(everything.device)
-        if valid.shape == shape and (seen is None or not bool((seen & ~valid).any())):
-            return valid
-        return everything if seen is None else seen
+    def with_instead(self, given: Tensor, other: Tensor) -> ModelCall:
+        """The call with another tensor in place of one that was given."""
+        args = tuple(other if value is given else value for value in self.args)
+        kwargs = {name: other if x is given else x for name, x in self.kwargs.items()}
+        return replace(self, args=args, kwargs=kwargs)
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What to call the model with, its lists and mappings new: a state may be kept in them."""
@@ -179,6 +191,13 @@ class ModelCall:
                 for x in (*self.args, *self.kwargs.values())
                 if isinstance(x, Tensor)
             )
+            mask = self.kwargs.get(SUFFIX)
+            if isinstance(mask, Tensor) and mask.dim() not in (2, 4):
+                raise LigError(
+                    f"{type(self.model).__name__} cannot be called with {SUFFIX} of shape "
+                    f"{tuple(mask.shape)}: {error}. Give (B, S), or (B, 1, S, S) to be added to "
+                    "the logits."
+                ) from error
             if not long and not isinstance(error, IndexError):
                 raise  # not about the inputs
             raise LigError(
@@ -202,6 +221,28 @@ def is_quantised(module: nn.Module) -> bool:
     return type(module).__module__.startswith(
         ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
     )
+
+
+def _masks(model: nn.Module, named: dict[str, Any]) -> Iterator[Masked]:
+    """The masks ``(B, S)`` among the inputs that leave tokens out, with those tokens."""
+    main = getattr(model, "main_input_name", "input_ids")
+    for name, mask in named.items():
+        if not name.endswith(SUFFIX) or not isinstance(mask, Tensor) or mask.dim() != 2:
+            continue
+        padding = left_out(mask)
+        if bool(padding.all(-1).any()):
+            empty = int(padding.all(-1).nonzero()[0])
+            raise LigError(f"text {empty} of the batch is empty: its {name} is 0 at every token.")
+        prefix = name.removesuffix(SUFFIX)
+        names = [
+            f"{prefix}input_ids",
+            f"{prefix}inputs_embeds",
+            *([] if prefix else [main, *named]),
+        ]
+        tokens = (value for value in map(named.get, names) if isinstance(value, Tensor))
+        its = [x for x in tokens if x.shape[:2] == mask.shape and x is not mask]
+        if its and bool(padding.any()):
+            yield Masked(mask, its[0])
 
 
 def _check_tokens(model: nn.Module, named: dict[str, Any]) -> None:

@@ -19,6 +19,8 @@ from captum_lig.model.find_blocks import elements, record_blocks
 from captum_lig.model.hf_attention import use_interface
 from captum_lig.model.hooks import attribution, uncompiled
 from captum_lig.model.inputs import ModelCall, is_quantised
+from captum_lig.model.padding import with_padding
+from captum_lig.model.texts import with_readings
 from captum_lig.model.user_block import Block, record_user_block
 from captum_lig.model.validate import compare_with_model, validate_block
 
@@ -53,7 +55,7 @@ class Finder:
                 warnings.warn(
                     f"of {type(self.model).__name__}, {' And '.join(self.left_out)}", stacklevel=5
                 )
-            yield [self.attached(block, call.valid_of(block)) for block in calls]
+            yield [self.attached(block) for block in calls]
 
     @contextmanager
     def recorded(self, call: ModelCall) -> Iterator[list[BlockCall]]:
@@ -74,18 +76,19 @@ class Finder:
             calls, watch = self._watched(call)
             for block in calls:
                 check_not_quantised(block)
-                check_finite(block, call.valid_of(block))
+            with watch():
+                calls = with_padding(
+                    call, [with_readings(block) for block in calls], self._recorded
+                )
+            for block in calls:
+                check_finite(block)
             if any(_kind(block) not in self._known for block in calls):
-                compare_with_model(calls, call.unwatched, call.valid_of)
+                compare_with_model(calls, call.unwatched)
             with watch():
                 yield calls
 
-    def attached(self, block: BlockCall, valid: Tensor) -> BlockCall:
-        """The block with where to cut it, made sure of the first time that it is seen.
-
-        Args:
-            block: a recorded block.
-            valid: ``(B, S)`` its tokens that are not padding.
+    def attached(self, block: BlockCall) -> BlockCall:
+        """The recorded block with where to cut it, made sure of the first time that it is seen.
 
         Raises:
             LigError: if it cannot be cut.
@@ -93,9 +96,9 @@ class Finder:
         if (known := self._known.get(_kind(block))) is not None:
             spread, found = known
             return replace(block, spread=spread, attention=block.attention or found)
-        sure = validate_block(block, valid[0])
+        sure = validate_block(block)
         # What was not found may be found on another text, and one token shows nothing of a mix.
-        if (sure.attention is not None or block.described) and int(valid[0].sum()) > 1:
+        if (sure.attention is not None or block.described) and int(block.valid[0].sum()) > 1:
             found = sure.attention if block.attention is None else None
             self._known[_kind(block)] = sure.spread, found
         return sure
@@ -109,14 +112,18 @@ class Finder:
             return use_interface(self.model)
 
         with interface():
-            calls, self.left_out = recorded(self.model, self.layer, call)
+            calls = self._recorded(call)
         if all(block.site != "interface" for block in calls):
             # Some models call torch's function only as long as their config says so.
-            alone, left_out = recorded(self.model, self.layer, call)
+            left_out, alone = self.left_out, self._recorded(call)
             if any(block.site == "sdpa" for block in alone):
-                self.left_out = left_out
                 return alone, nullcontext
+            self.left_out = left_out
         return calls, interface
+
+    def _recorded(self, call: ModelCall) -> list[BlockCall]:
+        calls, self.left_out = recorded(self.model, self.layer, call)
+        return calls
 
 
 def _kind(block: BlockCall) -> tuple[Any, ...]:
@@ -135,12 +142,13 @@ def _kind(block: BlockCall) -> tuple[Any, ...]:
     return block.name, block.module, block.site, batch > 1, given
 
 
-def check_finite(call: BlockCall, valid: Tensor) -> None:
+def check_finite(call: BlockCall) -> None:
     """Refuse a block with activations that are not finite, padding aside.
 
     Raises:
         LigError: if there are some.
     """
+    valid = call.valid
     if not bool(
         torch.isfinite(call.hidden[valid]).all() and torch.isfinite(call.output[valid]).all()
     ):

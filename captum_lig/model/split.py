@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from captum_lig._types import QKV
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
-from captum_lig.model.attention_call import MASKED, AttentionCall, handle_with
+from captum_lig.model.attention_call import AttentionCall, allowed, handle_with
 from captum_lig.model.call import Attention, BlockCall
 from captum_lig.model.hooks import hooked, replaced_forward, stoppable
 from captum_lig.model.output_projection import LINEAR, replace_input
@@ -52,7 +52,7 @@ class SplitBlock:
         self.softcap, self.sinks = core.softcap, core.sinks
         self.mask = None if core.mask is None else core.mask[0]
         """``(1 or H, T, S)`` to add to the logits, or None."""
-        self.visible = None if self.mask is None else self.mask > MASKED
+        self.visible = None if self.mask is None else allowed(self.mask)
         """``(1 or H, T, S)`` False where the mask forbids a source, or None."""
         self.epsilons = epsilons(self.call.module)
         """Values of eps of the norms inside the block."""

@@ -266,13 +266,12 @@ class _Given:
     further: tuple[Any, ...]
     names: tuple[str, ...]
     """Names of the one input and of ``further``, if the caller gave a mapping."""
-    valid: Tensor | None
 
     @classmethod
     def of(
         cls, model: nn.Module, inputs: Inputs, baselines: InputBaseline, additional: object
     ) -> _Given:
-        call = ModelCall.of(model, inputs, additional)
+        ModelCall.of(model, inputs, additional)  # checks them
         if isinstance(inputs, Mapping):
             main = _main_input(model, inputs)
             rest = {name: value for name, value in inputs.items() if name != main}
@@ -287,7 +286,7 @@ class _Given:
         if len(starts) != len(values):
             raise LigError(f"{len(starts)} baselines for {len(values)} inputs: give one for each.")
         filled = tuple(_baseline_like(x, start) for x, start in zip(values, starts, strict=True))
-        return cls(values, filled, further, names, call.valid)
+        return cls(values, filled, further, names)
 
     def forward(self, scalar: Scalar) -> Scalar:
         """``scalar`` as a function of positional arguments."""
@@ -326,11 +325,7 @@ class _Question:
                 raise LigError(f"the scalar gives {shown} for one text: it has to give (B,), (1,).")
             if not bool(torch.isfinite(value).all()):
                 raise LigError(f"the scalar is {float(value)}: it has to be finite.")
-        sources = stream.blocks[0].hidden.shape[1]
-        device = stream.blocks[0].hidden.device
-        valid = given.valid
-        if valid is None:
-            valid = torch.ones(1, sources, dtype=torch.bool, device=device)
+        valid = stream.blocks[0].valid
         change = float(ends[0].double() - ends[1].double())
         return cls(given, stream, forward, change, valid[0].nonzero().squeeze(-1))
 

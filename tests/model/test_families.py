@@ -120,7 +120,7 @@ def cut_is_the_block(model: nn.Module, inputs: dict[str, Any], family: Family) -
     call = ModelCall.of(model, inputs)
     with finder.recorded(call) as calls:
         for block, site in zip(calls, family.sites, strict=True):
-            attached = finder.attached(block, call.valid_of(block))
+            attached = finder.attached(block)
             # A newer transformers may have moved a family to its interface, which is as well.
             assert attached.site in (site, "interface")
             cut = SplitBlock(attached, 0, Meter())

@@ -113,10 +113,10 @@ def main() -> None:
     print("Relevance of each token where it enters a layer: conserve / chain / direct\n")
     lines = [
         [
-            "end" if place == len(blocks) else str(place),
-            *(" / ".join(f"{float(m[place, i]):.2f}" for m in maps) for i in range(len(tokens))),
+            "end" if depth == len(blocks) else str(depth),
+            *(" / ".join(f"{float(m[depth, i]):.2f}" for m in maps) for i in range(len(tokens))),
         ]
-        for place in chosen
+        for depth in chosen
     ]
     print(table(["entering", *(token.strip() for token in tokens)], lines))
     carried = {

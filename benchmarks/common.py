@@ -2,7 +2,7 @@
 
 Other work may share the machine, so nothing here trusts a single figure: what is compared is
 measured in turns, and a ratio is the median of the ratios of the turns. With one thread, which is
-what the scripts choose, the clock is the processor time of this process: it stands still while
+what the scripts choose, the clock is the processor time of this process: it does not run while
 others run. With more threads it is the time on the wall.
 """
 
@@ -96,7 +96,7 @@ def packages() -> str:
 
 
 def machine() -> str:
-    """The machine in words that name nobody's."""
+    """The machine in words, without its name."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     threads = torch.get_num_threads()
     clock = "one thread, processor time" if threads == 1 else f"{threads} threads, wall time"

@@ -19,10 +19,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 
 HEAD = """# Families that are tested
 
-Written by `python -m benchmarks.families` from the table in `tests/families.py`, which the tests
-run over; not by hand. Each family is a small random model (width 32, two layers, every bias and
-norm weight drawn, float64). The tests compare the cut with the model's own block, sample rows with
-autograd through that block, look for causal zeros, and for anything left behind.
+Written by `python -m benchmarks.families` from the table in `tests/helpers/families.py`, which the
+tests run over; not by hand. Each family is a small random model (width 32, two layers, every bias
+and norm weight drawn, float64). The tests compare the split block with the unmodified one, sample
+rows with autograd through that block, look for causal zeros, and for anything left behind.
 
 What is not here may work as well: no family has code of its own in the package, and a cut that is
 not the block is refused. Where a block is cut:

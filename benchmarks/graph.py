@@ -46,7 +46,9 @@ def random_flow(index: int, tokens: int, heads: int, causal: bool) -> LayerFlow:
         residual=residual,
         layer=layer,
         layer_total=outputs.sum(-1),
+        mlp_total=outputs.sum(-1),
         chain=rows(1, heads, tokens, tokens, total=mlp.transpose(1, 2)),
+        chain_total=mlp.transpose(1, 2),
     )
 
 
@@ -68,7 +70,7 @@ def measure(name: str, layers: int, tokens: int, heads: int, causal: bool) -> No
     report("rollout", graph.rollout)
     report("paths k=10", lambda: graph.paths(0, last, 10))
     report("prune", lambda: graph.prune(top_k=5))
-    report("words", lambda: graph.merge_tokens([place // 2 for place in range(tokens)]))
+    report("words", lambda: graph.merge_tokens([token // 2 for token in range(tokens)]))
     pruned = graph.prune(top_k=5)
     report("networkx, of the 5 strongest edges a token", pruned.to_networkx)
     report("networkx, whole", graph.to_networkx)

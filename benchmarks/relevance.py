@@ -107,7 +107,7 @@ def graphs(model: nn.Module, case: Case) -> dict[str, FlowGraph]:
 
 
 def measured(direct: DirectRelevance, case_graphs: dict[str, FlowGraph]) -> list[dict[str, Any]]:
-    """One row a graph, rule and place, and one for each control and place."""
+    """One row a graph, rule and depth, and one for each control and depth."""
     rows = []
     misses = direct.delta.abs() / direct.tokens.abs().sum(-1)
     for name, graph in case_graphs.items():
@@ -117,23 +117,23 @@ def measured(direct: DirectRelevance, case_graphs: dict[str, FlowGraph]) -> list
             comparison = compare(graph, direct, rule, absolute)
             gross = comparison.carried.abs().sum(-1)
             lost = (comparison.carried.sum(-1) - comparison.carried[-1].sum()).abs() / gross
-            own = (name, rule + (", absolute" if absolute else ""))
+            carried = (name, rule + (", absolute" if absolute else ""))
             found = zip(comparison.rows(), lost.tolist(), misses.tolist(), strict=True)
             rows += [
-                {"map": own, "of": "carried", "lost": gap, "misses": miss, **row}
+                {"map": carried, "of": "carried", "lost": gap, "misses": miss, **row}
                 for row, gap, miss in found
             ]
     for control in MAPS[1:]:
-        own = ("control", {"stays": "left on its token", "uniform": "uniform"}[control])
+        name = ("control", {"stays": "left on its token", "uniform": "uniform"}[control])
         found = zip(comparison.rows(), misses.tolist(), strict=True)
         rows += [
-            {"map": own, "of": control, "lost": 0.0, "misses": miss, **row} for row, miss in found
+            {"map": name, "of": control, "lost": 0.0, "misses": miss, **row} for row, miss in found
         ]
     return rows
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """Means over texts; the place where all begin is left out of "all"."""
+    """Means over texts; the depth where all begin is left out of "all"."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     end = max(row["layer"] for row in rows)
     for row in rows:
@@ -142,26 +142,26 @@ def report(rows: list[dict[str, Any]]) -> str:
     layers = sorted({row["layer"] for row in rows} - {end})
     header = ["path of the layers", "rule", "Pearson", "Spearman", "L2 / norm: mean", "median"]
     lines = []
-    for (baseline, rule), own in groups.items():
-        values = {m: [row[f"{m}_{row['of']}"] for row in own] for m in MEASURES}
+    for (baseline, rule), group in groups.items():
+        values = {m: [row[f"{m}_{row['of']}"] for row in group] for m in MEASURES}
         numbers = {m: [v for v in values[m] if v == v] for m in MEASURES}
         cells = [f"{mean(numbers[m]):.2f}" if numbers[m] else "" for m in MEASURES]
         middle = sorted(numbers["relative_l2"])[len(numbers["relative_l2"]) // 2]
         lines.append([baseline, rule, *cells, f"{middle:.2f}"])
     by_layer = []
-    for (baseline, rule), own in groups.items():
+    for (baseline, rule), group in groups.items():
         cells = []
         for layer in layers:
-            here = [row[f"spearman_{row['of']}"] for row in own if row["layer"] == layer]
-            there = [row[f"pearson_{row['of']}"] for row in own if row["layer"] == layer]
+            here = [row[f"spearman_{row['of']}"] for row in group if row["layer"] == layer]
+            there = [row[f"pearson_{row['of']}"] for row in group if row["layer"] == layer]
             here, there = ([v for v in part if v == v] for part in (here, there))
             cells.append(f"{mean(there):.2f}, {mean(here):.2f}" if here and there else "")
         if any(cells):
             by_layer.append([baseline, rule, *cells])
-    places = ["path of the layers", "rule", *(f"entering {layer}" for layer in layers)]
+    columns = ["path of the layers", "rule", *(f"entering {layer}" for layer in layers)]
     return (
-        f"Over all places:\n\n{table(header, lines)}\n\n"
-        f"Pearson, Spearman where tokens enter a layer:\n\n{table(places, by_layer)}"
+        f"Over all depths:\n\n{table(header, lines)}\n\n"
+        f"Pearson, Spearman where tokens enter a layer:\n\n{table(columns, by_layer)}"
     )
 
 

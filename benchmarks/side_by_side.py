@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.common import GIB, ratio, say, short, stamp, table, use_threads
 from benchmarks.contenders import Bert
-from benchmarks.worker import ROOT, STEPS, Answer, Done, Job, Worker, started
+from benchmarks.worker import ROOT, STEPS, Answer, Case, Done, Worker, started
 from captum_lig.pretrained.minilm import EMBEDDED_MODEL, embedded_model_path
 
 TITLE = "Side by side"
@@ -70,27 +70,27 @@ class Line:
         ]
 
 
-def totals(bert: Bert, job: Job) -> Tensor:
+def totals(bert: Bert, case: Case) -> Tensor:
     """``(T,)``, or ``(H, T)`` at the attention boundary: what the rows have to add up to."""
     found = []
     with torch.no_grad():
         for target in range(bert.z.shape[1]):
-            ends = torch.cat([bert.start(job.baseline, target), bert.z])
-            if job.boundary == "attention":
-                ends = _authors_states(bert, ends, job.layer) if job.who == "authors" else ends
+            ends = torch.cat([bert.start(case.baseline, target), bert.z])
+            if case.boundary == "attention":
+                ends = _authors_states(bert, ends, case.layer) if case.who == "authors" else ends
                 y = bert.attention(ends)[:, target]
-            elif job.boundary == "mlp" and job.who == "authors":
-                y = _authors_mlp(bert, ends[:, target], bert.attention(ends)[:, target], job)
+            elif case.boundary == "mlp" and case.who == "authors":
+                y = _authors_mlp(bert, ends[:, target], bert.attention(ends)[:, target], case)
             else:
                 y = bert.layer(ends)[:, target]
             found.append(torch.linalg.vector_norm(y[1] - y[0], dim=-1))
     return torch.stack(found, dim=-1)
 
 
-def _authors_mlp(bert: Bert, z: Tensor, u: Tensor, job: Job) -> Tensor:
+def _authors_mlp(bert: Bert, z: Tensor, u: Tensor, case: Case) -> Tensor:
     """Their mlp boundary starts after attention's norm, from zeros or from what is there."""
     between = bert.block.attention.output(u.flatten(1), z)
-    if job.baseline == "zero":
+    if case.baseline == "zero":
         between = torch.stack([torch.zeros_like(between[1]), between[1]])
     out: Tensor = bert.block.output(bert.block.intermediate(between), between)
     return out
@@ -105,22 +105,22 @@ def _authors_states(bert: Bert, z: Tensor, layer: int) -> Tensor:
     return states
 
 
-def errors(bert: Bert, job: Job, done: Done) -> Tensor:
+def errors(bert: Bert, case: Case, done: Done) -> Tensor:
     """Completeness error of each row, relative to its total."""
-    total = totals(bert, job)[tuple(torch.tensor(done.rows).T)]
+    total = totals(bert, case)[tuple(torch.tensor(done.rows).T)]
     return (torch.tensor(done.sums, dtype=total.dtype) - total).abs() / total
 
 
-def compare(bert: Bert, job: Job, authors: Path, rounds: int) -> list[Line | str]:
+def compare(bert: Bert, case: Case, authors: Path, rounds: int) -> list[Line | str]:
     """All contenders at one case; of one that did not run, its name."""
     with ExitStack() as stack:
         workers = [
-            stack.enter_context(started(python, module, replace(job, who=who)))
+            stack.enter_context(started(python, module, replace(case, who=who)))
             for who, python, module in _processes(authors)
         ]
         answers = _in_turns([worker for worker in workers if worker.ready()], rounds)
     return [
-        Line(who, answers[who], errors(bert, replace(job, who=who), answers[who][0].done))
+        Line(who, answers[who], errors(bert, replace(case, who=who), answers[who][0].done))
         if who in answers
         else who
         for who in CONTENDERS
@@ -156,8 +156,8 @@ def _in_turns(workers: list[Worker], rounds: int) -> dict[str, list[Answer]]:
 HEADER = ["", "ratio", "seconds", "worst error", "median error", "peak memory", "rows"]
 
 
-def _section(bert: Bert, job: Job, authors: Path, rounds: int) -> str:
-    lines = compare(bert, job, authors, rounds)
+def _section(bert: Bert, case: Case, authors: Path, rounds: int) -> str:
+    lines = compare(bert, case, authors, rounds)
     reference = lines[0]
     if isinstance(reference, str):
         raise RuntimeError("captum_lig itself did not run")
@@ -168,8 +168,8 @@ def _section(bert: Bert, job: Job, authors: Path, rounds: int) -> str:
         for line in lines
     ]
     for row in rows:
-        say(f"{job.boundary}, {job.baseline}: {', '.join(row)}")
-    return f"### {job.boundary}, {job.baseline}\n\n{table(HEADER, rows)}"
+        say(f"{case.boundary}, {case.baseline}: {', '.join(row)}")
+    return f"### {case.boundary}, {case.baseline}\n\n{table(HEADER, rows)}"
 
 
 def run(
@@ -178,10 +178,10 @@ def run(
     """The section; there are no bounds here."""
     use_threads(threads)
     folder = str(embedded_model_path())
-    job = Job("ours", "layer", "zero", layer, SENTENCE, folder, threads)
-    bert = Bert.load(job).double()
+    case = Case("ours", "layer", "zero", layer, SENTENCE, folder, threads)
+    bert = Bert.load(case).double()
     sections = [
-        _section(bert, replace(job, boundary=boundary, baseline=baseline), authors, rounds)
+        _section(bert, replace(case, boundary=boundary, baseline=baseline), authors, rounds)
         for boundary in BOUNDARIES
         for baseline in BASELINES
     ]

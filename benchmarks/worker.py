@@ -1,4 +1,4 @@
-"""A process that does one job whenever it is asked to: the two ends of the pipe.
+"""A process that measures one case whenever it is asked to: the two ends of the pipe.
 
 A worker loads its model, runs it once, says that it is ready, and answers each line it is sent
 with a line of JSON. So several can take turns, each with libraries and memory of its own.
@@ -33,7 +33,7 @@ STEPS = 32
 
 
 @dataclass(frozen=True)
-class Job:
+class Case:
     """What a worker is to do."""
 
     who: str
@@ -72,17 +72,17 @@ class Answer:
         return self.seconds / self.done.share
 
 
-def serve(ready: Callable[[Job], Callable[[], Done]]) -> None:
+def serve(ready: Callable[[Case], Callable[[], Done]]) -> None:
     """Be a worker. What is printed meanwhile goes to stderr.
 
     Args:
-        ready: loads what a job needs, runs the model once, and gives the work to time.
+        ready: loads what a case needs, runs the model once, and gives the work to time.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    job = Job(**json.loads(sys.argv[1]))
-    use_threads(job.threads)
-    work = ready(job)
+    case = Case(**json.loads(sys.argv[1]))
+    use_threads(case.threads)
+    work = ready(case)
     print(json.dumps({"packages": packages()}), file=answers, flush=True)
     forget_peak()
     before = resident_bytes()
@@ -110,7 +110,7 @@ class Worker:
         return line is not None
 
     def run(self) -> Answer | None:
-        """Have the job done once; None if the worker ended instead."""
+        """Have the case measured once; None if the worker ended instead."""
         assert self.process.stdin is not None
         print("run", file=self.process.stdin, flush=True)
         line = self._line()
@@ -131,13 +131,13 @@ class Worker:
 
 
 @contextmanager
-def started(python: Path, module: str, job: Job) -> Iterator[Worker]:
+def started(python: Path, module: str, case: Case) -> Iterator[Worker]:
     """A worker, which ends with the context. It may not be ready yet."""
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     with (
         tempfile.TemporaryFile("w+") as log,
         subprocess.Popen(
-            [python, "-m", module, json.dumps(asdict(job))],
+            [python, "-m", module, json.dumps(asdict(case))],
             cwd=ROOT,
             env=os.environ | quiet,
             stdin=subprocess.PIPE,
@@ -147,6 +147,6 @@ def started(python: Path, module: str, job: Job) -> Iterator[Worker]:
         ) as process,
     ):
         try:
-            yield Worker(job.who, process, log)
+            yield Worker(case.who, process, log)
         finally:
             process.kill()

@@ -74,7 +74,7 @@ def explain(
     baseline: Annotated[
         str,
         typer.Option(
-            help="What a path starts from: for each target the target's own token, or a constant.",
+            help="What a path starts from: for each target that target token, or a constant.",
             metavar="target_token|zero|NUMBER",
         ),
     ] = "target_token",
@@ -363,7 +363,7 @@ def _check_outputs(
             path.open("ab").close()
         except OSError as error:
             raise LigError(
-                f"--out {str(path)!r} cannot be written ({error.strerror}): choose another place."
+                f"--out {str(path)!r} cannot be written ({error.strerror}): choose another path."
             ) from error
         if new:
             path.unlink()
@@ -373,7 +373,7 @@ def _check_outputs(
 def _one_sentence() -> Iterator[None]:
     """Bad input is one sentence on stderr and exit code 2, not a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a token still shows us
+        if hasattr(stream, "reconfigure"):  # for tokens the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
         yield

@@ -1,4 +1,4 @@
-"""The main job in one call: load a model, attribute its layers for a text, gather the result."""
+"""Explain a text in one call: load a model, attribute its layers for a text, gather the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line on a tiny model: the main job, and one clear sentence for each bad input."""
+"""The command line on a tiny model: runs that succeed, and a sentence for each bad input."""
 
 from __future__ import annotations
 

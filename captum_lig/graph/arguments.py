@@ -19,12 +19,12 @@ __all__ = [
     "no_target",
     "one_token",
     "start_relevance",
-    "token_places",
+    "token_indices",
 ]
 
 
 def check_flows(flows: list[LayerFlow], text: int | None) -> int:
-    """The place of the text, if the flows can be joined.
+    """The index of the text, if the flows can be joined.
 
     Raises:
         LigError: if they cannot.
@@ -82,17 +82,17 @@ def layer_range(layers: list[GraphLayer], wanted: tuple[int, int] | None) -> lis
     return layers[wanted[0] - first : wanted[1] - first + 1]
 
 
-def token_places(given: int | Sequence[int] | Tensor, count: int, name: str) -> list[int]:
-    """Tokens, negative ones from the end, as places among ``count``.
+def token_indices(given: int | Sequence[int] | Tensor, count: int, name: str) -> list[int]:
+    """Tokens, negative ones from the end, as indices among ``count``.
 
     Raises:
         LigError: if there are no such tokens.
     """
     listed = [given] if isinstance(given, int) else given
-    places = [int(i) for i in index_list(listed, count, torch.device("cpu"), "tokens", name)]
-    if len(set(places)) != len(places):
+    indices = [int(i) for i in index_list(listed, count, torch.device("cpu"), "tokens", name)]
+    if len(set(indices)) != len(indices):
         raise LigError(f"{name}={brief(given)} names a token twice: name each once.")
-    return places
+    return indices
 
 
 def one_token(given: int, count: int, name: str) -> int:
@@ -101,10 +101,10 @@ def one_token(given: int, count: int, name: str) -> int:
     Raises:
         LigError: if there is no such token, or if there are several.
     """
-    places = token_places(given, count, name)
-    if len(places) != 1:
+    indices = token_indices(given, count, name)
+    if len(indices) != 1:
         raise LigError(f"{name}={brief(given)}: a route goes from one token to one: give one.")
-    return places[0]
+    return indices[0]
 
 
 def check_whole(layers: list[GraphLayer], tokens: Sequence[str]) -> None:
@@ -142,17 +142,17 @@ def start_relevance(
     if tokens is None:
         if values is None:
             raise LigError("give a target, or a start for all tokens, or both.")
-        places = list(range(count))
+        indices = list(range(count))
     else:
-        places = token_places(tokens, count, name)
-    if values is not None and len(values) != len(places):
+        indices = token_indices(tokens, count, name)
+    if values is not None and len(values) != len(indices):
         raise LigError(
-            f"start holds {len(values)} numbers for {len(places)} tokens: give one for each."
+            f"start holds {len(values)} numbers for {len(indices)} tokens: give one for each."
         )
     if values is not None and not bool(torch.isfinite(values).all()):
         raise LigError("start holds numbers that are not finite: give finite ones.")
     relevance = torch.zeros(count, dtype=torch.float64)
-    relevance[places] = 1.0 if values is None else values.cpu()
+    relevance[indices] = 1.0 if values is None else values.cpu()
     return relevance
 
 

@@ -50,13 +50,13 @@ def edges_of(layers: list[GraphLayer], kind: str) -> Edges:
     columns: list[tuple[Tensor, ...]] = []
     for layer in layers:
         mask = KINDS[kind](layer)
-        place = mask.nonzero(as_tuple=True)
+        where = mask.nonzero(as_tuple=True)
         if kind == "attention":
-            head, target, source = place
+            head, target, source = where
         elif kind == "mlp":
-            (target, head), source = place, place[0]
+            (target, head), source = where, where[0]
         else:
-            target = source = place[0]
+            target = source = where[0]
             head = torch.full_like(target, -1)
         index = torch.full_like(target, layer.index)
         columns.append((index, head, target, source, getattr(layer, kind)[mask]))

@@ -20,7 +20,7 @@ from captum_lig.graph.arguments import (
     no_target,
     one_token,
     start_relevance,
-    token_places,
+    token_indices,
 )
 from captum_lig.graph.edges import KINDS, Edges, edges_of, only_heads, only_strong
 from captum_lig.graph.layer import Certificate, GraphLayer
@@ -52,12 +52,12 @@ class FlowGraph:
         flows: one flow a layer, of consecutive layers, with the attention and mlp boundaries,
             as :class:`~captum_lig.LayerFlowIG` gives them. Every token has to be a target,
             except in the last layer.
-        tokens: what the tokens are called, one for each source. None: their places.
+        tokens: what the tokens are called, one for each source. None: their indices.
         text: which text of the batch, negative ones from the end; needed if the flows hold several.
 
     Attributes:
         tokens: the tokens without padding.
-        positions: ``(N,)`` their places in the text as the model got it.
+        positions: ``(N,)`` their positions in the text as the model got it.
 
     Raises:
         LigError: flows that do not fit together, or lack a boundary.
@@ -69,7 +69,7 @@ class FlowGraph:
     Example::
 
         >>> graph = FlowGraph(flows, tokens)
-        >>> graph.relevance(target=3).strongest(2)   # token, place, part
+        >>> graph.relevance(target=3).strongest(2)   # token, index, part
         [('[SEP]', 8, 0.185...), ('.', 7, 0.146...)]
         >>> print(graph.paths(source=1, target=3, k=1)[0])
         +6.69e-06  the -[0.h9]-> . ... -[5.h11]-> sat
@@ -85,14 +85,14 @@ class FlowGraph:
         text = check_flows(flows, text)
         valid = flows[0].valid[text]
         if tokens is None:
-            tokens = [str(place) for place in range(len(valid))]
+            tokens = [str(index) for index in range(len(valid))]
         if len(tokens) != len(valid):
             raise LigError(
                 f"{len(tokens)} tokens were given for flows of {len(valid)} sources: give every "
                 "token of the text, special tokens included, and padding where there is some."
             )
         self.positions: Tensor = valid.nonzero().squeeze(-1)
-        self.tokens: list[str] = [str(tokens[int(place)]) for place in self.positions]
+        self.tokens: list[str] = [str(tokens[int(index)]) for index in self.positions]
         self.layers: list[GraphLayer] = [GraphLayer.of(flow, text) for flow in flows]
         self.scalarization: str = flows[0].scalarization
         self.baseline: str = flows[0].baseline
@@ -112,19 +112,8 @@ class FlowGraph:
         graph.scalarization, graph.baseline = scalarization, baseline
         return graph
 
-    def _with(
-        self,
-        layers: list[GraphLayer],
-        tokens: list[str] | None = None,
-        positions: Tensor | None = None,
-    ) -> FlowGraph:
-        return self.of_layers(
-            layers,
-            self.tokens if tokens is None else tokens,
-            self.positions if positions is None else positions,
-            self.scalarization,
-            self.baseline,
-        )
+    def _with(self, layers: list[GraphLayer], tokens: list[str], positions: Tensor) -> FlowGraph:
+        return self.of_layers(layers, tokens, positions, self.scalarization, self.baseline)
 
     # --- what there is ------------------------------------------------------------------------
 
@@ -326,7 +315,7 @@ class FlowGraph:
         layers = [
             only_strong(layer, layer.shares(rule, False), threshold, top_k) for layer in self.layers
         ]
-        return self._with(layers)
+        return self._with(layers, self.tokens, self.positions)
 
     def subgraph(
         self,
@@ -339,7 +328,7 @@ class FlowGraph:
         The shares of the edges that are left stay what they are in the whole graph.
 
         Args:
-            tokens: places of the tokens to keep, each once; None for all.
+            tokens: indices of the tokens to keep, each once; None for all.
             layers: indices of the first and the last layer; None for all.
             heads: numbers of heads to keep in every layer, or pairs of (layer, head); None for
                 all. Residual edges stay.
@@ -351,13 +340,13 @@ class FlowGraph:
         if heads is not None:
             chosen = only_heads(chosen, heads)
         if tokens is None:
-            return self._with(chosen)
-        found = token_places(tokens, len(self.tokens), "tokens")
-        places = torch.tensor(found, device=self.positions.device)
+            return self._with(chosen, self.tokens, self.positions)
+        found = token_indices(tokens, len(self.tokens), "tokens")
+        indices = torch.tensor(found, device=self.positions.device)
         return self._with(
-            [layer.at(places) for layer in chosen],
-            [self.tokens[place] for place in found],
-            self.positions[places],
+            [layer.at(indices) for layer in chosen],
+            [self.tokens[index] for index in found],
+            self.positions[indices],
         )
 
     def merge_tokens(

@@ -197,7 +197,7 @@ class GraphLayer:
             tensors["direct_total"] = placed(flow.need("layer_total")[0].double(), "target")
         known = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         known[rows] = True
-        still = (tensors["mlp"] == 0).all(-1) & (tensors["residual"] == 0)
+        unmoved = (tensors["mlp"] == 0).all(-1) & (tensors["residual"] == 0)
         errors = {}
         for name in flow.certified:
             axes = FIELDS[name].rows[1:]
@@ -208,7 +208,7 @@ class GraphLayer:
             index=flow.index,
             tolerance=flow.tolerance,
             known=known,
-            stays=known & still,
+            stays=known & unmoved,
             errors=errors,
             **tensors,
             **sums_of(tensors),

@@ -27,7 +27,7 @@ def words_of(
 
     Args:
         tokens: the graph's tokens.
-        positions: their places in the text as the model got it.
+        positions: their positions in the text as the model got it.
         word_ids: one entry for each of the graph's tokens, or for each token of the text as the
             model got it, padding included; see :func:`captum_lig.flow.words.word_groups`.
         offsets: the same.
@@ -38,16 +38,16 @@ def words_of(
     """
     groups = word_groups(word_ids, offsets=offsets, text=text)
     if len(groups) != len(tokens):
-        places = positions.tolist()
-        if len(groups) <= max(places):
+        indices = positions.tolist()
+        if len(groups) <= max(indices):
             name = "word numbers" if offsets is None else "offsets"
             raise LigError(
                 f"{len(groups)} {name} were given for a graph of {len(tokens)} tokens, the last of "
-                f"them at position {max(places)}: give one for each token of the graph, or of the "
+                f"them at position {max(indices)}: give one for each token of the graph, or of the "
                 "text with its padding."
             )
-        groups = [groups[place] for place in places]
-        offsets = None if offsets is None else [offsets[place] for place in places]
+        groups = [groups[index] for index in indices]
+        offsets = None if offsets is None else [offsets[index] for index in indices]
     groups = in_order(groups)
     return groups, word_labels(tokens, groups, offsets=offsets, text=text)
 

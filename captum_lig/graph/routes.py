@@ -73,13 +73,15 @@ def routes_between(
     """
     routes = []
     for found in strongest_routes(layers, source, target, count):
-        places = [place for _, place, _ in found] + [target]
+        sources = [position for _, position, _ in found] + [target]
         steps = tuple(
-            Step(index, place, after, head, share)
-            for index, (head, place, share), after in zip(indices, found, places[1:], strict=True)
+            Step(index, position, after, head, share)
+            for index, (head, position, share), after in zip(
+                indices, found, sources[1:], strict=True
+            )
         )
         share = math.prod(step.share for step in steps)
-        routes.append(Route(share, steps, tuple(tokens[place] for place in places)))
+        routes.append(Route(share, steps, tuple(tokens[position] for position in sources)))
     return routes
 
 
@@ -134,9 +136,9 @@ def _best_ways(layer: Shares, best: Tensor, ends: Tensor, count: int) -> tuple[T
     edge_scores, sources, heads = _edges_into(layer, ends, count)
     ranks = best.shape[1]
     scores = (edge_scores[..., None] + best[sources]).flatten(1)  # (ends, edges * ranks)
-    found, place = scores.topk(min(count, scores.shape[1]), dim=1)
-    edge = place // ranks
-    return found, _Choice(sources.gather(1, edge), heads.gather(1, edge), place % ranks)
+    found, position = scores.topk(min(count, scores.shape[1]), dim=1)
+    edge = position // ranks
+    return found, _Choice(sources.gather(1, edge), heads.gather(1, edge), position % ranks)
 
 
 def _edges_into(layer: Shares, ends: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

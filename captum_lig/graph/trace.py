@@ -60,19 +60,19 @@ class Trace:
                 that leave the last); None for the first.
 
         Returns:
-            Token, its place, and its value.
+            Token, its index, and its value.
 
         Raises:
             LigError: for a layer that the trace does not have, or a count below 1.
         """
         whole_number("count", count, 1)
-        places = (*self.layers, self.layers[-1] + 1)
-        if layer is not None and layer not in places:
+        indices = (*self.layers, self.layers[-1] + 1)
+        if layer is not None and layer not in indices:
             raise LigError(
-                f"layer={brief(layer)}: the trace has the tokens entering the layers {places[0]} "
-                f"to {places[-2]}, and as {places[-1]} those that leave the last."
+                f"layer={brief(layer)}: the trace has the tokens entering the layers {indices[0]} "
+                f"to {indices[-2]}, and as {indices[-1]} those that leave the last."
             )
-        row = self.tokens[0 if layer is None else places.index(layer)]
+        row = self.tokens[0 if layer is None else indices.index(layer)]
         order = row.abs().argsort(descending=True, stable=True)[:count]
         return [(self.labels[int(i)], int(i), float(row[i])) for i in order]
 

@@ -47,7 +47,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class AttentionReport:
-    """What a block's attention function gets. None: hidden in the block's own code."""
+    """What a block's attention function gets. None: hidden in the block's code."""
 
     site: str
     """Where the block is cut: ``"interface"`` (of transformers), ``"sdpa"`` (torch's function),
@@ -77,7 +77,7 @@ class BlockReport:
     """What was found in one block. A None says that it was not found out."""
 
     index: int
-    """Place in the order in which the blocks ran."""
+    """Position in the order in which the blocks ran."""
     name: str
     class_name: str
     parameters: int
@@ -95,15 +95,15 @@ class BlockReport:
     norm: Norm | None = None
     """Of the residual stream before the attention; None: no closed form reproduces the keys."""
     keys_know_position: bool | None = None
-    """Whether a token's key depends on its place, as with rotary encodings."""
+    """Whether a token's key depends on its position, as with rotary encodings."""
     values_know_position: bool | None = None
     paths: dict[str, str] | None = None
     """By baseline: how keys and values along the path are had, ``"closed_form"`` from tables at its
     two ends, ``"run_block"`` by running the block at each point; ``"autograd"``: they are not."""
     forward_error: dict[str, float] | None = None
     """Largest difference between the cut block and the block, as part of the largest entry:
-    ``attention``, our attention arithmetic at the ends of both paths against the model's own;
-    ``block``, the block's output when it is fed its own attention output."""
+    ``attention``, our attention arithmetic at the ends of both paths against the model's;
+    ``block``, the block's output when it is fed its attention output."""
 
     def to_json(self) -> dict[str, Any]:
         """The block in JSON's types."""

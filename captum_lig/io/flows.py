@@ -109,7 +109,7 @@ def _check_flows(explanation: Explanation) -> None:
         raise LigError(f"layer indices {indices} repeat: save one flow a layer in a file.")
     # Of an encoder-decoder the tokens are those of one side.
     sources = sorted({flow.valid.shape[1] for flow in explanation.flows})
-    if len(explanation.tokens) not in sources:
+    if sources and len(explanation.tokens) not in sources:
         raise LigError(
             f"{len(explanation.tokens)} tokens were given for flows of {sources} sources: give "
             "every token of the text."

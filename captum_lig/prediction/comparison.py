@@ -30,20 +30,20 @@ MAPS = ("carried", "stays", "uniform")
 
 @dataclass(frozen=True)
 class RelevanceComparison:
-    """Carried relevances, direct ones, and two controls, at ``R`` places, over ``N`` tokens.
+    """Carried relevances, direct ones and two controls, at ``R`` depths for ``N`` tokens.
 
-    In the last place carried and direct are the same, that is where it starts.
+    At the last depth both start: carried and direct are the same there.
     """
 
     layers: tuple[int, ...]
-    """``R`` indices: a place is where tokens enter this layer, the last one where they leave the
-    last layer (its index plus 1)."""
+    """``R`` indices: the input of this layer; the last one is the output of the last layer (its
+    index plus 1)."""
     labels: tuple[str, ...]
     """The tokens."""
     carried: Tensor
-    """``(R, N)`` float64: the last place's direct relevances, handed down the graph."""
+    """``(R, N)`` float64: the last depth's direct relevances, carried down the graph."""
     direct: Tensor
-    """``(R, N)`` float64: ``LayerIntegratedGradients`` at each place."""
+    """``(R, N)`` float64: ``LayerIntegratedGradients`` at each depth."""
     direct_delta: Tensor
     """``(R,)`` Captum's convergence delta: sum of ``direct`` minus ``change``."""
     change: float
@@ -53,7 +53,7 @@ class RelevanceComparison:
 
     @property
     def stays(self) -> Tensor:
-        """``(R, N)`` control: the last place's relevances left on their own tokens."""
+        """``(R, N)`` control: the last depth's relevances, each token keeping its own."""
         return self.direct[-1].expand_as(self.direct)
 
     @property
@@ -80,7 +80,7 @@ class RelevanceComparison:
         return compare_maps(self.direct, getattr(self, of))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One a place, first layer first: plain numbers, such as ``pearson_carried``."""
+        """One a depth, first layer first: plain numbers, such as ``pearson_carried``."""
         columns: dict[str, Tensor] = {
             "carried_delta": self.carried_delta,
             "direct_delta": self.direct_delta,

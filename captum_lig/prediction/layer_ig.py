@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 METHODS = tuple(name for name in quadrature.METHODS if name != "gausslegendre_graded")
-"""Captum's own, which do the work here."""
+"""Of Captum, which integrates."""
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Any]
 InputBaseline = float | Tensor | tuple[float | Tensor, ...] | None
 """As in Captum: a number, a tensor ``(1, S, ...)``, a tuple of those, or None for 0."""
@@ -41,14 +41,14 @@ InputBaseline = float | Tensor | tuple[float | Tensor, ...] | None
 
 @dataclass(frozen=True)
 class DirectRelevance:
-    """``LayerIntegratedGradients`` of a scalar at ``R`` places of the residual stream.
+    """``LayerIntegratedGradients`` of a scalar at ``R`` depths of a model.
 
     ``N`` tokens, padding left out. Units are the scalar's.
     """
 
     layers: tuple[int, ...]
-    """``R`` indices: a place is where tokens enter this layer, the last one where they leave the
-    last layer (its index plus 1)."""
+    """``R`` indices: the input of this layer; the last one is the output of the last layer (its
+    index plus 1)."""
     tokens: Tensor
     """``(R, N)`` float64: attributions of a token, added up over the width."""
     delta: Tensor
@@ -56,7 +56,7 @@ class DirectRelevance:
     change: float
     """Scalar of the inputs minus that of the baselines: what each row should add up to."""
     positions: Tensor
-    """``(N,)`` places of the tokens in the text as the model got it."""
+    """``(N,)`` positions of the tokens in the text as the model got it."""
 
 
 @overload
@@ -175,9 +175,9 @@ def direct_relevance(
     numbers = sorted(set(index_list(chosen, count, cpu, "layers", "layers").tolist()))
     if numbers[-1] > end:
         raise LigError(f"layer {numbers[-1]} comes after the last one, last={end}.")
-    places = [stream.entering[number] for number in numbers] + [stream.leaving[end]]
-    shown = tqdm(places, desc="layers", unit="layer", disable=not show_progress)
-    rows = [question.attribute(place, n_steps, method, internal_batch_size) for place in shown]
+    ends = [stream.entering[number] for number in numbers] + [stream.leaving[end]]
+    shown = tqdm(ends, desc="layers", unit="layer", disable=not show_progress)
+    rows = [question.attribute(point, n_steps, method, internal_batch_size) for point in shown]
     return DirectRelevance(
         layers=(*numbers, end + 1),
         tokens=torch.stack([tokens for tokens, _ in rows]),
@@ -193,11 +193,11 @@ def token_baseline(
     token: int | None = None,
     keep_special: bool = True,
 ) -> Tensor:
-    """A text without content: each of its tokens replaced by one that says nothing.
+    """The text with its tokens replaced by padding.
 
-    Captum's own default, 0 at every token, is no such text for a decoder: tokens that are all the
+    Captum's default, 0 at every token, is no such text for a decoder: tokens that are all the
     same get all the same vectors, each as large as that of the first token (an attention sink),
-    and the integral along the way from there does not converge.
+    and the integral from there does not converge.
 
     Args:
         inputs: what the tokenizer returned, or its ``input_ids``.
@@ -205,8 +205,8 @@ def token_baseline(
         token: id of the token to put in; None for the padding token, or the end-of-text token of
             a tokenizer that has none.
         keep_special: leave the special tokens of the text where they are (``[CLS]``, ``[SEP]``),
-            and the first token of a text that begins with none, which then plays their part. On
-            the path they do not move, and at layer 0 they are given no relevance.
+            and the first token of a text that begins with none. They do not
+            move on the path, so that their relevance at layer 0 is 0.
 
     Returns:
         Token ids, like the text's: ``baselines`` of :func:`last_layer_relevance`.
@@ -223,9 +223,9 @@ def token_baseline(
     filled = torch.full_like(ids, token)
     if not keep_special:
         return filled
-    own = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
-    first = own & (own.cumsum(-1) == 1)
+    first = kept & (kept.cumsum(-1) == 1)
     return torch.where(special | first, ids, filled)
 
 
@@ -330,15 +330,15 @@ class _Question:
         return cls(given, stream, forward, change, valid[0].nonzero().squeeze(-1))
 
     def attribute(
-        self, place: nn.Module, n_steps: int, method: str, internal_batch_size: int | None
+        self, end: nn.Module, n_steps: int, method: str, internal_batch_size: int | None
     ) -> tuple[Tensor, Tensor]:
-        """Relevances ``(N,)`` and convergence delta ``(1,)`` at one place of the stream."""
+        """Relevances ``(N,)`` and convergence delta ``(1,)`` at one end of a block."""
         if method not in METHODS:
             raise LigError(f"method {brief(method)} is unknown: use one of {', '.join(METHODS)}.")
         whole_number("n_steps", n_steps, 2 if method == "riemann_trapezoid" else 1)
         if internal_batch_size is not None:
             whole_number("internal_batch_size", internal_batch_size, 1)
-        attributions, delta = LayerIntegratedGradients(self.forward, place).attribute(
+        attributions, delta = LayerIntegratedGradients(self.forward, end).attribute(
             self.given.inputs,
             self.given.baselines,
             additional_forward_args=self.given.further or None,

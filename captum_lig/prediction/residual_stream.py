@@ -1,9 +1,9 @@
-"""Places in the residual stream that Captum can attribute to.
+"""The ends of a model's blocks as layers that Captum can attribute to.
 
 Captum's ``LayerIntegratedGradients`` attributes to the output of a module. What enters a block is
 not always the output of one module (the first block's input), and blocks give tensors or tuples.
-So the stream is led through an identity where it enters and where it leaves each block, and those
-are Captum's layers.
+So the stream passes an identity where it enters and where it leaves each block; those are
+Captum's layers.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class ResidualStream:
         if number >= len(self.blocks):
             raise _not_once()
         self._entered += 1
-        place, through = place_of_hidden(args, kwargs), self.entering[number]
-        if isinstance(place, str):
-            return args, {**kwargs, place: through(kwargs[place])}
+        argument, through = place_of_hidden(args, kwargs), self.entering[number]
+        if isinstance(argument, str):
+            return args, {**kwargs, argument: through(kwargs[argument])}
         return (through(args[0]), *args[1:]), kwargs
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:

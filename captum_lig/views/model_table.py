@@ -60,7 +60,7 @@ def model_table(report: ModelReport) -> Group:
     if kinds:
         parts.append(
             Text(
-                "forward error: largest difference between the block cut open and the block itself "
+                "forward error: largest difference between the split block and the unmodified one "
                 "on this text, as part of the largest entry; of the worst block.",
                 style="dim",
             )

@@ -36,7 +36,7 @@ def flow_html(flow: LayerFlow) -> str:
     first = flow.select(0)
     figure: Figure | None = None
     if len(target_rows(first)):
-        tokens = [str(place) for place in range(sources)]
+        tokens = [str(position) for position in range(sources)]
         if first.layer is not None:
             figure, _ = plot_layers([first], tokens)
         elif first.attention is not None:

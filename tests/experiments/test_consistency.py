@@ -53,16 +53,16 @@ def test_maps_between_words_by_hand() -> None:
         visible=torch.ones(3, 3).tril().bool(),
         direct={"zero": number([[1, 2, 3], [4, 5, 6], [7, 8, 9]])},
         composed={pairing: number([[1, 0, 0], [0, 1, 0], [0, 0, -1]])},
-        direct_open={"zero": torch.tensor([False, False, True])},
-        composed_open={pairing: torch.tensor([False, True, True])},
+        direct_unconverged={"zero": torch.tensor([False, False, True])},
+        composed_unconverged={pairing: torch.tensor([False, True, True])},
     )
     merged = maps.merged(torch.tensor([0, 1, 1]))
     assert merged.index == 3
     assert merged.visible.tolist() == [[True, False], [True, True]]
     assert merged.direct["zero"].tolist() == [[1, 5], [11, 28]]
     assert merged.composed[pairing].tolist() == [[1, 0], [0, 0]]
-    assert merged.direct_open["zero"].tolist() == [False, True]
-    assert merged.composed_open[pairing].tolist() == [False, True]
+    assert merged.direct_unconverged["zero"].tolist() == [False, True]
+    assert merged.composed_unconverged[pairing].tolist() == [False, True]
     apart = maps.merged(torch.tensor([0, 1, 0]))  # a word of two places
     assert apart.direct["zero"].tolist() == [[20, 10], [10, 5]]
 

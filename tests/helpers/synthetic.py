@@ -121,8 +121,11 @@ def number(values: Any) -> Tensor:
 
 
 def make_flow(targets: list[int], sources: int, **parts: Any) -> LayerFlow:
-    """A flow of one text, of tensors without their batch dimension; as the integrals give it, the
-    mlp boundary has the layer's total, and the chain's rows add up to the mlp boundary."""
+    """A flow of one text, of tensors without their batch dimension.
+
+    As the integrals give it, the mlp boundary has the layer's total, and the chain's rows add up to
+    the mlp boundary.
+    """
     tensors: dict[str, Any] = {
         name: None if value is None else number(value)[None] for name, value in parts.items()
     }

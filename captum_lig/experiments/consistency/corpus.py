@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_lig.errors import LigError
-from captum_lig.experiments.consistency.extra import need
+from captum_lig.experiments.consistency.optional_imports import need
 
 __all__ = ["Sentence", "fingerprint", "read_sentences"]
 
@@ -19,7 +19,7 @@ class Sentence:
     """One sentence of a corpus."""
 
     number: int
-    """Place in the corpus, from 0; empty lines count."""
+    """Position in the corpus, from 0; empty lines count."""
     name: str
     """The treebank's ``sent_id``, or the line's number from 1."""
     text: str

@@ -6,6 +6,7 @@ starts. The pairings are arithmetic on what that gives.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ ATTENTION_BASELINES = (
 )
 ALL_ZERO, UNIFORM = "all_zero", "uniform"
 CONTROLS = (ALL_ZERO, UNIFORM)
-"""Maps that know nothing of the model but, the second, the total of each row."""
+"""Maps made without the model; the second takes the total of each row."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ class LayerMaps:
     """``(S, S)`` by layer baseline."""
     composed: dict[Pairing, Tensor]
     """``(S, S)``"""
-    direct_open: dict[str, Tensor]
+    direct_unconverged: dict[str, Tensor]
     """``(S,)`` targets whose direct row is not within tolerance."""
-    composed_open: dict[Pairing, Tensor]
+    composed_unconverged: dict[Pairing, Tensor]
     """``(S,)`` targets for which a row that the composed map is made of is not."""
 
     def merged(self, words: Tensor) -> LayerMaps:
@@ -95,27 +96,27 @@ class LayerMaps:
             merged(self.visible.long()) > 0,
             {name: merged(x) for name, x in self.direct.items()},
             {pairing: merged(x) for pairing, x in self.composed.items()},
-            {name: any_of(x) for name, x in self.direct_open.items()},
-            {pairing: any_of(x) for pairing, x in self.composed_open.items()},
+            {name: any_of(x) for name, x in self.direct_unconverged.items()},
+            {pairing: any_of(x) for pairing, x in self.composed_unconverged.items()},
         )
 
     def with_controls(self, layer_baseline: str) -> tuple[dict[Pairing, Tensor], Tensor]:
-        """All composed maps for one direct map, the controls after them, and the open rows."""
+        """Composed maps for one direct map, then the controls; and rows that did not converge."""
         direct = self.direct[layer_baseline]
         controls = {
             Pairing(None, None, ALL_ZERO): torch.zeros_like(direct),
             Pairing(None, None, UNIFORM): uniform_map(direct.sum(-1), self.visible),
         }
-        own = self.direct_open[layer_baseline]
-        open_rows = [own | rows for rows in self.composed_open.values()]
-        return self.composed | controls, torch.stack([*open_rows, own, own])
+        direct_rows = self.direct_unconverged[layer_baseline]
+        unconverged = [direct_rows | rows for rows in self.composed_unconverged.values()]
+        return self.composed | controls, torch.stack([*unconverged, direct_rows, direct_rows])
 
 
 @dataclass(frozen=True)
 class Record:
     """One pairing in one layer of one text: means and deviations over its targets.
 
-    A mean over no rows is None. Deviations are those of the rows around their own mean (the
+    A mean over no rows is None. Deviations are those of the rows around their mean (the
     square root of the mean square).
     """
 
@@ -166,7 +167,7 @@ def layer_maps(zero: Sequence[LayerFlow], target_token: Sequence[LayerFlow]) -> 
     """
     kept = zero[0].valid[0].nonzero().squeeze(-1)
 
-    def own(x: Tensor) -> Tensor:
+    def unpadded(x: Tensor) -> Tensor:
         return x[0][kept][:, kept].double()
 
     by_zero = [
@@ -174,27 +175,27 @@ def layer_maps(zero: Sequence[LayerFlow], target_token: Sequence[LayerFlow]) -> 
     ]
     by_map = [flow.with_self_term("map_ratio") for flow in target_token]
     variants = dict(zip(ATTENTION_BASELINES, (zero, target_token, by_map, by_zero), strict=True))
-    composed, composed_open = {}, {}
+    composed, composed_unconverged = {}, {}
     for pairing in PAIRINGS:
         assert pairing.attention_baseline is not None
         start = [flow.mlp_start for flow in zero].index(str(pairing.mlp_start))
         flow = variants[pairing.attention_baseline][start]
-        composed[pairing] = own(flow.compose(pairing.rule))
-        open_rows = _open(flow, pairing.rule)
+        composed[pairing] = unpadded(flow.compose(pairing.rule))
+        unconverged = _unconverged(flow, pairing.rule)
         if pairing.attention_baseline.endswith("zero_ratio"):
-            open_rows = open_rows | _open(zero[start], pairing.rule)
-        composed_open[pairing] = open_rows[kept]
+            unconverged = unconverged | _unconverged(zero[start], pairing.rule)
+        composed_unconverged[pairing] = unconverged[kept]
     directs = dict(zip(LAYER_BASELINES, (zero[0], target_token[0], by_zero[0]), strict=True))
     of_zero, of_token = (~flows[0].converged["layer"][0, kept] for flows in (zero, target_token))
     return LayerMaps(
         index=zero[0].index,
         visible=_visible(zero[0])[kept][:, kept],
-        direct={name: own(_layer(flow)) for name, flow in directs.items()},
+        direct={name: unpadded(_layer(flow)) for name, flow in directs.items()},
         composed=composed,
-        direct_open=dict(
+        direct_unconverged=dict(
             zip(LAYER_BASELINES, (of_zero, of_token, of_zero | of_token), strict=True)
         ),
-        composed_open=composed_open,
+        composed_unconverged=composed_unconverged,
     )
 
 
@@ -235,18 +236,21 @@ def measure_text(
     def flows(baseline: str, mlp_start: str) -> list[LayerFlow]:
         # The layer boundary is the same whatever the mlp boundary starts from.
         boundaries = ("attention", "mlp", *(("layer",) if mlp_start == MLP_STARTS[0] else ()))
-        found = engine.attribute(
-            inputs,
-            baselines=baseline,
-            n_steps=n_steps,
-            method=method,
-            tolerance=tolerance,
-            max_steps=max(1024, n_steps),
-            dtype=dtype,
-            show_progress=show_progress,
-            boundaries=boundaries,
-            mlp_start=mlp_start,
-        )
+        with warnings.catch_warnings():
+            # They are counted in the records.
+            warnings.filterwarnings("ignore", message=".*rows are not within tolerance")
+            found = engine.attribute(
+                inputs,
+                baselines=baseline,
+                n_steps=n_steps,
+                method=method,
+                tolerance=tolerance,
+                max_steps=max(1024, n_steps),
+                dtype=dtype,
+                show_progress=show_progress,
+                boundaries=boundaries,
+                mlp_start=mlp_start,
+            )
         return [found] if isinstance(found, LayerFlow) else found
 
     records: list[Record] = []
@@ -278,7 +282,7 @@ def _one_text(flow: LayerFlow, words: Tensor | None) -> None:
 def _visible(zero: LayerFlow) -> Tensor:
     """``(T, S)`` what each target can see: what the mask leaves of the layer's attention.
 
-    A source that the mask forbids has an attention weight of exactly 0 all along the zero path, in
+    A source that the mask forbids has an attention weight of exactly 0 on the whole zero path, in
     every head; near the start of that path attention is spread over everything else.
     """
     assert zero.attention is not None
@@ -287,7 +291,7 @@ def _visible(zero: LayerFlow) -> Tensor:
     return seen
 
 
-def _open(flow: LayerFlow, rule: str) -> Tensor:
+def _unconverged(flow: LayerFlow, rule: str) -> Tensor:
     """``(T,)`` targets for which a row of the rule's boundaries is not within tolerance."""
     heads = flow.converged["chain" if rule == "chain" else "attention"][0]
     return ~(heads.all(0) & flow.converged["mlp"][0])
@@ -301,13 +305,13 @@ def _layer(flow: LayerFlow) -> Tensor:
 def _records(maps: LayerMaps) -> list[Record]:
     records = []
     for layer_baseline in LAYER_BASELINES:
-        composed, open_rows = maps.with_controls(layer_baseline)
+        composed, unconverged = maps.with_controls(layer_baseline)
         found = compare_maps(
             maps.direct[layer_baseline], torch.stack(list(composed.values())), maps.visible
         )
-        uncertified = open_rows.sum(-1).tolist()
-        for place, pairing in enumerate(composed):
-            one = Comparison(*(measure[place] for measure in vars(found).values()))
+        uncertified = unconverged.sum(-1).tolist()
+        for row, pairing in enumerate(composed):
+            one = Comparison(*(measure[row] for measure in vars(found).values()))
             records.append(
                 Record(
                     layer=maps.index,
@@ -316,7 +320,7 @@ def _records(maps: LayerMaps) -> list[Record]:
                     mlp_start=pairing.mlp_start,
                     rule=pairing.rule,
                     rows=len(one.l2),
-                    uncertified_rows=uncertified[place],
+                    uncertified_rows=uncertified[row],
                     relative_rows=int((~one.relative_l2.isnan()).sum()),
                     correlation_rows=int((~one.pearson.isnan()).sum()),
                     **{

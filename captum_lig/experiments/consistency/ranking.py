@@ -66,7 +66,7 @@ class Ranked:
 
     @property
     def is_control(self) -> bool:
-        """Whether it knows nothing of the model but totals."""
+        """Whether it is made without the model."""
         return self.pairing.attention_baseline is None
 
 
@@ -114,7 +114,7 @@ class Pooled:
 
         return [
             Ranked(
-                rank=place,
+                rank=rank,
                 pairing=pairing,
                 measures={name: one.measure(name) for name in MEASURES},
                 **{
@@ -122,7 +122,7 @@ class Pooled:
                     for count in ("rows", "uncertified_rows", "relative_rows", "correlation_rows")
                 },
             )
-            for place, (pairing, one) in enumerate(sorted(pools.items(), key=order), 1)
+            for rank, (pairing, one) in enumerate(sorted(pools.items(), key=order), 1)
         ]
 
 

@@ -3,7 +3,7 @@
 Header, JSON::
 
     {
-      "format": "captum_lig.views.page", "version": 2,
+      "format": "captum_lig.page", "version": 2,
       "title": "...", "tokens": ["[CLS]", ...],     as a person reads them
       "scalarization": "l2", "baseline": "zero", "tolerance": 0.001,
       "rules": [{"name": "conserve", "edges": "attention"}, ...], "rule": "conserve",
@@ -43,7 +43,7 @@ from captum_lig.graph.layer import GraphLayer
 
 __all__ = ["FORMAT", "VERSION", "pack"]
 
-FORMAT = "captum_lig.views.page"
+FORMAT = "captum_lig.page"
 VERSION = 2
 
 PARTS = ("attention", "chain", "mlp", "residual", "direct", "direct_total", "attention_sum",

@@ -18,11 +18,11 @@ from captum_lig.views.plots.draw import set_caption, set_title, show_figure
 __all__ = ["plot_completeness", "plot_shares"]
 
 # Of the Okabe-Ito palette, told apart with every common colour blindness.
-OTHERS, OWN, RESIDUAL = "#D55E00", "#E69F00", "0.75"
+OTHERS, SELF, RESIDUAL = "#D55E00", "#E69F00", "0.75"
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "black")
 MARKERS = "os^Dv<>"
 EXACT = 1e-9
-"""Errors below this are drawn here: the scale is logarithmic, and 0 has no place on it."""
+"""Errors below this are drawn here: the scale is logarithmic, and it cannot show 0."""
 
 
 def plot_shares(
@@ -36,7 +36,7 @@ def plot_shares(
 
     A bar a layer, from sizes (absolute values) of the composed routes, mean over the targets of
     the first text: through the heads from other tokens, through the heads from the token itself,
-    and along the residual stream. All of it went through the mlp, which is no part of its own.
+    and along the residual stream. The mlp is on all three ways and no part itself.
 
     Args:
         flows: flows with the attention and mlp boundaries, one a layer.
@@ -55,16 +55,18 @@ def plot_shares(
     width = max(3.5, 0.35 * len(flows) + 1.5) + 1.8
     figure = Figure(figsize=(width, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    places, bottom = np.arange(len(flows)), np.zeros(len(flows))
+    columns, bottom = np.arange(len(flows)), np.zeros(len(flows))
     names = ("heads, from other tokens", "heads, from the token itself", "residual stream")
     hatches = ("", "//", "")
     for part, name, color, hatch in zip(
-        parts.T, names, (OTHERS, OWN, RESIDUAL), hatches, strict=True
+        parts.T, names, (OTHERS, SELF, RESIDUAL), hatches, strict=True
     ):
-        axes.bar(places, part, 0.8, bottom, color=color, label=name, hatch=hatch, edgecolor="white")
+        axes.bar(
+            columns, part, 0.8, bottom, color=color, label=name, hatch=hatch, edgecolor="white"
+        )
         bottom += part
     every = max(1, len(flows) // 16)
-    axes.set_xticks(places[::every], [str(flow.index) for flow in flows][::every], fontsize=8)
+    axes.set_xticks(columns[::every], [str(flow.index) for flow in flows][::every], fontsize=8)
     axes.set_xlabel("layer", fontsize=8)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
@@ -87,11 +89,11 @@ def _three_shares(flow: LayerFlow, rule: str) -> tuple[float, float, float]:
     routes = flow.compose(rule, by_head=True)[0].abs().double()  # (H, T, S)
     assert flow.residual is not None
     rows = target_rows(flow)
-    places = torch.arange(len(flow.targets), device=routes.device)
-    own = routes[:, places, flow.targets].sum(0)
-    others = routes.sum((0, 2)) - own
+    every = torch.arange(len(flow.targets), device=routes.device)
+    itself = routes[:, every, flow.targets].sum(0)
+    others = routes.sum((0, 2)) - itself
     residual = flow.residual[0].abs().double()
-    parts = torch.stack([others, own, residual])[:, rows]
+    parts = torch.stack([others, itself, residual])[:, rows]
     size = parts.sum(0)
     share = torch.where(size > 0, parts / size, 0.0)[:, size > 0]
     if share.shape[1] == 0:

@@ -24,12 +24,12 @@ from captum_lig.views.plots.text import PLAIN, drawable, font_families
 __all__ = [
     "COLORS",
     "GREY",
+    "areas",
     "arrange",
     "curve",
     "draw_color_bar",
     "draw_matrix",
     "label_axis",
-    "places",
     "set_caption",
     "set_title",
     "show_figure",
@@ -95,7 +95,7 @@ def draw_matrix(
 
 
 def arrange(tokens: int, maps: int) -> tuple[float, int, int]:
-    """Inches a heat map, columns and rows of heat maps: without an empty place, if it can be."""
+    """Inches a heat map, columns and rows of heat maps: without an empty cell where possible."""
     panel = min(max(2.4, 0.09 * tokens), 6.0)
     least = min(maps, max(int(9.0 / panel), math.ceil(math.sqrt(maps / 1.5))))
     columns = next((n for n in range(least, least + 4) if maps % n == 0), least)
@@ -126,12 +126,12 @@ def label_axis(
     axis.set_ticks(places[::every], labels[::every], fontsize=size, **style)
 
 
-def places(
+def areas(
     within: Figure | SubplotSpec, width: float, height: float
 ) -> tuple[SubplotSpec, SubplotSpec]:
-    """A place of so many inches, and one for the colours' scale beside it.
+    """An area of so many inches, and one beside it for the colour scale.
 
-    The scale is no longer than it is of use: along many rows of maps it would push these apart.
+    The scale is short: a long one pushes many rows of maps apart.
     """
     divide = within.add_gridspec if isinstance(within, Figure) else within.subgridspec
     rest = height - TALLEST_BAR
@@ -143,7 +143,7 @@ def places(
 def draw_color_bar(
     figure: Figure, axes: Axes, norm: Normalize, label: str, percent: bool = True
 ) -> None:
-    """The colours' scale in axes of its own."""
+    """The colour scale, in separate axes."""
     bar = figure.colorbar(ScalarMappable(norm, COLORS), cax=axes, extend="both", extendfrac=0.02)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)

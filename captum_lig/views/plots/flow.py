@@ -18,12 +18,12 @@ from captum_lig.flow.summary import LayerSummary, one_text, shares, summarize, t
 from captum_lig.views.plots.draw import (
     COLORS,
     GREY,
+    areas,
     arrange,
     curve,
     draw_color_bar,
     draw_matrix,
     label_axis,
-    places,
     set_caption,
     set_title,
     show_figure,
@@ -55,15 +55,15 @@ class _Layer:
     summary: LayerSummary
 
     @property
-    def own(self) -> NDArray[np.bool_]:
+    def is_self(self) -> NDArray[np.bool_]:
         """``(T, S)`` True where a token is its own source."""
-        own: NDArray[np.bool_] = self.targets[:, None] == np.arange(self.direct.shape[1])
-        return own
+        is_self: NDArray[np.bool_] = self.targets[:, None] == np.arange(self.direct.shape[1])
+        return is_self
 
     @property
     def moves_itself(self) -> bool:
         """False if every self term is 0, as it is by construction on target-token paths."""
-        return bool(np.abs(self.direct[self.own]).max(initial=0.0) > ROUNDING)
+        return bool(np.abs(self.direct[self.is_self]).max(initial=0.0) > ROUNDING)
 
 
 def plot_flow(
@@ -112,16 +112,16 @@ def plot_flow(
     width = columns * panel + 1.6
     figure = Figure(figsize=(width, sum(heights) + 1.1), layout="constrained")
     halves = figure.add_gridspec(2, 1, height_ratios=heights)
-    left, bar = places(halves[1], columns * panel, heights[1])
+    left, bar = areas(halves[1], columns * panel, heights[1])
     grid = left.subgridspec(rows, columns)
 
     strip = figure.add_subplot(halves[0])
     _draw_strip(strip, layers, labels, norm, (width - 2.0, strip_height), style)
     maps = []
-    for place, layer in enumerate(layers):
-        axes = figure.add_subplot(grid[place // columns, place % columns])
+    for index, layer in enumerate(layers):
+        axes = figure.add_subplot(grid[index // columns, index % columns])
         _draw_map(axes, layer, labels, norm, (panel, map_height))
-        first, lowest = place % columns == 0, place + columns >= len(layers)
+        first, lowest = index % columns == 0, index + columns >= len(layers)
         axes.tick_params(labelleft=first, labelbottom=lowest)
         axes.set_ylabel("target" if first else "", fontsize=8)
         axes.set_xlabel("source" if lowest else "", fontsize=8)
@@ -149,7 +149,7 @@ def _layer(flow: LayerFlow, rule: str) -> _Layer:
 
 def _color_scale(layers: Sequence[_Layer]) -> Normalize:
     """Symmetric, and made for the links: self terms of a zero baseline would outshine them."""
-    links = [m[~layer.own] for layer in layers for m in (layer.composed, layer.direct)]
+    links = [m[~layer.is_self] for layer in layers for m in (layer.composed, layer.direct)]
     return symmetric(np.concatenate(links), 0.99)
 
 
@@ -191,7 +191,7 @@ def _draw_strip(
 
 def _links(layer: _Layer, start: float, widest: float, norm: Normalize) -> LineCollection:
     """The strongest links of each target from other tokens, the weakest drawn first."""
-    size = np.where(layer.own, 0.0, np.abs(layer.composed))
+    size = np.where(layer.is_self, 0.0, np.abs(layer.composed))
     found = [
         (row, source)
         for row in range(len(size))
@@ -217,7 +217,7 @@ def _self_links(layer: _Layer, start: float, widest: float) -> LineCollection:
     """What each token keeps of itself; all of it is the full width."""
     links = LineCollection(
         [[(start, target), (start + 1, target)] for target in layer.targets],
-        linewidths=widest * np.abs(layer.composed[layer.own]).clip(0, 1),
+        linewidths=widest * np.abs(layer.composed[layer.is_self]).clip(0, 1),
         colors="0.75",
         capstyle="butt",
         zorder=2,
@@ -235,7 +235,7 @@ def _draw_map(
 ) -> None:
     values = np.ma.array(layer.direct)
     if not layer.moves_itself:
-        values[layer.own] = np.ma.masked
+        values[layer.is_self] = np.ma.masked
     draw_matrix(axes, values, [labels[target] for target in layer.targets], labels, norm, size)
     axes.set_title(
         f"layer {layer.index} · composed off by {layer.summary.agreement_text}\n"
@@ -247,7 +247,7 @@ def _draw_map(
 
 def _caption(flows: Sequence[LayerFlow], layers: Sequence[_Layer], rule: str) -> str:
     worst = max((layer.summary for layer in layers), key=lambda s: s.completeness_error)
-    own = (
+    diagonal = (
         "Grey links: what a token keeps of itself, at full width all of it."
         if any(layer.moves_itself for layer in layers)
         else "Grey diagonal: 0 by construction, since each target's path starts at its own token."
@@ -255,7 +255,7 @@ def _caption(flows: Sequence[LayerFlow], layers: Sequence[_Layer], rule: str) ->
     return (
         f"Above: the {LINKS_PER_TARGET} strongest links into each target, as wide and dark as "
         f"their share, composed by {rule} from the attention and mlp boundaries. Below: the direct "
-        f"map z → z'. Colours end at the 99th percentile of links between tokens. {own} "
+        f"map z → z'. Colours end at the 99th percentile of links between tokens. {diagonal} "
         f"Baseline {flows[0].baseline}, scalarization {flows[0].scalarization}. Completeness "
         f"error: the worst of all rows of all boundaries, {worst.error_text} over all layers "
         "shown. Composed off by: ‖direct − composed‖ / ‖direct‖, mean over targets."

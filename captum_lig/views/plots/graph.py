@@ -17,10 +17,10 @@ from captum_lig.graph import FlowGraph, Route
 from captum_lig.views.plots.draw import (
     COLORS,
     GREY,
+    areas,
     curve,
     draw_color_bar,
     label_axis,
-    places,
     set_caption,
     set_title,
     show_figure,
@@ -83,18 +83,18 @@ def plot_graph(
     whole = float(np.abs(relevance[-1]).max(initial=0.0)) or 1.0
     links = _links(graph, relevance, rule, absolute)
     others = [link for link in links if link[1] != link[2]]
-    own = [link for link in links if link[1] == link[2]]
-    # Made for links between tokens: what stays where it is would outshine them.
+    to_itself = [link for link in links if link[1] == link[2]]
+    # Links of a token to itself are far larger: the scale leaves them out.
     norm = symmetric(np.array([value for *_, value in others]), 0.99)
 
     column = min(1.5, max(0.35, 9 / columns))
     height = min(max(1.8, 0.2 * tokens), 16.0)
     width = column * columns + 2.6
     figure = Figure(figsize=(width, height + 1.3), layout="constrained")
-    left, bar = places(figure, width - 0.9, height)
+    left, bar = areas(figure, width - 0.9, height)
     axes = figure.add_subplot(left)
     axes.hlines(np.arange(tokens), 0, columns, colors=GREY, linewidths=0.5, zorder=1)
-    axes.add_collection(_stays(own, whole))
+    axes.add_collection(_stays(to_itself, whole))
     axes.add_collection(_moves(others, norm))
     _draw_nodes(axes, relevance / whole)
     routes = _routes(graph, ends, source, relevance, k, rule)
@@ -138,8 +138,8 @@ def _links(
     for column, layer in enumerate(graph.layers):
         matrix = layer.shares(rule, absolute).matrix.cpu().numpy()
         carried = matrix * relevance[column + 1][:, None]
-        for place in np.argsort(np.abs(carried), axis=None)[-most:]:
-            target, source = divmod(int(place), carried.shape[1])
+        for flat in np.argsort(np.abs(carried), axis=None)[-most:]:
+            target, source = divmod(int(flat), carried.shape[1])
             if carried[target, source]:
                 found.append((column, source, target, float(carried[target, source])))
     return sorted(found, key=lambda link: abs(link[3]))
@@ -179,10 +179,10 @@ def _stays(links: list[Link], whole: float) -> LineCollection:
 
 
 def _draw_nodes(axes: Axes, relevance: NDArray[np.float64]) -> None:
-    places = np.argwhere(relevance != 0)
+    positions = np.argwhere(relevance != 0)
     sizes = np.abs(relevance[relevance != 0]).clip(0, 1)
     dots = axes.scatter(
-        places[:, 0], places[:, 1], s=2 + 60 * sizes, color="0.25", linewidths=0, zorder=3
+        positions[:, 0], positions[:, 1], s=2 + 60 * sizes, color="0.25", linewidths=0, zorder=3
     )
     dots.set_gid("nodes")
 

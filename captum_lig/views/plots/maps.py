@@ -23,10 +23,10 @@ from captum_lig.errors import LigError
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.summary import one_text, shares, target_rows
 from captum_lig.views.plots.draw import (
+    areas,
     arrange,
     draw_color_bar,
     draw_matrix,
-    places,
     set_caption,
     set_title,
     show_figure,
@@ -46,9 +46,9 @@ class _Panel:
     """``(T, S)``, masked where grey is to be seen."""
     rows: list[str]
     columns: list[str]
-    own: NDArray[np.bool_]
-    """``(T, S)`` True where a token is its own source: the colours' scale does not look there,
-    self terms of a zero baseline would outshine the links."""
+    is_self: NDArray[np.bool_]
+    """``(T, S)`` True where a token is its own source; left out of the colour scale, since self
+    terms of a zero baseline are far larger than links."""
 
 
 def plot_map(
@@ -67,7 +67,7 @@ def plot_map(
     Args:
         values: ``(T, S)``.
         tokens: what the sources are called, ``S`` of them.
-        targets: places of the targets among the tokens; None if every token is a target.
+        targets: positions of the targets among the tokens; None if every token is a target.
         title: a title; plain text, whatever it contains.
         limit: where the colours end; None for the largest size in the map.
         percent: label the colours as percentages.
@@ -204,7 +204,7 @@ def plot_compared(
     one_text([flow], tokens)
     direct = shares(flow, None)
     assert flow.layer_total is not None
-    total = flow.layer_total[0][:, None]  # of both: the product is not that of its own size here
+    total = flow.layer_total[0][:, None]  # scales both, the product rule too
     composed = torch.where(total > 0, flow.compose(rule)[0] / total, 0.0)
     off = flow.agreement(rule)[0, target_rows(flow)].nanmean().item()
     panels = [
@@ -224,12 +224,12 @@ def _panel(flow: LayerFlow, values: Tensor, tokens: Sequence[str], title: str) -
     """The map without padding, and without self terms where they are 0 by construction."""
     rows, kept = target_rows(flow), flow.valid[0]
     matrix = np.ma.array(values[rows][:, kept].detach().cpu().double().numpy())
-    places = (kept.cumsum(0) - 1)[flow.targets[rows]].cpu().numpy()
-    own: NDArray[np.bool_] = places[:, None] == np.arange(matrix.shape[1])
+    positions = (kept.cumsum(0) - 1)[flow.targets[rows]].cpu().numpy()
+    is_self: NDArray[np.bool_] = positions[:, None] == np.arange(matrix.shape[1])
     if flow.baseline == "target_token":
-        matrix[own] = np.ma.masked
+        matrix[is_self] = np.ma.masked
     names = token_labels([tokens[int(i)] for i in kept.nonzero()])
-    return _Panel(title, matrix, [names[place] for place in places], names, own)
+    return _Panel(title, matrix, [names[i] for i in positions], names, is_self)
 
 
 def _draw(
@@ -245,7 +245,7 @@ def _draw(
     columns: int | None = None,
 ) -> tuple[Figure, list[Axes]]:
     rows_shown, tokens = len(panels[0].rows), len(panels[0].columns)
-    links = [np.asarray(panel.values)[~panel.own] for panel in panels]
+    links = [np.asarray(panel.values)[~panel.is_self] for panel in panels]
     norm = symmetric(np.concatenate(links), quantile, limit)
     width, found, rows = arrange(tokens, len(panels))
     if columns is not None:
@@ -256,14 +256,14 @@ def _draw(
     height = min(width * rows_shown / tokens, max(1.2, 0.4 * rows_shown))
     full = columns * width + 1.7
     figure = Figure(figsize=(full, rows * (height + 0.45) + 1.1), layout="constrained")
-    left, bar = places(figure, columns * width, rows * (height + 0.45))
+    left, bar = areas(figure, columns * width, rows * (height + 0.45))
     grid = left.subgridspec(rows, columns)
     drawn = []
-    for place, panel in enumerate(panels):
-        axes = figure.add_subplot(grid[place // columns, place % columns])
+    for index, panel in enumerate(panels):
+        axes = figure.add_subplot(grid[index // columns, index % columns])
         draw_matrix(axes, panel.values, panel.rows, panel.columns, norm, (width, height))
         axes.set_title(panel.title, fontsize=8)
-        first, lowest = place % columns == 0, place + columns >= len(panels)
+        first, lowest = index % columns == 0, index + columns >= len(panels)
         axes.tick_params(labelleft=first, labelbottom=lowest)
         axes.set_ylabel("target" if first else "", fontsize=8)
         axes.set_xlabel("source" if lowest else "", fontsize=8)

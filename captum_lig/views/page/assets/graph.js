@@ -1,5 +1,6 @@
 // What the flow graph says: shares by rule, what they hand down, and how far maps are apart.
-// In double precision; the weights of the rules come from captum_lig.graph. Matrices are [target, source].
+// In double precision; the weights of the rules come from captum_lig.graph. Matrices are
+// [target, source].
 
 /**
  * The share of each target that each route carries through one layer: edges times row weights.

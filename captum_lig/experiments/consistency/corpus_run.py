@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from captum_lig._arguments import brief, whole_number
 from captum_lig.errors import LigError
 from captum_lig.experiments.consistency.corpus import Sentence, fingerprint, read_sentences
-from captum_lig.experiments.consistency.extra import need
+from captum_lig.experiments.consistency.optional_imports import need
 from captum_lig.experiments.consistency.pairings import Record, measure_text
 from captum_lig.flow.words import word_groups
 from captum_lig.layer_flow_ig import LayerFlowIG
@@ -36,7 +36,7 @@ from captum_lig.pretrained.load import Pretrained, load_model
 __all__ = ["SUFFIXES", "Corpus", "run_corpus"]
 
 SUFFIXES = (".parquet", ".csv")
-FORMAT, VERSION = "captum_lig.experiments.consistency", 1
+FORMAT, VERSION = "captum_lig.consistency", 1
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class _Work:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A path beside the one wanted, which takes its place when everything is written."""
+    """A path beside the one wanted, which replaces it when everything is written."""
     beside = path.with_name(path.name + ".unfinished")
     yield beside
     os.replace(beside, path)
@@ -271,7 +271,7 @@ def _writer(path: Path, suffix: str) -> Any:
 
 
 def _schema() -> Any:
-    """Columns: the sentence's, and those of a record under their own names."""
+    """Columns: the sentence's, and those of a record under their field names."""
     pyarrow = need("pyarrow")
     kinds = {
         "int": pyarrow.int64(),
@@ -279,9 +279,9 @@ def _schema() -> Any:
         "str | None": pyarrow.string(),
         "float | None": pyarrow.float64(),
     }
-    own = [("sentence", "int"), ("sentence_id", "str"), ("tokens", "int")]
+    of_sentence = [("sentence", "int"), ("sentence_id", "str"), ("tokens", "int")]
     of_record = [(one.name, str(one.type)) for one in fields_of(Record)]
-    return pyarrow.schema([(name, kinds[kind]) for name, kind in chain(own, of_record)])
+    return pyarrow.schema([(name, kinds[kind]) for name, kind in chain(of_sentence, of_record)])
 
 
 def _read_csv(path: Path) -> Iterator[dict[str, Any]]:

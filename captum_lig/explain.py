@@ -8,7 +8,7 @@ from pathlib import Path
 from captum_lig.errors import LigError
 from captum_lig.flow.explanation import Explanation
 from captum_lig.flow.layer_flow import LayerFlow
-from captum_lig.layer_flow_ig import LayerFlowIG
+from captum_lig.layer_flow_ig import FlowSettings, LayerFlowIG
 from captum_lig.pretrained.load import load_model
 
 __all__ = ["Explanation", "explain"]
@@ -57,15 +57,13 @@ def explain(
     engine = LayerFlowIG(
         loaded.network, layer=None if layers is None else list(layers), scalarization=scalarization
     )
-    result = engine.attribute(
-        encoding,
-        baselines=baseline,
-        n_steps=n_steps,
-        method=method,
-        tolerance=tolerance,
-        self_term=self_term,
-        show_progress=show_progress,
-    )
+    settings: FlowSettings = {
+        "n_steps": n_steps,
+        "method": method,
+        "tolerance": tolerance,
+        "self_term": self_term,
+    }
+    result = engine.attribute(encoding, baseline, show_progress=show_progress, **settings)
     flows = [result] if isinstance(result, LayerFlow) else result
     return Explanation(
         flows=flows,
@@ -76,9 +74,6 @@ def explain(
             "layers": [flow.index for flow in flows],
             "baseline": baseline,
             "scalarization": scalarization,
-            "n_steps": n_steps,
-            "method": method,
-            "tolerance": tolerance,
-            "self_term": self_term,
+            **settings,
         },
     )

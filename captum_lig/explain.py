@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from captum_lig.errors import LigError
 from captum_lig.flow.explanation import Explanation
 from captum_lig.flow.layer_flow import LayerFlow
-from captum_lig.layer_flow_ig import FlowSettings, LayerFlowIG
+from captum_lig.layer_flow_ig import LayerFlowIG
 from captum_lig.pretrained.load import load_model
 
 __all__ = ["Explanation", "explain"]
@@ -57,7 +58,7 @@ def explain(
     engine = LayerFlowIG(
         loaded.network, layer=None if layers is None else list(layers), scalarization=scalarization
     )
-    settings: FlowSettings = {
+    settings: dict[str, Any] = {
         "n_steps": n_steps,
         "method": method,
         "tolerance": tolerance,

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from dataclasses import fields as fields_of
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from tqdm.auto import tqdm
 
 from captum_lig._arguments import brief, whole_number
 from captum_lig.errors import LigError
-from captum_lig.experiments.consistency.corpus import Sentence, fingerprint, read_sentences
-from captum_lig.experiments.consistency.optional_imports import need
+from captum_lig.experiments.consistency.corpus import Sentence, need, read_sentences
 from captum_lig.experiments.consistency.pairings import Record, measure_text
 from captum_lig.flow.words import word_groups
 from captum_lig.layer_flow_ig import LayerFlowIG
@@ -53,10 +51,15 @@ class Corpus:
     def records(self) -> Iterator[dict[str, Any]]:
         """The records, sentence by sentence."""
         if self.path.suffix.lower() == ".csv":
-            yield from _read_csv(self.path)
+            csv = need("pyarrow.csv")
+            options = csv.ConvertOptions(
+                column_types=_schema(), strings_can_be_null=True, quoted_strings_can_be_null=False
+            )
+            batches = csv.open_csv(self.path, convert_options=options)
         else:
-            for batch in need("pyarrow.parquet").ParquetFile(self.path).iter_batches():
-                yield from batch.to_pylist()
+            batches = need("pyarrow.parquet").ParquetFile(self.path).iter_batches()
+        for batch in batches:
+            yield from batch.to_pylist()
 
 
 def run_corpus(
@@ -100,7 +103,8 @@ def run_corpus(
         if value is not None:
             whole_number(name, value, 1)
     need("pyarrow")
-    corpus_hash = fingerprint(corpus)
+    corpus_hash = hashlib.sha256(Path(corpus).read_bytes()).hexdigest()
+    layers = None if layers is None else list(layers)
     loaded = load_model(model)
     if merge_words and not loaded.tokenizer.is_fast:
         raise LigError(
@@ -111,7 +115,7 @@ def run_corpus(
         "corpus_sha256": corpus_hash,
         "model": loaded.name,
         "model_sha256": _fingerprint_of(loaded.network),
-        "layers": None if layers is None else list(layers),
+        "layers": layers,
         "scalarization": scalarization,
         "n_steps": n_steps,
         "tolerance": tolerance,
@@ -123,9 +127,7 @@ def run_corpus(
     }
     work = _Work(out, settings)
     work.open()
-    engine = LayerFlowIG(
-        loaded.network, None if layers is None else list(layers), scalarization=scalarization
-    )
+    engine = LayerFlowIG(loaded.network, layers, scalarization=scalarization)
     chosen = _Chosen(loaded, corpus, limit, max_tokens)
     with tqdm(
         chosen, total=limit, desc="sentences", unit="sentence", disable=not show_progress
@@ -133,10 +135,11 @@ def run_corpus(
         for sentence, encoding in sentences:
             if work.has(sentence):
                 continue
-            words = _words(loaded, sentence) if merge_words else None
+            words = None
+            if merge_words:
+                words = word_groups(offsets=loaded.offsets(sentence.text), text=sentence.text)
             records = measure_text(engine, encoding, words, n_steps=n_steps, tolerance=tolerance)
-            tokens = encoding["input_ids"].shape[1]
-            work.keep(sentence, tokens, records)
+            work.keep(sentence, encoding["input_ids"].shape[1], records)
     if not chosen.taken:
         reasons = "; ".join(f"{count} {why}" for why, count in chosen.skipped.items())
         raise LigError(
@@ -210,13 +213,12 @@ class _Work:
                 f"{str(self.about)!r} holds no settings of a consistency run: choose another "
                 "file, or remove it."
             )
-        names = sorted(self.settings.keys() | found.keys())
-        other = [name for name in names if found.get(name) != self.settings.get(name)]
-        if other:
-            changes = ", ".join(
-                f"{name} {brief(found.get(name))} there and {brief(self.settings.get(name))} now"
-                for name in other
-            )
+        changes = ", ".join(
+            f"{name} {brief(found.get(name))} there and {brief(self.settings.get(name))} now"
+            for name in sorted(self.settings.keys() | found.keys())
+            if found.get(name) != self.settings.get(name)
+        )
+        if changes:
             raise LigError(
                 f"{str(self.out)!r} belongs to a run with other settings ({changes}): give the "
                 "same, or choose another file."
@@ -228,13 +230,9 @@ class _Work:
 
     def keep(self, sentence: Sentence, tokens: int, records: Sequence[Record]) -> None:
         """Write the records of a finished sentence."""
-        rows = [
-            {"sentence": sentence.number, "sentence_id": sentence.name, "tokens": tokens}
-            | vars(record)
-            for record in records
-        ]
-        pyarrow = need("pyarrow")
-        table = pyarrow.Table.from_pylist(rows, schema=_schema())
+        about = {"sentence": sentence.number, "sentence_id": sentence.name, "tokens": tokens}
+        rows = [about | vars(record) for record in records]
+        table = need("pyarrow").Table.from_pylist(rows, schema=_schema())
         self.parts.mkdir(exist_ok=True)
         with _replacing(self._part(sentence.number)) as path:
             need("pyarrow.parquet").write_table(table, path)
@@ -244,7 +242,9 @@ class _Work:
         parts = [self._part(number) for number in numbers]
         parquet = need("pyarrow.parquet")
         if not self.out.exists():
-            with _replacing(self.out) as path, _writer(path, self.out.suffix.lower()) as file:
+            csv = self.out.suffix.lower() == ".csv"
+            writer = need("pyarrow.csv").CSVWriter if csv else parquet.ParquetWriter
+            with _replacing(self.out) as path, writer(path, _schema()) as file:
                 for part in parts:
                     file.write_table(parquet.read_table(part))
         for part in parts:
@@ -264,37 +264,13 @@ def _replacing(path: Path) -> Iterator[Path]:
     os.replace(beside, path)
 
 
-def _writer(path: Path, suffix: str) -> Any:
-    if suffix == ".csv":
-        return need("pyarrow.csv").CSVWriter(path, _schema())
-    return need("pyarrow.parquet").ParquetWriter(path, _schema())
-
-
 def _schema() -> Any:
     """Columns: the sentence's, and those of a record under their field names."""
     pyarrow = need("pyarrow")
-    kinds = {
-        "int": pyarrow.int64(),
-        "str": pyarrow.string(),
-        "str | None": pyarrow.string(),
-        "float | None": pyarrow.float64(),
-    }
-    of_sentence = [("sentence", "int"), ("sentence_id", "str"), ("tokens", "int")]
-    of_record = [(one.name, str(one.type)) for one in fields_of(Record)]
-    return pyarrow.schema([(name, kinds[kind]) for name, kind in chain(of_sentence, of_record)])
-
-
-def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    csv = need("pyarrow.csv")
-    options = csv.ConvertOptions(
-        column_types=_schema(), strings_can_be_null=True, quoted_strings_can_be_null=False
-    )
-    for batch in csv.open_csv(path, convert_options=options):
-        yield from batch.to_pylist()
-
-
-def _words(loaded: Pretrained, sentence: Sentence) -> list[int]:
-    return word_groups(offsets=loaded.offsets(sentence.text), text=sentence.text)
+    kinds = {"int": pyarrow.int64(), "str": pyarrow.string(), "float": pyarrow.float64()}
+    columns = {"sentence": "int", "sentence_id": "str", "tokens": "int"}
+    columns |= {one.name: str(one.type).removesuffix(" | None") for one in fields_of(Record)}
+    return pyarrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
 
 
 def _fingerprint_of(model: nn.Module) -> str:

@@ -6,6 +6,7 @@ starts. The pairings are arithmetic on what that gives.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +35,7 @@ __all__ = [
 ]
 
 LAYER_BASELINES = ("zero", "target_token", "target_token+zero_ratio")
-ATTENTION_BASELINES = (
-    "zero",
-    "target_token",
-    "target_token+map_ratio",
-    "target_token+zero_ratio",
-)
+ATTENTION_BASELINES = (*LAYER_BASELINES[:2], "target_token+map_ratio", LAYER_BASELINES[2])
 ALL_ZERO, UNIFORM = "all_zero", "uniform"
 CONTROLS = (ALL_ZERO, UNIFORM)
 """Maps made without the model; the second takes the total of each row."""
@@ -57,10 +53,7 @@ class Pairing:
 
 
 PAIRINGS = tuple(
-    Pairing(baseline, start, rule)
-    for baseline in ATTENTION_BASELINES
-    for start in MLP_STARTS
-    for rule in RULES
+    Pairing(*names) for names in itertools.product(ATTENTION_BASELINES, MLP_STARTS, RULES)
 )
 
 
@@ -189,7 +182,7 @@ def layer_maps(zero: Sequence[LayerFlow], target_token: Sequence[LayerFlow]) -> 
     return LayerMaps(
         index=zero[0].index,
         visible=_visible(zero[0])[kept][:, kept],
-        direct={name: unpadded(_layer(flow)) for name, flow in directs.items()},
+        direct={name: unpadded(flow.need("layer")) for name, flow in directs.items()},
         composed=composed,
         direct_unconverged=dict(
             zip(LAYER_BASELINES, (of_zero, of_token, of_zero | of_token), strict=True)
@@ -281,8 +274,7 @@ def _visible(zero: LayerFlow) -> Tensor:
     A source that the mask forbids has an attention weight of exactly 0 on the whole zero path, in
     every head; near the start of that path attention is spread over everything else.
     """
-    assert zero.attention is not None
-    seen = (zero.attention[0] != 0).any(0)
+    seen = (zero.need("attention")[0] != 0).any(0)
     seen[torch.arange(len(zero.targets), device=seen.device), zero.targets] = True
     return seen
 
@@ -291,11 +283,6 @@ def _unconverged(flow: LayerFlow, rule: str) -> Tensor:
     """``(T,)`` targets for which a row of the rule's boundaries is not within tolerance."""
     heads = flow.converged["chain" if rule == "chain" else "attention"][0]
     return ~(heads.all(0) & flow.converged["mlp"][0])
-
-
-def _layer(flow: LayerFlow) -> Tensor:
-    assert flow.layer is not None
-    return flow.layer
 
 
 def _records(maps: LayerMaps) -> list[Record]:
@@ -312,25 +299,22 @@ def _records(maps: LayerMaps) -> list[Record]:
                 Record(
                     layer=maps.index,
                     layer_baseline=layer_baseline,
-                    attention_baseline=pairing.attention_baseline,
-                    mlp_start=pairing.mlp_start,
-                    rule=pairing.rule,
+                    **vars(pairing),
                     rows=len(one.l2),
                     uncertified_rows=uncertified[row],
                     relative_rows=int((~one.relative_l2.isnan()).sum()),
                     correlation_rows=int((~one.pearson.isnan()).sum()),
-                    **{
-                        f"{name}_{key}": number
-                        for name, measure in vars(one).items()
-                        for key, number in _mean_and_std(measure).items()
-                    },
+                    **_means_and_stds(vars(one)),
                 )
             )
     return records
 
 
-def _mean_and_std(measure: Tensor) -> dict[str, float | None]:
-    found = measure[~measure.isnan()]
-    if len(found) == 0:
-        return {"mean": None, "std": None}
-    return {"mean": float(found.mean()), "std": float(found.std(correction=0))}
+def _means_and_stds(measures: dict[str, Tensor]) -> dict[str, Any]:
+    """The numbers of a record, None where no row has the measure."""
+    numbers = {}
+    for name, measure in measures.items():
+        rows = measure[~measure.isnan()]
+        numbers[f"{name}_mean"] = float(rows.mean()) if len(rows) else None
+        numbers[f"{name}_std"] = float(rows.std(correction=0)) if len(rows) else None
+    return numbers

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
-from captum_lig.graph.layer import GraphLayer, Shares
+from captum_lig.graph.layer import GraphLayer
 
 __all__ = ["KINDS", "Edges", "edges_of", "only_heads", "only_strong"]
 
@@ -64,9 +64,10 @@ def edges_of(layers: list[GraphLayer], kind: str) -> Edges:
 
 
 def only_strong(
-    layer: GraphLayer, shares: Shares, threshold: float | None, top_k: int | None
+    layer: GraphLayer, rule: str, threshold: float | None, top_k: int | None
 ) -> GraphLayer:
     """Edges that carry a share of at least ``threshold``, or the ``top_k`` into each target."""
+    shares = layer.shares(rule, False)
     heads, residual = shares.heads.abs(), shares.residual.abs()
     if threshold is not None:
         return layer.where(heads >= threshold, residual >= threshold)
@@ -90,7 +91,8 @@ def only_heads(
     pairs: list[tuple[int, int]] = []
     try:
         for one in heads:
-            pairs += [(index, one) for index in count] if isinstance(one, int) else [_pair(one)]
+            every = [(index, one) for index in count] if isinstance(one, int) else [one]
+            pairs += [(operator.index(index), operator.index(head)) for index, head in every]
     except (TypeError, ValueError) as error:
         raise LigError(
             f"heads={brief(heads)}: give a list of numbers of heads, or of pairs (layer, head)."
@@ -105,8 +107,3 @@ def only_heads(
         mask = kept[:, None, None].expand_as(layer.attention)
         chosen.append(layer.where(mask, torch.ones_like(layer.stays)))
     return chosen
-
-
-def _pair(one: tuple[int, int]) -> tuple[int, int]:
-    layer, head = map(operator.index, one)
-    return layer, head

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from captum_lig._arguments import brief, fraction, whole_number
 from captum_lig.errors import LigError
@@ -26,7 +27,7 @@ from captum_lig.graph.edges import KINDS, Edges, edges_of, only_heads, only_stro
 from captum_lig.graph.layer import Certificate, GraphLayer
 from captum_lig.graph.merge_words import merged_layer, words_of
 from captum_lig.graph.routes import MOST_ROUTES, Route, routes_between
-from captum_lig.graph.trace import Trace, padded, traced_down, traced_up
+from captum_lig.graph.trace import Trace, traced_down, traced_up
 
 if TYPE_CHECKING:
     import networkx
@@ -146,8 +147,7 @@ class FlowGraph:
     def edge_counts(self) -> dict[str, int]:
         """Number of edges by kind; an edge that carries nothing is none."""
         return {
-            kind: sum(int(mask.sum()) for mask in map(kept, self.layers))
-            for kind, kept in KINDS.items()
+            name: sum(int(kept(one).sum()) for one in self.layers) for name, kept in KINDS.items()
         }
 
     def edges(self, kind: str) -> Edges:
@@ -279,8 +279,8 @@ class FlowGraph:
         last = one_token(target, len(self.tokens), "target")
         if not chosen[-1].known[last]:
             raise no_target(chosen[-1], last, self.tokens)
-        shares = [layer.shares(rule, False).cpu() for layer in chosen]
         indices = [layer.index for layer in chosen]
+        shares = [layer.shares(rule, False).cpu() for layer in chosen]
         return routes_between(shares, indices, self.tokens, first, last, k)
 
     # --- less of it -----------------------------------------------------------------------------
@@ -312,9 +312,7 @@ class FlowGraph:
             fraction("threshold", threshold)
         else:
             whole_number("top_k", top_k, 1)
-        layers = [
-            only_strong(layer, layer.shares(rule, False), threshold, top_k) for layer in self.layers
-        ]
+        layers = [only_strong(layer, rule, threshold, top_k) for layer in self.layers]
         return self._with(layers, self.tokens, self.positions)
 
     def subgraph(
@@ -388,7 +386,7 @@ class FlowGraph:
         stay what they are in the whole layer, and of an output that no edge reaches any more there
         is none. NaN in a layer that moved nothing.
         """
-        return padded([layer.head_shares()[:, None] for layer in self.layers]).squeeze(-1)
+        return pad_sequence([layer.head_shares() for layer in self.layers], batch_first=True)
 
     def residual_share(self) -> Tensor:
         """``(L,)``: the share of the residual edges in what reached the tokens leaving a layer.

@@ -183,12 +183,10 @@ def damaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (
-        LigError,
         ArithmeticError,
         AttributeError,
         LookupError,
         MemoryError,
-        RecursionError,
         RuntimeError,
         TypeError,
         ValueError,
@@ -197,15 +195,11 @@ def damaged(path: Path) -> Iterator[None]:
         raise LigError(f"{str(path)!r} is damaged: save it again ({reason}).") from error
 
 
-def check_suffix(path: Path) -> str:
-    """The suffix of a file.
-
-    Raises:
-        LigError: if it is of no known format.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in (".json", ".safetensors"):
-        raise LigError(f"{str(path)!r} has no known suffix: use one of .json, .safetensors.")
+def check_suffix(path: Path, *others: str) -> str:
+    """The suffix of a file; a LigError if it is neither of the codec's nor of the others."""
+    suffix, known = path.suffix.lower(), (".json", ".safetensors", *others)
+    if suffix not in known:
+        raise LigError(f"{str(path)!r} has no known suffix: use one of {', '.join(known)}.")
     return suffix
 
 

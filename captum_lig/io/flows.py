@@ -65,15 +65,10 @@ def save_flows(explanation: Explanation, path: str | Path) -> Path:
     path = Path(path)
     check_suffix(path)
     _check_flows(explanation)
-    head = {
-        "model": explanation.model,
-        "text": explanation.text,
-        "tokens": list(explanation.tokens),
-        "settings": explanation.settings,
-    }
-    return save_document(
-        Document(Section(head), [_section(flow) for flow in explanation.flows]), path, FORMAT
-    )
+    head = {name: getattr(explanation, name) for name in ("model", "text", "settings")}
+    head["tokens"] = list(explanation.tokens)
+    layers = [_section(flow) for flow in explanation.flows]
+    return save_document(Document(Section(head), layers), path, FORMAT)
 
 
 def load_flows(path: str | Path) -> Explanation:

@@ -29,7 +29,8 @@ NAMES = {dtype: name for name, (dtype, _) in DTYPES.items()}
 
 def numbers_to_json(values: Tensor) -> Any:
     """Numbers in lists, nested as the tensor's shape."""
-    return _nested(_numbers(values.flatten()), values.shape)
+    flat = numpy.array(_numbers(values.flatten()), dtype=object)
+    return flat.reshape(tuple(values.shape)).tolist()
 
 
 def _numbers(values: Tensor) -> list[Any]:
@@ -47,15 +48,6 @@ def _numbers(values: Tensor) -> list[Any]:
             else:
                 found[position] = f"NaN:{int(bits[position]):x}"
     return found
-
-
-def _nested(flat: list[Any], shape: tuple[int, ...]) -> Any:
-    if not shape:
-        return flat[0]
-    if len(shape) == 1:
-        return flat
-    step = math.prod(shape[1:])
-    return [_nested(flat[n * step : (n + 1) * step], shape[1:]) for n in range(shape[0])]
 
 
 def numbers_from_json(key: str, values: Any, shape: tuple[int, ...] | None, name: str) -> Tensor:

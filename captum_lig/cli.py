@@ -19,7 +19,6 @@ from captum_lig.errors import LigError
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Layer-wise Integrated Gradients: how tokens flow through each layer of a Transformer.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -113,9 +112,12 @@ def explain(
     [bold]captum-lig explain "The cat sat on the mat" --out flow.json --out flow.html[/bold]
     """
     with _one_sentence():
+        from captum_lig.flow.layer_flow import RULES
+
         outputs = out or []
         _check_outputs(outputs)
-        _check_rule(rule)
+        if rule not in RULES:
+            raise LigError(f"--rule {rule!r} is unknown: use one of {', '.join(RULES)}.")
         indices, start = parse_layers(layers), parse_baseline(baseline)
         _check_page(outputs, layers, indices)
 
@@ -263,11 +265,7 @@ def consistency(
 
 
 def parse_layers(given: str) -> list[int] | None:
-    """``"0,2,4-5"`` is ``[0, 2, 4, 5]``, ``"all"`` is None.
-
-    Raises:
-        LigError: if it is neither.
-    """
+    """``"0,2,4-5"`` is ``[0, 2, 4, 5]``, ``"all"`` is None, all else a LigError."""
     if given.strip() == "all":
         return None
     indices: set[int] = set()
@@ -281,11 +279,7 @@ def parse_layers(given: str) -> list[int] | None:
 
 
 def parse_baseline(given: str) -> str | float:
-    """A name stays a name, a number becomes one.
-
-    Raises:
-        LigError: if it is neither ``zero``, ``target_token`` nor a finite number.
-    """
+    """``zero`` and ``target_token`` stay, a finite number becomes one, all else is a LigError."""
     if given in ("zero", "target_token"):
         return given
     try:
@@ -297,13 +291,6 @@ def parse_baseline(given: str) -> str | float:
             f"--baseline {given!r} is unknown: use target_token, zero or a finite number."
         )
     return number
-
-
-def _check_rule(rule: str) -> None:
-    from captum_lig.flow.layer_flow import RULES
-
-    if rule not in RULES:
-        raise LigError(f"--rule {rule!r} is unknown: use one of {', '.join(RULES)}.")
 
 
 def _check_page(paths: list[Path], given: str, indices: list[int] | None) -> None:

@@ -40,11 +40,7 @@ KINDS: dict[str, Callable[[GraphLayer], Tensor]] = {
 
 
 def edges_of(layers: list[GraphLayer], kind: str) -> Edges:
-    """The edges of one kind.
-
-    Raises:
-        LigError: for an unknown kind.
-    """
+    """The edges of one kind; a LigError for an unknown one."""
     if kind not in KINDS:
         raise LigError(f"edges of kind {brief(kind)}: use one of {', '.join(KINDS)}.")
     columns: list[tuple[Tensor, ...]] = []
@@ -84,8 +80,7 @@ def only_heads(
 ) -> list[GraphLayer]:
     """Edges through some heads: numbers, of every layer, or pairs of (layer, head).
 
-    Raises:
-        LigError: if there is no such head, or something is no head.
+    A LigError if there is no such head, or something is no head.
     """
     count = {layer.index: layer.heads for layer in layers}
     pairs: list[tuple[int, int]] = []

@@ -61,7 +61,10 @@ class FlowGraph:
         positions: ``(N,)`` their positions in the text as the model got it.
 
     Raises:
-        LigError: flows that do not fit together, or lack a boundary.
+        LigError: flows that do not fit together, or lack a boundary. The methods raise it for
+            tokens, layers, heads, kinds of edges or a rule that do not exist, and where relevance
+            or a route would reach a token below the last layer that was no target of the
+            attribution.
 
     Across layers the baseline matters: with ``"target_token"`` a token has no part in itself, so
     its relevance leaves it in every layer. Give the flows a self term
@@ -151,11 +154,7 @@ class FlowGraph:
         }
 
     def edges(self, kind: str) -> Edges:
-        """The edges of one kind, ``"attention"``, ``"mlp"`` or ``"residual"``, as columns.
-
-        Raises:
-            LigError: for another kind.
-        """
+        """The edges of one kind, ``"attention"``, ``"mlp"`` or ``"residual"``, as columns."""
         return edges_of(self.layers, kind)
 
     # --- what moves along it --------------------------------------------------------------------
@@ -182,10 +181,6 @@ class FlowGraph:
             rule: ``"conserve"``, ``"chain"`` or ``"product"``, see :meth:`LayerFlow.compose`.
             absolute: take absolute values of the edges: then every share is between 0 and 1.
             layers: indices of the first and the last layer of a range; None for all.
-
-        Raises:
-            LigError: tokens, layers or a rule that do not exist, or relevance that reaches a token
-                that was no target of the attribution.
         """
         chosen = layer_range(self.layers, layers)
         relevance = self._start(target, start, "target")
@@ -210,10 +205,6 @@ class FlowGraph:
             rule: see :meth:`relevance`.
             absolute: see :meth:`relevance`.
             layers: see :meth:`relevance`.
-
-        Raises:
-            LigError: tokens, layers or a rule that do not exist, or a token that was no target of
-                the attribution in a layer below the last.
         """
         chosen = self._whole(layers)
         return traced_up(chosen, self.tokens, self._start(source, None, "source"), rule, absolute)
@@ -236,10 +227,6 @@ class FlowGraph:
         Returns:
             ``(N, N)``, float64: row ``j`` is what of token ``j`` leaving the last layer comes from
             each token entering the first; all 0 if it was no target of the attribution there.
-
-        Raises:
-            LigError: layers or a rule that do not exist, or a token that was no target of the
-                attribution in a layer below the last.
         """
         product = torch.eye(len(self.tokens), dtype=torch.float64, device=self.positions.device)
         for layer in self._whole(layers):
@@ -267,10 +254,6 @@ class FlowGraph:
             k: how many, 10,000 at most; fewer are returned if fewer carry anything.
             rule: see :meth:`relevance`.
             layers: indices of the first and the last layer; None for all.
-
-        Raises:
-            LigError: tokens, layers or a rule that do not exist, or a token that was no target of
-                the attribution in a layer that a route would go through.
         """
         if whole_number("k", k, 1) > MOST_ROUTES:
             raise LigError(f"k={brief(k)}: at most {MOST_ROUTES:,} routes are looked for.")
@@ -330,9 +313,6 @@ class FlowGraph:
             layers: indices of the first and the last layer; None for all.
             heads: numbers of heads to keep in every layer, or pairs of (layer, head); None for
                 all. Residual edges stay.
-
-        Raises:
-            LigError: tokens, layers or heads that do not exist.
         """
         chosen = layer_range(self.layers, layers)
         if heads is not None:

@@ -248,11 +248,7 @@ class GraphLayer:
         return Weights(law.edges, share_of(weights, size), stays, size)
 
     def shares(self, rule: str, absolute: bool) -> Shares:
-        """The share of each target that each route carries, see :meth:`weights`.
-
-        Raises:
-            LigError: if the rule is unknown or needs a boundary that is not there.
-        """
+        """The share of each target that each route carries, see :meth:`weights`; errors too."""
         weights = self.weights(rule, absolute)
         edges: Tensor = getattr(self, weights.edges).double()
         heads = (edges.abs() if absolute else edges) * weights.heads[..., None]

@@ -140,10 +140,8 @@ def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
             values_know_position=structure.values_know_position,
         )
         rows = kept[torch.linspace(0, len(kept) - 1, min(len(kept), MOST_ROWS)).round().long()]
-        paths = {
-            "zero": make_path(cut, structure, Start(shared=torch.zeros_like(z)), rows),
-            "target_token": make_path(cut, structure, Start(), rows),
-        }
+        starts = {"zero": Start(shared=torch.zeros_like(z)), "target_token": Start()}
+        paths = {name: make_path(cut, structure, start, rows) for name, start in starts.items()}
         end = torch.ones(1, device=z.device, dtype=torch.float64)
         ends = [path.at(end).u[0] for path in paths.values()]
         errors = {"attention": max(_gap(u, attended[rows]) for u in ends)}
@@ -171,24 +169,19 @@ def _attention(cut: SplitBlock, kept: Tensor, attended: Tensor) -> AttentionRepo
         arguments["softcap"] = f"{cut.softcap:g}"
     if cut.sinks is not None:
         arguments["sinks"] = f"{len(cut.sinks)}, one a head"
-    found = AttentionReport(
+    seen: dict[str, Any] = {}
+    if cut.opens:
+        q, k, _ = cut.pre(cut.z[None])
+        mask = None if cut.mask is None else cut.mask[:, kept][..., kept]
+        seen = dict(zip(("mask", "reach", "bias"), mask_kind(mask), strict=True))
+        seen |= {"key_value_heads": k.shape[1], "head_width": q.shape[-1]}
+        seen["scaling"] = float(cut.scaling)
+    return AttentionReport(
         site=cut.call.site,
         heads=cut.heads,
         value_width=attended.shape[-1],
         arguments=arguments,
-    )
-    if not cut.opens:
-        return found
-    q, k, _ = cut.pre(cut.z[None])
-    kind, reach, bias = mask_kind(None if cut.mask is None else cut.mask[:, kept][..., kept])
-    return replace(
-        found,
-        key_value_heads=k.shape[1],
-        head_width=q.shape[-1],
-        scaling=float(cut.scaling),
-        mask=kind,
-        reach=reach,
-        bias=bias,
+        **seen,
     )
 
 

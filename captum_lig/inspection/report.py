@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from captum_lig.io.codec import writing
 from captum_lig.paths.norm import Norm
 
 __all__ = ["FORMAT", "VERSION", "AttentionReport", "BlockReport", "ModelReport", "ModuleList"]
@@ -145,10 +146,9 @@ class ModelReport:
 
     def save(self, path: str | Path) -> None:
         """Write the report as JSON; missing folders are made."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         document = json.dumps(self.to_json(), indent=2, allow_nan=False)
-        path.write_text(document + "\n", encoding="utf-8")
+        with writing(Path(path)) as beside:
+            beside.write_text(document + "\n", encoding="utf-8")
 
 
 def _in_json(fields: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -46,15 +46,12 @@ _FACTS = ("name", "index", "tolerance")
 
 
 def save_graph(graph: FlowGraph, path: str | Path) -> Path:
-    """Write a graph to a ``.json``, ``.safetensors`` or ``.graphml`` file.
+    """Write a graph to a ``.json``, ``.safetensors`` or ``.graphml`` file, and return its path.
 
     Args:
         graph: the graph.
         path: the suffix says which format. Missing folders are made; a file of more than 100 MB is
             warned of first.
-
-    Returns:
-        The path.
 
     Raises:
         LigError: if the suffix is another one, or networkx is not installed (GraphML).
@@ -119,21 +116,18 @@ def _error_axes(name: str) -> tuple[str, ...]:
 
 
 def _layer(section: Section, tokens: int) -> GraphLayer:
-    given = {name: axed.tensor for name, axed in section.tensors.items()}
-    attention = given["attention"]
+    attention = section.tensors["attention"].tensor
     sizes = {"target": tokens, "source": tokens, "head": len(attention)}
     tensors: dict[str, Any] = {}
     errors: dict[str, Tensor] = {}
     for name, axed in section.tensors.items():
-        field = name.removeprefix(_ERROR)
         if name.startswith(_ERROR):
-            # Another boundary may have other heads.
-            sized = {"target": tokens}
-            axes, dtype, errors[field] = _error_axes(field), torch.float64, axed.tensor
+            field, dtype = name.removeprefix(_ERROR), torch.float64
+            axes, errors[field] = _error_axes(field), axed.tensor
+            sized = {"target": tokens}  # another boundary may have other heads
         else:
-            part = PARTS[name]
-            axes, dtype, sized = part.axes, part.dtype or attention.dtype, sizes
-            tensors[name] = axed.tensor
+            axes, dtype = PARTS[name].axes, PARTS[name].dtype or attention.dtype
+            tensors[name], sized = axed.tensor, sizes
         if axed.axes != axes or axed.tensor.dtype != dtype:
             raise LigError(
                 f"tensor {name!r} is of {axed.tensor.dtype} with the axes {axed.axes}, and {dtype} "

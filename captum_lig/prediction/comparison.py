@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -86,8 +86,7 @@ class RelevanceComparison:
             "direct_delta": self.direct_delta,
         }
         for of in MAPS:
-            measures = self.measures(of)
-            columns |= {f"{f.name}_{of}": getattr(measures, f.name) for f in fields(measures)}
+            columns |= {f"{name}_{of}": x for name, x in vars(self.measures(of)).items()}
         return [
             {"layer": layer} | {name: float(column[row]) for name, column in columns.items()}
             for row, layer in enumerate(self.layers)

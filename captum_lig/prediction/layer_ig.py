@@ -134,7 +134,7 @@ def last_layer_relevance(
     Raises:
         LigError: for inputs, baselines, a layer or a scalar that cannot be worked with.
     """
-    question = _Question.of(model, scalar, inputs, baselines, additional_forward_args)
+    question = _Question(model, scalar, inputs, baselines, additional_forward_args)
     number = -1 if layer is None else _chosen(model, layer, question.stream.blocks)
     tokens, delta = question.attribute(question.stream.leaving[number], **settings)
     return (tokens, delta) if return_convergence_delta else tokens
@@ -159,7 +159,7 @@ def direct_relevance(
     ``show_progress`` shows a bar over layers. All else is as in :func:`last_layer_relevance`,
     errors too.
     """
-    question = _Question.of(model, scalar, inputs, baselines, additional_forward_args)
+    question = _Question(model, scalar, inputs, baselines, additional_forward_args)
     stream = question.stream
     count, cpu = len(stream.blocks), torch.device("cpu")
     end = count - 1 if last is None else int(index_list([last], count, cpu, "layers", "last")[0])
@@ -282,39 +282,30 @@ class _Given:
         return lambda *values: scalar(**dict(zip(self.names, values, strict=True)))
 
 
-@dataclass(frozen=True)
 class _Question:
     """A scalar of one text, and the stream of the model that it comes from."""
 
-    given: _Given
-    stream: ResidualStream
-    forward: Scalar
-    change: float
-    positions: Tensor
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         model: nn.Module,
         scalar: Scalar,
         inputs: Inputs,
         baselines: InputBaseline,
         additional: object,
-    ) -> _Question:
-        given = _Given.of(model, inputs, baselines, additional)
-        stream = ResidualStream(_blocks(model, inputs, additional))
-        forward = stream.through(given.forward(scalar))
+    ) -> None:
+        self.given = given = _Given.of(model, inputs, baselines, additional)
+        self.stream = ResidualStream(_blocks(model, inputs, additional))
+        self.forward = self.stream.through(given.forward(scalar))
         with torch.no_grad():
-            ends = [forward(*x, *given.further) for x in (given.inputs, given.baselines)]
+            ends = [self.forward(*x, *given.further) for x in (given.inputs, given.baselines)]
         for value in ends:
             if not isinstance(value, Tensor) or value.shape != (1,):
                 shown = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise LigError(f"the scalar gives {shown} for one text: it has to give (B,), (1,).")
             if not bool(torch.isfinite(value).all()):
                 raise LigError(f"the scalar is {float(value)}: it has to be finite.")
-        valid = stream.blocks[0].valid
-        change = float(ends[0].double() - ends[1].double())
-        return cls(given, stream, forward, change, valid[0].nonzero().squeeze(-1))
+        self.change = float(ends[0].double() - ends[1].double())
+        self.positions = self.stream.blocks[0].valid[0].nonzero().squeeze(-1)
 
     def attribute(
         self,

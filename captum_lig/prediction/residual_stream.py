@@ -8,8 +8,8 @@ Captum's layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,25 +44,17 @@ class ResidualStream:
 
         def run(*args: Any) -> Tensor:
             self._entered = self._left = 0
-            with self._attached():
+            with ExitStack() as hooks:
+                for module in dict.fromkeys(block.module for block in self.blocks):
+                    enter = module.register_forward_pre_hook(self._enter, with_kwargs=True)
+                    hooks.enter_context(enter)
+                    hooks.enter_context(module.register_forward_hook(self._leave))
                 value = forward(*args)
             if self._left != len(self.blocks):
                 raise _not_once()
             return value
 
         return run
-
-    @contextmanager
-    def _attached(self) -> Iterator[None]:
-        handles = []
-        try:
-            for module in {id(block.module): block.module for block in self.blocks}.values():
-                handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         number = self._entered

@@ -13,14 +13,14 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from captum_lig._arguments import brief, whole_number
@@ -128,55 +128,44 @@ def run_corpus(
     work = _Work(out, settings)
     work.open()
     engine = LayerFlowIG(loaded.network, layers, scalarization=scalarization)
-    chosen = _Chosen(loaded, corpus, limit, max_tokens)
-    with tqdm(
-        chosen, total=limit, desc="sentences", unit="sentence", disable=not show_progress
-    ) as sentences:
-        for sentence, encoding in sentences:
-            if work.has(sentence):
+    taken: list[int] = []
+    skipped: Counter[str] = Counter()
+    with tqdm(total=limit, desc="sentences", unit="sentence", disable=not show_progress) as bar:
+        for sentence in read_sentences(corpus):
+            if len(taken) == limit:
+                break
+            why = _reason_to_skip(loaded, sentence.text, max_tokens)
+            if why is not None:
+                skipped[why] += 1
                 continue
-            words = None
-            if merge_words:
-                words = word_groups(offsets=loaded.offsets(sentence.text), text=sentence.text)
-            records = measure_text(engine, encoding, words, n_steps=n_steps, tolerance=tolerance)
-            work.keep(sentence, encoding["input_ids"].shape[1], records)
-    if not chosen.taken:
-        reasons = "; ".join(f"{count} {why}" for why, count in chosen.skipped.items())
+            taken.append(sentence.number)
+            if not work.has(sentence):
+                encoding, words = loaded.encode(sentence.text), None
+                if merge_words:
+                    words = word_groups(offsets=loaded.offsets(sentence.text), text=sentence.text)
+                found = measure_text(engine, encoding, words, n_steps=n_steps, tolerance=tolerance)
+                work.keep(sentence, encoding["input_ids"].shape[1], found)
+            bar.update()
+    if not taken:
+        reasons = "; ".join(f"{count} {why}" for why, count in skipped.items())
         raise LigError(
             f"corpus {str(corpus)!r} has no sentence that can be attributed"
             + (f" ({reasons})." if reasons else ": it is empty.")
         )
-    work.finish(chosen.taken)
-    return Corpus(out, len(chosen.taken), dict(chosen.skipped))
+    work.finish(taken)
+    return Corpus(out, len(taken), dict(skipped))
 
 
-@dataclass
-class _Chosen:
-    """The sentences to attribute, and why others are not."""
-
-    loaded: Pretrained
-    corpus: str | Path
-    limit: int | None
-    max_tokens: int | None
-    taken: list[int] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
-
-    def __iter__(self) -> Iterator[tuple[Sentence, dict[str, Tensor]]]:
-        special = self.loaded.tokenizer.num_special_tokens_to_add(pair=False)
-        most = self.loaded.most_tokens
-        for sentence in read_sentences(self.corpus):
-            if self.limit is not None and len(self.taken) == self.limit:
-                return
-            count = self.loaded.count_tokens(sentence.text)
-            if count <= special:
-                self.skipped["without a token of its own"] += 1
-            elif most is not None and count > most:
-                self.skipped[f"too long for the model ({most} tokens at most)"] += 1
-            elif self.max_tokens is not None and count > self.max_tokens:
-                self.skipped[f"longer than {self.max_tokens} tokens"] += 1
-            else:
-                self.taken.append(sentence.number)
-                yield sentence, self.loaded.encode(sentence.text)
+def _reason_to_skip(loaded: Pretrained, text: str, max_tokens: int | None) -> str | None:
+    """Why a sentence cannot be attributed or should not be, in words; None if it is attributed."""
+    count, most = loaded.count_tokens(text), loaded.most_tokens
+    if count <= loaded.tokenizer.num_special_tokens_to_add(pair=False):
+        return "without a token of its own"
+    if most is not None and count > most:
+        return f"too long for the model ({most} tokens at most)"
+    if max_tokens is not None and count > max_tokens:
+        return f"longer than {max_tokens} tokens"
+    return None
 
 
 class _Work:

@@ -173,20 +173,19 @@ def layer_maps(zero: Sequence[LayerFlow], target_token: Sequence[LayerFlow]) -> 
         start = [flow.mlp_start for flow in zero].index(str(pairing.mlp_start))
         flow = variants[pairing.attention_baseline][start]
         composed[pairing] = unpadded(flow.compose(pairing.rule))
-        unconverged = _unconverged(flow, pairing.rule)
+        rows = _unconverged(flow, pairing.rule)
         if pairing.attention_baseline.endswith("zero_ratio"):
-            unconverged = unconverged | _unconverged(zero[start], pairing.rule)
-        composed_unconverged[pairing] = unconverged[kept]
+            rows = rows | _unconverged(zero[start], pairing.rule)
+        composed_unconverged[pairing] = rows[kept]
     directs = dict(zip(LAYER_BASELINES, (zero[0], target_token[0], by_zero[0]), strict=True))
     of_zero, of_token = (~flows[0].converged["layer"][0, kept] for flows in (zero, target_token))
+    unconverged = (of_zero, of_token, of_zero | of_token)
     return LayerMaps(
         index=zero[0].index,
         visible=_visible(zero[0])[kept][:, kept],
         direct={name: unpadded(flow.need("layer")) for name, flow in directs.items()},
         composed=composed,
-        direct_unconverged=dict(
-            zip(LAYER_BASELINES, (of_zero, of_token, of_zero | of_token), strict=True)
-        ),
+        direct_unconverged=dict(zip(LAYER_BASELINES, unconverged, strict=True)),
         composed_unconverged=composed_unconverged,
     )
 
@@ -204,17 +203,9 @@ def measure_text(
 ) -> list[Record]:
     """Compare composed and direct maps of one text, in the engine's layers.
 
-    Args:
-        engine: the model and its layers.
-        inputs: what the model is called with, one text.
-        words: ``(S,)`` which word each token belongs to, to compare maps between words; see
-            :func:`captum_lig.flow.words.word_groups`. None: between tokens.
-        n_steps: as in :meth:`LayerFlowIG.attribute`, and so are ``method``, ``tolerance`` and
-            ``dtype``.
-        method: see there.
-        tolerance: see there. Rows that do not make it are counted, not left out.
-        dtype: see there.
-        show_progress: show a progress bar over layers.
+    ``words (S,)`` says which word each token belongs to, to compare maps between words, see
+    :func:`captum_lig.flow.words.word_groups`; None: between tokens. The settings are those of
+    :meth:`LayerFlowIG.attribute`. Rows that are not within tolerance are counted, not left out.
 
     Returns:
         A record for each layer, layer baseline, and pairing or control.

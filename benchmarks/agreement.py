@@ -18,10 +18,10 @@ from torch import Tensor
 
 from benchmarks.common import short, stamp, table, use_threads
 from benchmarks.patching import entered, patched
-from benchmarks.texts import load
-from captum_lig import FlowGraph, LayerFlowIG
+from benchmarks.texts import flows_from, load
+from captum_lig import FlowGraph
 from captum_lig.flow.compare_maps import compare_maps
-from captum_lig.prediction import direct_relevance, layer_baselines, logit_difference
+from captum_lig.prediction import direct_relevance, logit_difference
 from captum_lig.prediction.comparison import compare
 
 TEXT, OTHER, MOVED, WORDS = "The keys to the cabinet", "The key to the cabinet", 1, (" are", " is")
@@ -64,17 +64,8 @@ def main() -> None:
     scalar = logit_difference(model, *words)
     tokens = [tokenizer.decode(i) for i in inputs["input_ids"][0]]
     direct = direct_relevance(model, scalar, inputs, other["input_ids"])
-    starts = {
-        "zero": "zero",
-        "target_token": "target_token",
-        "layer_baselines": layer_baselines(model, inputs, other["input_ids"]),
-    }
-    graphs = {
-        name: FlowGraph(
-            LayerFlowIG(model).attribute(inputs, start, boundaries=("attention", "mlp")), tokens
-        )
-        for name, start in starts.items()
-    }
+    flows = flows_from(model, inputs, other["input_ids"])
+    graphs = {name: FlowGraph(some, tokens) for name, some in flows.items()}
     blocks = [layer.name for layer in graphs["zero"].layers]
     zeroed, exchanged = heads_off(model, blocks, scalar, inputs, other)
     count = zeroed.shape[-1]

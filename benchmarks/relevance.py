@@ -25,13 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import say, stamp, table, use_threads
-from benchmarks.texts import load, sentences
-from captum_lig import FlowGraph, LayerFlowIG
+from benchmarks.texts import flows_from, load, sentences
+from captum_lig import FlowGraph
 from captum_lig.prediction import (
     DirectRelevance,
     cosine,
     direct_relevance,
-    layer_baselines,
     logit_difference,
     token_baseline,
 )
@@ -85,12 +84,7 @@ def decided(model: Any, inputs: dict[str, Tensor], baseline: Tensor) -> Any:
 
 def graphs(model: nn.Module, case: Case) -> dict[str, FlowGraph]:
     """The text's graph by the baseline of its layers' paths."""
-    lig, wanted = LayerFlowIG(model), {"boundaries": ("attention", "mlp")}
-    matched = layer_baselines(model, case.inputs, case.baseline)
-    starts = {"zero": "zero", "target_token": "target_token", "layer_baselines": matched}
-    flows: dict[str, Any] = {
-        name: lig.attribute(case.inputs, start, **wanted) for name, start in starts.items()
-    }
+    flows = flows_from(model, case.inputs, case.baseline)
     pairs = zip(flows["target_token"], flows["zero"], strict=True)
     flows["target_token+zero_ratio"] = [f.with_self_term("zero_ratio", zero) for f, zero in pairs]
     return {name: FlowGraph(flows[name]) for name in BASELINES}

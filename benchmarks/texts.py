@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import transformers
 
+from captum_lig import LayerFlowIG
+from captum_lig.prediction import layer_baselines
 from captum_lig.pretrained.minilm import embedded_model_path
 
 
@@ -28,3 +30,14 @@ def load(folder: str | None, causal: bool = False) -> tuple[Any, Any]:
     kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     model = kind.from_pretrained(source, dtype=torch.float32).eval()
     return transformers.AutoTokenizer.from_pretrained(source), model
+
+
+def flows_from(model: Any, inputs: Any, baseline: Any) -> dict[str, Any]:
+    """Flows for a graph by where their paths start; ``baseline`` is one of the model's input."""
+    matched = layer_baselines(model, inputs, baseline)
+    starts = {"zero": "zero", "target_token": "target_token", "layer_baselines": matched}
+    lig = LayerFlowIG(model)
+    return {
+        name: lig.attribute(inputs, start, boundaries=("attention", "mlp"))
+        for name, start in starts.items()
+    }

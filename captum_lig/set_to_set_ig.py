@@ -29,7 +29,13 @@ from captum_lig.integrals.scalarization import (
     Vector,
     check,
 )
-from captum_lig.integrals.set_integral import SetBoundary, SetMap, sum_of
+from captum_lig.integrals.set_integral import (
+    SetBoundary,
+    SetMap,
+    checked_inputs,
+    sum_of,
+    usable,
+)
 from captum_lig.integrals.settings import Settings
 from captum_lig.paths.baselines import read_baseline
 
@@ -171,11 +177,14 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         settings = Settings.checked(n_steps, method, tolerance, max_steps, internal_batch_size)
         # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.
         with torch.inference_mode(False):
-            ends, is_tuple = _check_inputs(inputs), isinstance(inputs, tuple)
-            problem = _Outputs(
-                self.forward_func, ends, target, additional_forward_args, output_indices
+            problem, boundary = self._posed(
+                inputs,
+                baselines,
+                target,
+                additional_forward_args,
+                output_indices,
+                internal_batch_size,
             )
-            boundary = self._boundary(problem, ends, baselines, internal_batch_size)
             vectors = isinstance(boundary.scalarization, Vector)
             if vectors and per_feature:
                 raise LigError(
@@ -188,14 +197,15 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
                     "multiply_by_inputs=False: such vectors have no known sum, leave out one."
                 )
             found = integrate([boundary], settings)
-            shape = (len(ends[0]), -1)
-            attributions = tuple(found[str(i)].unflatten(0, shape) for i in range(len(ends)))
-        delta = _sum_rows(attributions, vectors) - _total(boundary, len(ends[0]))
+            attributions = tuple(
+                part.unflatten(0, (problem.examples, -1)) for part in found.values()
+            )
+        delta = _delta(attributions, boundary, problem)
         if not (per_feature or vectors or (problem.one and problem.scalars)):
             attributions = tuple(a.flatten(3).sum(-1) if a.dim() > 3 else a for a in attributions)
         if problem.one:
             attributions, delta = tuple(a[:, 0] for a in attributions), delta[:, 0]
-        result = format_output(is_tuple, attributions)
+        result = format_output(isinstance(inputs, tuple), attributions)
         return (result, delta) if return_convergence_delta else result
 
     def compute_convergence_delta(
@@ -223,16 +233,13 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
             ``(B, T)``, or ``(B,)`` with a ``target``.
         """
         with torch.inference_mode(False):
-            ends = _check_inputs(end_point)
-            problem = _Outputs(
-                self.forward_func, ends, target, additional_forward_args, output_indices
+            problem, boundary = self._posed(
+                end_point, start_point, target, additional_forward_args, output_indices
             )
-            boundary = self._boundary(problem, ends, start_point, None)
         rows = format_tensor_into_tuples(attributions)
         if problem.one:
             rows = tuple(a.unsqueeze(1) for a in rows)
-        vectors = isinstance(boundary.scalarization, Vector)
-        delta = _sum_rows(rows, vectors) - _total(boundary, len(ends[0]))
+        delta = _delta(rows, boundary, problem)
         return delta[:, 0] if problem.one else delta
 
     def has_convergence_delta(self) -> bool:
@@ -244,21 +251,26 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         """Whether attributions are multiplied by (input - baseline)."""
         return self._multiply_by_inputs
 
-    def _boundary(
+    def _posed(
         self,
-        problem: _Outputs,
-        ends: Tensors,
+        inputs: Inputs,
         baselines: Baselines,
-        internal_batch_size: int | None,
-    ) -> SetBoundary:
+        target: TargetType,
+        additional_forward_args: object,
+        output_indices: Sequence[int] | Tensor | None,
+        internal_batch_size: int | None = None,
+    ) -> tuple[_Outputs, SetBoundary]:
+        """The outputs that are meant, and the boundary to them."""
+        ends = checked_inputs(inputs)
+        problem = _Outputs(self.forward_func, ends, target, additional_forward_args, output_indices)
         starts, per_target = _starts(baselines, ends, problem)
         over = SetMap(
             problem.forward, starts, ends, per_target, internal_batch_size, self._multiply_by_inputs
         )
-        own: dict[str, type[Scalarization]] = {**SCALARIZATIONS, "vector": Vector}
-        scalarization = Cotangent if problem.scalars else own[self.scalarization]
+        named: dict[str, type[Scalarization]] = {**SCALARIZATIONS, "vector": Vector}
+        scalarization = Cotangent if problem.scalars else named[self.scalarization]
         with torch.no_grad():
-            return SetBoundary.of(over, scalarization)
+            return problem, SetBoundary.of(over, scalarization)
 
 
 class _Outputs:
@@ -274,8 +286,8 @@ class _Outputs:
     ) -> None:
         self._function, self._target = forward_func, target
         args = format_additional_forward_args(additional_forward_args) or ()
-        self._args = tuple(_usable(a) if isinstance(a, Tensor) else a for a in args)
-        self._examples = ends[0].shape[0]
+        self._args = tuple(usable(a) if isinstance(a, Tensor) else a for a in args)
+        self.examples = ends[0].shape[0]
         self._indices: Tensor | None = None
         self._check_target()
         with torch.no_grad():  # one example is enough to see what the outputs are
@@ -315,7 +327,7 @@ class _Outputs:
     def _raw(self, inputs: Tensors, example: Tensor) -> Tensor:
         args = [
             a[example]
-            if isinstance(a, Tensor) and a.dim() > 0 and a.shape[0] == self._examples
+            if isinstance(a, Tensor) and a.dim() > 0 and a.shape[0] == self.examples
             else a
             for a in self._args
         ]
@@ -344,9 +356,9 @@ class _Outputs:
                 f"target {brief(target)} is a {type(target).__name__}, which chooses none of the "
                 f"outputs: give a whole number, a tuple, or one of them for each example."
             )
-        if count not in (None, self._examples):
+        if count not in (None, self.examples):
             raise LigError(
-                f"target {brief(target)} has {count} entries for {self._examples} examples: give "
+                f"target {brief(target)} has {count} entries for {self.examples} examples: give "
                 "one for each."
             )
 
@@ -364,36 +376,6 @@ class _Outputs:
                 f"shape {tuple(y.shape)}, examples first: give an index that there is."
             ) from error
         return chosen
-
-
-def _check_inputs(inputs: Inputs) -> Tensors:
-    ends = inputs if isinstance(inputs, tuple) else (inputs,)
-    if not ends:
-        raise LigError("inputs are an empty tuple (): give a tensor or a tuple of tensors.")
-    for x in ends:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            given = f"{x.dtype} tensor" if isinstance(x, Tensor) else type(x).__name__
-            raise LigError(
-                f"inputs hold a {given}: give floating point tensors, the tokens' vectors and not "
-                "their ids."
-            )
-        if x.numel() == 0 or x.dim() == 0:
-            raise LigError(
-                f"inputs hold a tensor of shape {tuple(x.shape)}: give (B, S, ...), not empty."
-            )
-        if not bool(torch.isfinite(x).all()):
-            raise LigError("inputs hold values that are not finite (NaN or infinity): mend them.")
-        if x.shape[0] != ends[0].shape[0]:
-            raise LigError(
-                f"inputs have {ends[0].shape[0]} and {x.shape[0]} examples: the first dimension "
-                "has to be the same."
-            )
-    return tuple(_usable(x) for x in ends)
-
-
-def _usable(x: Tensor) -> Tensor:
-    """The tensor out of its graph; an inference tensor could not take part in a new one."""
-    return x.clone() if x.is_inference() else x.detach()
 
 
 def _starts(baselines: Baselines, ends: Tensors, problem: _Outputs) -> tuple[Tensors, bool]:
@@ -416,7 +398,7 @@ def _start(baseline: Any, x: Tensor, problem: _Outputs) -> tuple[Tensor, bool]:
     examples, rest, count = x.shape[0], tuple(x.shape[1:]), len(problem.positions)
     shared = [(n, *rest) for n in (examples, 1)]
     per_target = [(n, count, *rest) for n in (examples, 1)]
-    baseline = _usable(baseline) if isinstance(baseline, Tensor) else baseline
+    baseline = usable(baseline) if isinstance(baseline, Tensor) else baseline
     value = read_baseline(baseline, x, shared, per_target)
     if isinstance(value, str):
         return _target_token_start(x, problem), True
@@ -440,16 +422,11 @@ def _target_token_start(x: Tensor, problem: _Outputs) -> Tensor:
     return x[:, positions].unsqueeze(2).expand(-1, -1, *x.shape[1:])
 
 
-def _sum_rows(attributions: Tensors, vectors: bool = False) -> Tensor:
-    """Sum over everything but examples and targets (and width of vectors), and the inputs."""
-    if vectors:
+def _delta(attributions: Tensors, boundary: SetBoundary, problem: _Outputs) -> Tensor:
+    """Sums of attributions minus totals, ``(B, T)``, or ``(B, T, E)`` for vectors."""
+    if isinstance(boundary.scalarization, Vector):
         sums = [a.sum(2) for a in attributions]
     else:
         sums = [a.flatten(2).sum(-1) if a.dim() > 2 else a for a in attributions]
-    return sum_of(sums)
-
-
-def _total(boundary: SetBoundary, examples: int) -> Tensor:
-    """``(B, T)``, or ``(B, T, E)`` for vectors: what each row's attributions add up to."""
-    total: Tensor = boundary.totals[:, 0].unflatten(0, (examples, -1))
-    return total
+    total: Tensor = boundary.totals[:, 0].unflatten(0, (problem.examples, -1))
+    return sum_of(sums) - total

@@ -21,7 +21,7 @@ from captum_lig.integrals.boundary import Boundary
 from captum_lig.integrals.scalarization import L2, Cotangent, Scalarization, Vector
 from captum_lig.paths.jvp import jvp
 
-__all__ = ["SetBoundary", "SetMap", "sum_of"]
+__all__ = ["SetBoundary", "SetMap", "checked_inputs", "sum_of", "usable"]
 
 Tensors = tuple[Tensor, ...]
 Forward = Callable[[Tensors, Tensor], Tensor]
@@ -259,8 +259,13 @@ class SetBoundary(Boundary):
 
     def _jvp(self, inputs: Tensors, tangents: Tensors, example: Tensor) -> Tensor:
         """Jacobian-vector products ``(N, T, E)``; fused attention kernels have none."""
-        with sdpa_kernel(SDPBackend.MATH):
-            rates: Tensor = jvp(lambda *x: self.map.forward(x, example), inputs, tangents)[1]
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                rates: Tensor = jvp(
+                    lambda *x: self.map.forward(x, example), inputs, tangents, forward_mode=False
+                )[1]
+        except LigError as error:
+            raise error.__cause__ or error from None  # what the map itself said
         return rates
 
     def _gradients(self, a_of_rows: Tensor, inputs: Tensors) -> Tensors:
@@ -321,6 +326,41 @@ class SetBoundary(Boundary):
                     total[:, source] += weight * self._of_rows(rate, which)[0]
             found[str(number)] = total
         return found
+
+
+def checked_inputs(inputs: Tensor | Tensors) -> Tensors:
+    """What is attributed to: floating point tensors ``(B, S, ...)``, out of their graphs.
+
+    Raises:
+        LigError: for anything else.
+    """
+    ends = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not ends:
+        raise LigError("inputs are an empty tuple (): give a tensor or a tuple of tensors.")
+    for x in ends:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            given = f"{x.dtype} tensor" if isinstance(x, Tensor) else type(x).__name__
+            raise LigError(
+                f"inputs hold a {given}: give floating point tensors, the tokens' vectors and not "
+                "their ids."
+            )
+        if x.numel() == 0 or x.dim() == 0:
+            raise LigError(
+                f"inputs hold a tensor of shape {tuple(x.shape)}: give (B, S, ...), not empty."
+            )
+        if not bool(torch.isfinite(x).all()):
+            raise LigError("inputs hold values that are not finite (NaN or infinity): mend them.")
+        if x.shape[0] != ends[0].shape[0]:
+            raise LigError(
+                f"inputs have {ends[0].shape[0]} and {x.shape[0]} examples: the first dimension "
+                "has to be the same."
+            )
+    return tuple(usable(x) for x in ends)
+
+
+def usable(x: Tensor) -> Tensor:
+    """The tensor out of its graph; an inference tensor could not take part in a new one."""
+    return x.clone() if x.is_inference() else x.detach()
 
 
 def sum_of(tensors: list[Tensor]) -> Tensor:

@@ -15,7 +15,9 @@ __all__ = ["jvp", "jvp_of_many"]
 Tensors = tuple[Tensor, ...]
 
 
-def jvp(function: Callable[..., Any], at: Tensors, tangents: Tensors) -> tuple[Any, Any]:
+def jvp(
+    function: Callable[..., Any], at: Tensors, tangents: Tensors, forward_mode: bool = True
+) -> tuple[Any, Any]:
     """``function(*at)`` and its derivative along ``tangents``, both as the function returns them.
 
     In forward mode; where a model has operations of its own that know no forward mode, by two
@@ -26,17 +28,20 @@ def jvp(function: Callable[..., Any], at: Tensors, tangents: Tensors) -> tuple[A
         function: tensors to a tensor or a tuple of tensors.
         at: its arguments.
         tangents: a direction for each of them.
+        forward_mode: False to go by two backward passes at once: what a caller's function raises
+            cannot be told from an operation without forward mode.
 
     Raises:
         LigError: if the function can be differentiated in neither way.
     """
-    try:
-        value, rate = torch.func.jvp(function, at, tangents)[:2]
-        return _detached(value), _detached(rate)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # NotImplementedError is one
-        pass
+    if forward_mode:
+        try:
+            value, rate = torch.func.jvp(function, at, tangents)[:2]
+            return _detached(value), _detached(rate)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # NotImplementedError is one
+            pass
     try:
         return _by_two_backward_passes(function, at, tangents)
     except torch.OutOfMemoryError:

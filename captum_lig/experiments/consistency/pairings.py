@@ -6,6 +6,7 @@ starts. The pairings are arithmetic on what that gives.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -235,18 +236,21 @@ def measure_text(
     def flows(baseline: str, mlp_start: str) -> list[LayerFlow]:
         # The layer boundary is the same whatever the mlp boundary starts from.
         boundaries = ("attention", "mlp", *(("layer",) if mlp_start == MLP_STARTS[0] else ()))
-        found = engine.attribute(
-            inputs,
-            baselines=baseline,
-            n_steps=n_steps,
-            method=method,
-            tolerance=tolerance,
-            max_steps=max(1024, n_steps),
-            dtype=dtype,
-            show_progress=show_progress,
-            boundaries=boundaries,
-            mlp_start=mlp_start,
-        )
+        with warnings.catch_warnings():
+            # They are counted in the records.
+            warnings.filterwarnings("ignore", message=".*rows are not within tolerance")
+            found = engine.attribute(
+                inputs,
+                baselines=baseline,
+                n_steps=n_steps,
+                method=method,
+                tolerance=tolerance,
+                max_steps=max(1024, n_steps),
+                dtype=dtype,
+                show_progress=show_progress,
+                boundaries=boundaries,
+                mlp_start=mlp_start,
+            )
         return [found] if isinstance(found, LayerFlow) else found
 
     records: list[Record] = []

@@ -96,13 +96,13 @@ class ModelCall:
                 "attention cannot be reached there. Give the torch.nn.Module that it was made of."
             )
         device = _device_of(model)
-        kind = "cpu" if device is None else device.type
-        if torch.is_autocast_enabled(kind):
-            raise LigError(
-                f"torch.autocast is on ({torch.get_autocast_dtype(kind)}): the model would round "
-                "to another precision than its own along the paths. Attribute outside of it, or "
-                "load the model in that precision."
-            )
+        for kind in {parameter.device.type for parameter in model.parameters()}:
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                raise LigError(
+                    f"torch.autocast is on ({torch.get_autocast_dtype(kind)}): the model would "
+                    "round to another precision than its own along the paths. Attribute outside "
+                    "of it, or load the model in that precision."
+                )
         training = [name for name, m in model.named_modules() if m.training and not is_quantised(m)]
         if training:
             raise LigError(

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo.eval_frame
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig
@@ -70,7 +69,6 @@ def global_state() -> dict[str, Any]:
             vars(PreTrainedConfig)[name]
             for name in ("_attn_implementation", "_experts_implementation")
         ],
-        "compiler": torch._dynamo.eval_frame._stance,
         "attention kernels": (
             backends.flash_sdp_enabled(),
             backends.mem_efficient_sdp_enabled(),

@@ -102,7 +102,8 @@ def test_the_function_is_put_back(error: type[BaseException] | None) -> None:
     try:
         with use_sdpa():
             assert functional.scaled_dot_product_attention is before, "others may call it"
-            assert len(torch.overrides._get_current_function_mode_stack()) == 1
+            with pytest.raises(LigError, match="dropout_p"):
+                by_name(q, q, q, dropout_p=0.1)
             torch.testing.assert_close(by_name(q, q, q, is_causal=True), expected)
             if error is not None:
                 raise error

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -271,7 +272,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=None, help="names of families")
     parser.add_argument("--limit", type=float, default=40, help="seconds for a family")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", help="also write what was found to this file")
+    parser.add_argument(
+        "--json", type=Path, help="keep what is found in this file, beside what it holds"
+    )
     parser.add_argument("--write", action="store_true", help="rewrite docs/families.md")
     asked = parser.parse_args(arguments)
     transformers.logging.set_verbosity_error()
@@ -293,13 +296,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for outcome in OUTCOMES:
         print(f"{sum(found.outcome == outcome for found in everything):4} {outcome}")
     print(f"in {time.monotonic() - begun:.0f} seconds")
+    if asked.json is not None:
+        everything = _merged(asked.json, everything)
     if asked.write:
-        survey_page.write(everything, time.monotonic() - begun)
-    if asked.json:
-        with open(asked.json, "w") as file:
-            json.dump([dataclasses.asdict(found) for found in everything], file, indent=1)
+        survey_page.write(everything)
     if any(found.outcome in ("WRONG", "raw error") for found in everything):
         sys.exit(1)
+
+
+def _merged(path: Path, everything: list[Found]) -> list[Found]:
+    """What was found now, and what the file holds of other families; all of it is written."""
+    found = {f.name: f for f in everything}
+    if path.exists():
+        before = [Found(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        found = {**{f.name: f for f in before}, **found}
+    text = json.dumps([dataclasses.asdict(f) for f in found.values()], indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
+    return list(found.values())
 
 
 if __name__ == "__main__":

@@ -101,15 +101,19 @@ def config_of(kind: str, variant: dict[str, Any]) -> Any:
 def small_fields(stock: Any, given: dict[str, Any], variant: dict[str, Any]) -> dict[str, Any]:
     """What to make a configuration with, from one of stock sizes and what is given."""
     fields = {field.name for field in dataclasses.fields(stock) if field.init}
+    aliases: dict[str, list[str]] = {}
+    for alias, name in type(stock).attribute_map.items():
+        aliases.setdefault(name, []).append(alias)
     small: dict[str, Any] = {}
     for name, value in vars(stock).items():
         if isinstance(value, PreTrainedConfig):
             inner = given.get(name, {})
             small[name] = {"model_type": value.model_type, **small_fields(value, inner, variant)}
-        elif name in fields and name not in type(stock).attribute_map:
-            size = variant.get(name, _small(name, value)) if value is not None else None
-            if size is not None:
-                small[name] = size
+            continue
+        asked = next((n for n in (name, *aliases.get(name, ())) if n in fields), None)
+        size = None if value is None else variant.get(name, _small(name, value))
+        if asked is not None and size is not None:
+            small[asked] = size
     _vary_layers(stock, small, fields)
     _rope(stock, small, variant)
     _ids(stock, small, fields)

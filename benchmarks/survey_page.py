@@ -22,15 +22,15 @@ BEGIN, END = "<!-- survey: begin -->", "<!-- survey: end -->"
 KINDS = ("text", "text to text", "pictures", "sound", "text with pictures or sound", "other")
 
 
-def write(everything: Sequence[Found], seconds: float) -> None:
+def write(everything: Sequence[Found]) -> None:
     """Rewrite what stands between the markers."""
     head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     tail = rest.partition(END)[2]
-    text = "\n\n".join([BEGIN, *_sections(everything, seconds), END])
+    text = "\n\n".join([BEGIN, *_sections(everything), END])
     PAGE.write_text(head + text + tail, encoding="utf-8")
 
 
-def _sections(everything: Sequence[Found], seconds: float) -> list[str]:
+def _sections(everything: Sequence[Found]) -> list[str]:
     done = datetime.date.today().isoformat()
     of = {name: [f for f in everything if f.outcome == name] for name in _OUTCOMES}
     counts = "\n".join(
@@ -38,7 +38,7 @@ def _sections(everything: Sequence[Found], seconds: float) -> list[str]:
     )
     sections = [
         f"{len(everything)} families, {done}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, {seconds / 60:.0f} minutes.",
+        f"{transformers.__version__}.",
         f"| outcome | families | what it says |\n|---|---|---|\n{counts}",
         "## In the test suite",
         _tested(everything),
@@ -55,16 +55,22 @@ def _sections(everything: Sequence[Found], seconds: float) -> list[str]:
             "why. What is compared of them is in the tables above.",
             _by_reason(part, lambda f: f.refused),
         ]
-    for name, title in (
-        ("WRONG", "Wrong"),
-        ("raw error", "Errors that are not ours to raise"),
-        ("flagged", "Flagged"),
-        ("undecided", "Undecided"),
-        ("refused", "Refused"),
-        ("not built", "Not built"),
-    ):
+    faults = [*of["WRONG"], *of["raw error"]]
+    if faults:
+        rows = [[f.name, f.outcome, f.reason.replace("|", "/")] for f in faults]
+        sections += [
+            "## Wrong, or an error of its own",
+            _table(["family", "outcome", "what"], rows),
+        ]
+    for name, title in (("flagged", "Flagged"), ("undecided", "Undecided"), ("refused", "Refused")):
         if of[name]:
             sections += [f"## {title}", _by_reason(of[name], lambda f: [f.reason])]
+    if of["not built"]:
+        sections += [
+            "## Not built",
+            "`python -m benchmarks.survey --only NAME` says more.",
+            _by_reason(of["not built"], lambda f: [_not_built(f.reason)]),
+        ]
     return sections
 
 
@@ -122,9 +128,6 @@ def _plain(reason: str) -> str:
     """A reason without what differs from family to family."""
     rules = (
         (r"^blocks? \d+: ", ""),
-        (r"^\w+ requires the (\w+) library.*", r"needs the library \1"),
-        (r"^ImportError: .* requires the (\w+) library.*", r"needs the library \1"),
-        (r"^\d+ million parameters are left", "too large still, with sizes made small by name"),
         (
             r"no blocks were found in \w+: none of its lists of modules \(.*?\)( holds)?",
             "no blocks: no list of modules holds",
@@ -132,16 +135,31 @@ def _plain(reason: str) -> str:
         (r" Name its blocks in layer=.*", ""),
         (r"block '[^']*' \(\w+ of \w+\)", "a block"),
         (r"\d+ of the \d+ modules in '[^']*' \([^)]*\) were", "some modules of a list were"),
-        (r"\(off by [^)]*\)", ""),
+        (r" \(off by [^)]*\)", ""),
+        (r" [:;]? ?[Aa]sk for its layer boundary alone.*| Ask for its layer.*", "."),
+        (r" Load the model with attn_implementation.*", ""),
+        (r"transformers' ", "transformers "),
+        (r"torch's ", "torch "),
         (r"'[^']*'", "'...'"),
         (r" \((?:\w+\.)*\d*[^()]*, (?:zero|target_token)\)", ""),
-        (r"\d+(\.\d+)?(e-?\d+)?", "n"),
+        (r"\b\d+(\.\d+)?(e-?\d+)?\b", "n"),
         (r"\|", "/"),
         (r"\s+", " "),
     )
     for pattern, by in rules:
         reason = re.sub(pattern, by, reason)
     return reason.strip()[:240]
+
+
+def _not_built(reason: str) -> str:
+    library = re.search(r"requires the (\w+) library", reason)
+    if library is not None:
+        return f"needs the library {library[1]}"
+    if reason.startswith("runs on no inputs"):
+        return "made, but runs on none of the inputs that were tried"
+    if "million parameters" in reason or "in time" in reason:
+        return "not small enough when its sizes are made small by their names"
+    return "transformers refuses its configuration of small sizes, or its base model"
 
 
 def _kind(found: Found) -> str:
@@ -163,7 +181,7 @@ def _kind(found: Found) -> str:
 
 
 def _sites(found: Found) -> str:
-    return ", ".join(dict.fromkeys(found.sites))
+    return ", ".join(sorted(set(found.sites)))
 
 
 def _error(found: Found) -> str:

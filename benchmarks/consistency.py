@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.common import table
 from captum_lig.experiments.consistency import Ranked, pool
-from captum_lig.experiments.consistency.job import Corpus
+from captum_lig.experiments.consistency.corpus_run import Corpus
 from captum_lig.experiments.consistency.pairings import LAYER_BASELINES
 from captum_lig.experiments.consistency.ranking import MEASURES, Pooled
 from captum_lig.experiments.consistency.table import excerpt, number
@@ -43,8 +43,8 @@ def ranking(pooled: Pooled, baseline: str, best: int) -> str:
         for one in excerpt(ranked, best)
     ]
     header = ["rank", "attention baseline", "mlp start", "rule", *MEASURED]
-    still = ranked[0].rows - ranked[0].relative_rows
-    counted = f"{ranked[0].rows:,} rows" + (f", {still:,} of them all 0" if still else "")
+    zero_rows = ranked[0].rows - ranked[0].relative_rows
+    counted = f"{ranked[0].rows:,} rows" + (f", {zero_rows:,} of them all 0" if zero_rows else "")
     heading = f"#### Direct maps from `{baseline}`: {counted}"
     return f"{heading}\n\n{table([*header, 'correlated', 'uncertified'], rows)}"
 

@@ -15,7 +15,7 @@ from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, BatchEncoding
 
-from benchmarks.worker import STEPS, Done, Job, serve
+from benchmarks.worker import STEPS, Case, Done, serve
 from captum_lig import LayerFlow, LayerFlowIG
 
 Tensors = tuple[Tensor, ...]
@@ -32,13 +32,13 @@ class Bert:
     """``(1, T, D)`` tokens that enter the layer."""
 
     @classmethod
-    def load(cls, job: Job) -> Bert:
+    def load(cls, case: Case) -> Bert:
         """Load the model and run it once."""
-        model = AutoModel.from_pretrained(job.model).eval()
-        inputs = AutoTokenizer.from_pretrained(job.model)(job.text, return_tensors="pt")
+        model = AutoModel.from_pretrained(case.model).eval()
+        inputs = AutoTokenizer.from_pretrained(case.model)(case.text, return_tensors="pt")
         with torch.no_grad():
             states = model(**inputs, output_hidden_states=True).hidden_states
-        return cls(model, inputs, model.encoder.layer[job.layer], states[job.layer])
+        return cls(model, inputs, model.encoder.layer[case.layer], states[case.layer])
 
     @property
     def heads(self) -> int:
@@ -71,17 +71,17 @@ class Bert:
         return out
 
 
-def ours(job: Job) -> Callable[[], Done]:
+def ours(case: Case) -> Callable[[], Done]:
     """``LayerFlowIG`` as it comes, or with the loop's path points and nothing more."""
-    bert = Bert.load(job)
-    lig = LayerFlowIG(bert.model, layer=job.layer)
-    same = {"n_steps": STEPS, "tolerance": None} if job.who == "same points" else {}
+    bert = Bert.load(case)
+    lig = LayerFlowIG(bert.model, layer=case.layer)
+    same = {"n_steps": STEPS, "tolerance": None} if case.who == "same points" else {}
 
     def work() -> Done:
         flow = lig.attribute(
-            bert.inputs, baselines=job.baseline, boundaries=(job.boundary,), **same
+            bert.inputs, baselines=case.baseline, boundaries=(case.boundary,), **same
         )
-        return _rows_of(flow, job.boundary)
+        return _rows_of(flow, case.boundary)
 
     return work
 
@@ -91,30 +91,25 @@ def _rows_of(flow: LayerFlow, boundary: str) -> Done:
         sums = flow.mlp.sum(-1) + flow.residual
     else:
         sums = getattr(flow, boundary).sum(-1)
-    return Done(_indices(sums[0]), sums[0].flatten().tolist(), 1.0)
-
-
-def _indices(rows: Tensor) -> list[list[int]]:
-    found: list[list[int]] = torch.ones_like(rows).nonzero().tolist()
-    return found
+    return Done(torch.ones_like(sums[0]).nonzero().tolist(), sums[0].flatten().tolist(), 1.0)
 
 
 SOME = 3
 """Targets that the slow maps are measured on."""
 
 
-def captum_loop(job: Job) -> Callable[[], Done]:
+def captum_loop(case: Case) -> Callable[[], Done]:
     """The loop over targets, and heads at the attention boundary (over some of the targets)."""
-    bert = Bert.load(job)
+    bert = Bert.load(case)
     count = bert.z.shape[1]
     few = torch.linspace(0, count - 1, SOME).long().tolist()
-    targets = few if job.boundary == "attention" else list(range(count))
-    heads = range(bert.heads) if job.boundary == "attention" else [None]
+    targets = few if case.boundary == "attention" else list(range(count))
+    heads = range(bert.heads) if case.boundary == "attention" else [None]
     rows = [(head, target) for target in targets for head in heads]
 
     def work() -> Done:
         sums = [
-            sum(float(a.sum()) for a in captum_row(bert, job.boundary, job.baseline, *row))
+            sum(float(a.sum()) for a in captum_row(bert, case.boundary, case.baseline, *row))
             for row in rows
         ]
         return Done([[i for i in row if i is not None] for row in rows], sums, len(targets) / count)
@@ -125,13 +120,20 @@ def captum_loop(job: Job) -> Callable[[], Done]:
 def captum_row(bert: Bert, boundary: str, baseline: str, head: int | None, target: int) -> Tensors:
     """One row of a map by Captum, an attribution for each input of the boundary."""
     inputs, starts, function = _problem(bert, boundary, baseline, head, target)
+    return attribute_distance(function, inputs, starts, STEPS)
+
+
+def attribute_distance(
+    function: Callable[..., Tensor], inputs: Tensors, starts: Tensors, n_steps: int
+) -> Tensors:
+    """Captum's attributions of how far an output is from where it starts."""
     with torch.no_grad():
         y_start = function(*starts)
 
     def distance(*at: Tensor) -> Tensor:
         return torch.linalg.vector_norm(function(*at) - y_start, dim=-1)
 
-    found: Tensors = IntegratedGradients(distance).attribute(inputs, starts, n_steps=STEPS)
+    found: Tensors = IntegratedGradients(distance).attribute(inputs, starts, n_steps=n_steps)
     return found
 
 
@@ -149,8 +151,8 @@ def _problem(
     return (u, z[:, target]), (u_start, start[:, target]), bert.mlp
 
 
-def ready(job: Job) -> Callable[[], Done]:
-    return captum_loop(job) if job.who == "captum" else ours(job)
+def ready(case: Case) -> Callable[[], Done]:
+    return captum_loop(case) if case.who == "captum" else ours(case)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,18 @@ that are computed apart, in float64.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import GIB, ratio, say, short, stamp, table, use_threads
+from benchmarks.common import GIB, command, ratio, say, section, short, table
 from benchmarks.contenders import Bert
-from benchmarks.worker import ROOT, STEPS, Answer, Done, Job, Worker, started
+from benchmarks.worker import ROOT, STEPS, Answer, Case, Done, Worker, started
 from captum_lig.pretrained.minilm import EMBEDDED_MODEL, embedded_model_path
 
 TITLE = "Side by side"
@@ -42,55 +41,27 @@ PATIENCE = 45.0
 """Seconds after which a case has no further round."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """One contender at one case."""
-
-    who: str
-    answers: list[Answer]
-    """The first is a warm-up."""
-    errors: Tensor
-
-    @property
-    def times(self) -> list[float]:
-        return [answer.whole for answer in self.answers[1:]]
-
-    def cells(self, reference: Line) -> list[str]:
-        done = self.answers[0].done
-        about = "" if done.share == 1 else "≈ "
-        rows = round(len(done.rows) / done.share)
-        return [
-            CONTENDERS[self.who],
-            f"{about}{short(ratio(self.times, reference.times))}",
-            f"{about}{short(median(self.times))}",
-            f"{float(self.errors.max()):.1e}",
-            f"{float(self.errors.median()):.1e}",
-            f"{self.answers[0].peak / GIB * 1024:.0f} MiB",
-            f"{len(done.rows)} of {rows}",
-        ]
-
-
-def totals(bert: Bert, job: Job) -> Tensor:
+def totals(bert: Bert, case: Case) -> Tensor:
     """``(T,)``, or ``(H, T)`` at the attention boundary: what the rows have to add up to."""
     found = []
     with torch.no_grad():
         for target in range(bert.z.shape[1]):
-            ends = torch.cat([bert.start(job.baseline, target), bert.z])
-            if job.boundary == "attention":
-                ends = _authors_states(bert, ends, job.layer) if job.who == "authors" else ends
+            ends = torch.cat([bert.start(case.baseline, target), bert.z])
+            if case.boundary == "attention":
+                ends = _authors_states(bert, ends, case.layer) if case.who == "authors" else ends
                 y = bert.attention(ends)[:, target]
-            elif job.boundary == "mlp" and job.who == "authors":
-                y = _authors_mlp(bert, ends[:, target], bert.attention(ends)[:, target], job)
+            elif case.boundary == "mlp" and case.who == "authors":
+                y = _authors_mlp(bert, ends[:, target], bert.attention(ends)[:, target], case)
             else:
                 y = bert.layer(ends)[:, target]
             found.append(torch.linalg.vector_norm(y[1] - y[0], dim=-1))
     return torch.stack(found, dim=-1)
 
 
-def _authors_mlp(bert: Bert, z: Tensor, u: Tensor, job: Job) -> Tensor:
+def _authors_mlp(bert: Bert, z: Tensor, u: Tensor, case: Case) -> Tensor:
     """Their mlp boundary starts after attention's norm, from zeros or from what is there."""
     between = bert.block.attention.output(u.flatten(1), z)
-    if job.baseline == "zero":
+    if case.baseline == "zero":
         between = torch.stack([torch.zeros_like(between[1]), between[1]])
     out: Tensor = bert.block.output(bert.block.intermediate(between), between)
     return out
@@ -105,35 +76,47 @@ def _authors_states(bert: Bert, z: Tensor, layer: int) -> Tensor:
     return states
 
 
-def errors(bert: Bert, job: Job, done: Done) -> Tensor:
+def errors(bert: Bert, case: Case, done: Done) -> Tensor:
     """Completeness error of each row, relative to its total."""
-    total = totals(bert, job)[tuple(torch.tensor(done.rows).T)]
+    total = totals(bert, case)[tuple(torch.tensor(done.rows).T)]
     return (torch.tensor(done.sums, dtype=total.dtype) - total).abs() / total
 
 
-def compare(bert: Bert, job: Job, authors: Path, rounds: int) -> list[Line | str]:
-    """All contenders at one case; of one that did not run, its name."""
+def compare(bert: Bert, case: Case, authors: Path, rounds: int) -> list[list[str]]:
+    """All contenders at one case: rows of the table."""
     with ExitStack() as stack:
-        workers = [
-            stack.enter_context(started(python, module, replace(job, who=who)))
-            for who, python, module in _processes(authors)
-        ]
+        workers = []
+        for who in CONTENDERS:
+            here = Path(sys.executable), "benchmarks.contenders"
+            python, module = (authors, "benchmarks.authors") if who == "authors" else here
+            if python.exists():
+                process = started(python, module, replace(case, who=who))
+                workers.append(stack.enter_context(process))
         answers = _in_turns([worker for worker in workers if worker.ready()], rounds)
+    if "ours" not in answers:
+        raise RuntimeError("captum_lig itself did not run")
     return [
-        Line(who, answers[who], errors(bert, replace(job, who=who), answers[who][0].done))
+        _row(bert, replace(case, who=who), answers[who], answers["ours"])
         if who in answers
-        else who
-        for who in CONTENDERS
+        else [name, "did not run", "", "", "", "", ""]
+        for who, name in CONTENDERS.items()
     ]
 
 
-def _processes(authors: Path) -> list[tuple[str, Path, str]]:
-    here = [
-        (who, Path(sys.executable), "benchmarks.contenders")
-        for who in CONTENDERS
-        if who != "authors"
+def _row(bert: Bert, case: Case, answers: list[Answer], reference: list[Answer]) -> list[str]:
+    """Of the answers the first is a warm-up."""
+    done, error = answers[0].done, errors(bert, case, answers[0].done)
+    times, other = ([answer.whole for answer in some[1:]] for some in (answers, reference))
+    about = "" if done.share == 1 else "≈ "
+    return [
+        CONTENDERS[case.who],
+        f"{about}{short(ratio(times, other))}",
+        f"{about}{short(median(times))}",
+        f"{float(error.max()):.1e}",
+        f"{float(error.median()):.1e}",
+        f"{answers[0].peak / GIB * 1024:.0f} MiB",
+        f"{len(done.rows)} of {round(len(done.rows) / done.share)}",
     ]
-    return [*here, ("authors", authors, "benchmarks.authors")] if authors.exists() else here
 
 
 def _in_turns(workers: list[Worker], rounds: int) -> dict[str, list[Answer]]:
@@ -156,42 +139,26 @@ def _in_turns(workers: list[Worker], rounds: int) -> dict[str, list[Answer]]:
 HEADER = ["", "ratio", "seconds", "worst error", "median error", "peak memory", "rows"]
 
 
-def _section(bert: Bert, job: Job, authors: Path, rounds: int) -> str:
-    lines = compare(bert, job, authors, rounds)
-    reference = lines[0]
-    if isinstance(reference, str):
-        raise RuntimeError("captum_lig itself did not run")
-    rows = [
-        [CONTENDERS[line], "did not run", "", "", "", "", ""]
-        if isinstance(line, str)
-        else line.cells(reference)
-        for line in lines
-    ]
+def _section(bert: Bert, case: Case, authors: Path, rounds: int) -> str:
+    rows = compare(bert, case, authors, rounds)
     for row in rows:
-        say(f"{job.boundary}, {job.baseline}: {', '.join(row)}")
-    return f"### {job.boundary}, {job.baseline}\n\n{table(HEADER, rows)}"
+        say(f"{case.boundary}, {case.baseline}: {', '.join(row)}")
+    return f"### {case.boundary}, {case.baseline}\n\n{table(HEADER, rows)}"
 
 
-def run(
-    authors: Path = AUTHORS, layer: int = 3, rounds: int = 3, threads: int = 1
-) -> tuple[str, list[str]]:
+def run(authors: Path = AUTHORS, layer: int = 3, rounds: int = 3) -> tuple[str, list[str]]:
     """The section; there are no bounds here."""
-    use_threads(threads)
-    folder = str(embedded_model_path())
-    job = Job("ours", "layer", "zero", layer, SENTENCE, folder, threads)
-    bert = Bert.load(job).double()
+    folder, threads = str(embedded_model_path()), torch.get_num_threads()
+    case = Case("ours", "layer", "zero", layer, SENTENCE, folder, threads)
+    bert = Bert.load(case).double()
     sections = [
-        _section(bert, replace(job, boundary=boundary, baseline=baseline), authors, rounds)
+        _section(bert, replace(case, boundary=boundary, baseline=baseline), authors, rounds)
         for boundary in BOUNDARIES
         for baseline in BASELINES
     ]
-    return "\n\n".join([*_preamble(bert, layer), *sections]), []
-
-
-def _preamble(bert: Bert, layer: int) -> list[str]:
-    return [
-        f"## {TITLE}",
-        f"`python -m benchmarks.side_by_side`. {stamp()}",
+    text = section(
+        TITLE,
+        "side_by_side",
         f"Maps of all targets of layer {layer} of {EMBEDDED_MODEL}, one sentence of "
         f"{bert.z.shape[1]} tokens. *captum_lig* is `LayerFlowIG` as it comes (16 path points, "
         "then every row refined until its completeness error is within 1e-3), and once more with "
@@ -207,21 +174,16 @@ def _preamble(bert: Bert, layer: int) -> list[str]:
         "`zero` and `att_itb_a0`. Their attention map takes what enters the layer for what enters "
         "the embedding's norm, runs the layers below, and gives norms over the features of an "
         "attribution.",
-    ]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--authors", type=Path, default=AUTHORS, help="python that has the authors' package"
+        *sections,
     )
-    parser.add_argument("--layer", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    print(run(given.authors, given.layer, given.rounds, given.threads)[0])
-    return 0
+    return text, []
 
+
+OPTIONS = {
+    "authors": {"type": Path, "default": AUTHORS, "help": "python that has the authors' package"},
+    "layer": {"type": int, "default": 3},
+    "rounds": {"type": int, "default": 3},
+}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(__doc__, run, OPTIONS))

@@ -1,4 +1,4 @@
-"""A process that does one job whenever it is asked to: the two ends of the pipe.
+"""A process that measures one case whenever it is asked to: the two ends of the pipe.
 
 A worker loads its model, runs it once, says that it is ready, and answers each line it is sent
 with a line of JSON. So several can take turns, each with libraries and memory of its own.
@@ -17,15 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from benchmarks.common import (
-    forget_peak,
-    now,
-    packages,
-    peak_bytes,
-    resident_bytes,
-    say,
-    use_threads,
-)
+from benchmarks.common import measured, say, use_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 32
@@ -33,7 +25,7 @@ STEPS = 32
 
 
 @dataclass(frozen=True)
-class Job:
+class Case:
     """What a worker is to do."""
 
     who: str
@@ -72,25 +64,21 @@ class Answer:
         return self.seconds / self.done.share
 
 
-def serve(ready: Callable[[Job], Callable[[], Done]]) -> None:
+def serve(ready: Callable[[Case], Callable[[], Done]]) -> None:
     """Be a worker. What is printed meanwhile goes to stderr.
 
     Args:
-        ready: loads what a job needs, runs the model once, and gives the work to time.
+        ready: loads what a case needs, runs the model once, and gives the work to time.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    job = Job(**json.loads(sys.argv[1]))
-    use_threads(job.threads)
-    work = ready(job)
-    print(json.dumps({"packages": packages()}), file=answers, flush=True)
-    forget_peak()
-    before = resident_bytes()
+    case = Case(**json.loads(sys.argv[1]))
+    use_threads(case.threads)
+    work = ready(case)
+    print("ready", file=answers, flush=True)
     for _ in sys.stdin:
-        began = now()
-        done = work()
-        taken = now() - began
-        answer = {"done": asdict(done), "seconds": taken, "peak": peak_bytes() - before}
+        done, taken, peak = measured(work)
+        answer = {"done": asdict(done), "seconds": taken, "peak": peak}
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -101,16 +89,13 @@ class Worker:
     name: str
     process: subprocess.Popen[str]
     log: IO[str]
-    packages: str = ""
 
     def ready(self) -> bool:
         """Wait until it is; False if it ended instead."""
-        line = self._line()
-        self.packages = json.loads(line)["packages"] if line else ""
-        return line is not None
+        return self._line() is not None
 
     def run(self) -> Answer | None:
-        """Have the job done once; None if the worker ended instead."""
+        """Have the case measured once; None if the worker ended instead."""
         assert self.process.stdin is not None
         print("run", file=self.process.stdin, flush=True)
         line = self._line()
@@ -131,13 +116,13 @@ class Worker:
 
 
 @contextmanager
-def started(python: Path, module: str, job: Job) -> Iterator[Worker]:
+def started(python: Path, module: str, case: Case) -> Iterator[Worker]:
     """A worker, which ends with the context. It may not be ready yet."""
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     with (
         tempfile.TemporaryFile("w+") as log,
         subprocess.Popen(
-            [python, "-m", module, json.dumps(asdict(job))],
+            [python, "-m", module, json.dumps(asdict(case))],
             cwd=ROOT,
             env=os.environ | quiet,
             stdin=subprocess.PIPE,
@@ -147,6 +132,6 @@ def started(python: Path, module: str, job: Job) -> Iterator[Worker]:
         ) as process,
     ):
         try:
-            yield Worker(job.who, process, log)
+            yield Worker(case.who, process, log)
         finally:
             process.kill()

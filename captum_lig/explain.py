@@ -1,31 +1,18 @@
-"""The main job in one call: load a model, attribute its layers for a text, gather the result."""
+"""Explain a text in one call: load a model, attribute its layers for a text, gather the result."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from captum_lig.errors import LigError
+from captum_lig.flow.explanation import Explanation
 from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.layer_flow_ig import LayerFlowIG
 from captum_lig.pretrained.load import load_model
 
 __all__ = ["Explanation", "explain"]
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """How one text flows through the layers of a model."""
-
-    flows: list[LayerFlow]
-    """One a layer, in the order the layers ran."""
-    tokens: list[str]
-    """As the tokenizer writes them, special tokens included; one for each source."""
-    text: str = ""
-    model: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """How the flows were made, in JSON's types."""
 
 
 def explain(
@@ -64,8 +51,6 @@ def explain(
         LigError: if the model cannot be loaded, if the text is empty or longer than the model
             takes, or if a setting is not one :class:`LayerFlowIG` knows.
     """
-    from captum_lig.layer_flow_ig import LayerFlowIG
-
     if not text.strip():
         raise LigError(f"the text {text!r} is empty: give at least one word.")
     loaded = load_model(model)
@@ -73,15 +58,13 @@ def explain(
     engine = LayerFlowIG(
         loaded.network, layer=None if layers is None else list(layers), scalarization=scalarization
     )
-    result = engine.attribute(
-        encoding,
-        baselines=baseline,
-        n_steps=n_steps,
-        method=method,
-        tolerance=tolerance,
-        self_term=self_term,
-        show_progress=show_progress,
-    )
+    settings: dict[str, Any] = {
+        "n_steps": n_steps,
+        "method": method,
+        "tolerance": tolerance,
+        "self_term": self_term,
+    }
+    result = engine.attribute(encoding, baseline, show_progress=show_progress, **settings)
     flows = [result] if isinstance(result, LayerFlow) else result
     return Explanation(
         flows=flows,
@@ -92,9 +75,6 @@ def explain(
             "layers": [flow.index for flow in flows],
             "baseline": baseline,
             "scalarization": scalarization,
-            "n_steps": n_steps,
-            "method": method,
-            "tolerance": tolerance,
-            "self_term": self_term,
+            **settings,
         },
     )

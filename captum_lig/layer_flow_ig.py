@@ -2,42 +2,67 @@
 
 from __future__ import annotations
 
+import time
 import typing
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from typing_extensions import TypedDict, Unpack
 
-from captum_lig._arguments import brief
+from captum_lig._arguments import brief, index_list
 from captum_lig._captum import GradientAttribution, log_usage
+from captum_lig._types import Parts
+from captum_lig.cost import Cost, Meter
 from captum_lig.errors import LigError
+from captum_lig.flow.axes import stacked
 from captum_lig.flow.layer_flow import LayerFlow
-from captum_lig.flow.self_term import ESTIMATES
-from captum_lig.integrals import scalarization as scalar
-from captum_lig.integrals.block import (
-    BOUNDARIES,
-    CROSS,
-    INFLUENCE,
-    Settings,
-    attribute_block,
-)
+from captum_lig.flow.self_term import check_estimate
+from captum_lig.flow.summary import warn_of_rows_not_converged
+from captum_lig.integrals.block import attribute_cross, attribute_text
+from captum_lig.integrals.boundaries import KINDS, Asked
+from captum_lig.integrals.scalarization import check
+from captum_lig.integrals.settings import Settings
 from captum_lig.model.call import BlockCall
-from captum_lig.model.cross_attention import find_cross, without_cross
+from captum_lig.model.cross_attention import SplitCrossAttention, find_cross, without_cross
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder, Layer, is_one
-from captum_lig.paths.baselines import Baseline
+from captum_lig.model.split import SplitBlock
+from captum_lig.paths.baselines import (
+    Baseline,
+    describe,
+    encoder_start,
+    read_baseline,
+    start_of,
+)
 
 __all__ = ["LayerFlowIG"]
 
+Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Any]
+Baselines = Baseline | Sequence[Baseline]
 Delta = dict[str, Tensor]
 
-MOST_NAMED = 20
-"""How many rows a warning names; ``flow.converged`` has them all."""
+BOUNDARIES = ("attention", "mlp", "layer")
+
+
+class FlowSettings(TypedDict, total=False):
+    """The settings of :meth:`LayerFlowIG.attribute`."""
+
+    n_steps: int
+    method: str
+    internal_batch_size: int | None
+    boundaries: Sequence[str]
+    output_indices: Sequence[int] | Tensor | None
+    tolerance: float | None
+    max_steps: int
+    dtype: torch.dtype | None
+    show_progress: bool
+    mlp_start: str
+    self_term: str | None
+    cross_baseline: Baseline
 
 
 class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
@@ -79,57 +104,37 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         super().__init__(getattr(model, "_orig_mod", model))  # as it was before torch.compile
         self._finder = Finder(self.forward_func, layer)
         self.layer = layer
-        self.scalarization = scalar.check(scalarization)
+        self.scalarization = check(scalarization)
 
     @typing.overload
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Any],
-        baselines: Baseline | Sequence[Baseline] = "target_token",
+        inputs: Inputs,
+        baselines: Baselines = "target_token",
         additional_forward_args: object = None,
-        n_steps: int = 16,
-        method: str = "gausslegendre",
-        internal_batch_size: int | None = None,
+        *,
         return_convergence_delta: Literal[False] = False,
-        boundaries: Sequence[str] = BOUNDARIES,
-        output_indices: Sequence[int] | Tensor | None = None,
-        tolerance: float | None = 1e-3,
-        max_steps: int = 1024,
-        dtype: torch.dtype | None = None,
-        show_progress: bool = False,
-        mlp_start: str = "attention",
-        self_term: str | None = None,
-        cross_baseline: Baseline = "zero",
+        **settings: Unpack[FlowSettings],
     ) -> LayerFlow | list[LayerFlow]: ...
 
     @typing.overload
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Any],
-        baselines: Baseline | Sequence[Baseline] = "target_token",
+        inputs: Inputs,
+        baselines: Baselines = "target_token",
         additional_forward_args: object = None,
-        n_steps: int = 16,
-        method: str = "gausslegendre",
-        internal_batch_size: int | None = None,
         *,
         return_convergence_delta: Literal[True],
-        boundaries: Sequence[str] = BOUNDARIES,
-        output_indices: Sequence[int] | Tensor | None = None,
-        tolerance: float | None = 1e-3,
-        max_steps: int = 1024,
-        dtype: torch.dtype | None = None,
-        show_progress: bool = False,
-        mlp_start: str = "attention",
-        self_term: str | None = None,
-        cross_baseline: Baseline = "zero",
+        **settings: Unpack[FlowSettings],
     ) -> tuple[LayerFlow | list[LayerFlow], Delta | list[Delta]]: ...
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Any],
-        baselines: Baseline | Sequence[Baseline] = "target_token",
+        inputs: Inputs,
+        baselines: Baselines = "target_token",
         additional_forward_args: object = None,
+        *,
         n_steps: int = 16,
         method: str = "gausslegendre",
         internal_batch_size: int | None = None,
@@ -149,7 +154,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         Args:
             inputs: what the model is called with: token ids ``(B, S)``, a tuple of tensors (with
                 ``additional_forward_args`` after them, as in Captum), or a tokenizer's mapping.
-                Padding is read from the ``attention_mask``, if the model gets one.
+                Padding is what the blocks' own attention masks hide, or what an
+                ``attention_mask`` leaves out and a block is shown not to read.
             baselines: where the path of each layer's input starts. ``"target_token"``: for
                 target ``j`` every source starts as token ``j`` (the paper's ITB); ``"zero"`` or
                 None; a number; a tensor ``(D,)``, ``(B or 1, S, D)`` or, for a start per target,
@@ -199,61 +205,39 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         Raises:
             LigError: for anything that cannot be worked with; the message says what to do.
         """
-        model: nn.Module = self.forward_func
-        settings = Settings.checked(
-            self.scalarization,
-            n_steps,
-            method,
-            tolerance,
-            max_steps,
-            boundaries,
-            internal_batch_size,
-            output_indices,
-            dtype,
-            mlp_start,
-            cross_baseline,
+        settings = Settings.checked(n_steps, method, tolerance, max_steps, internal_batch_size)
+        problem = _Problem(
+            asked=Asked.of(boundaries, self.scalarization, mlp_start),
+            settings=settings,
+            scalarization=self.scalarization,
+            output_indices=output_indices,
+            dtype=dtype,
+            cross_baseline=cross_baseline,
         )
+        problem.check()
         if self_term is not None:
-            _check_self_term(self_term, baselines, settings)
-        call = ModelCall.of(model, inputs, additional_forward_args)
-
-        def attributed(block: BlockCall, start: Baseline, settings: Settings) -> LayerFlow:
-            valid = call.valid_of(block)
-            (flow,) = attribute_block(block, start, settings, valid)
-            if self_term is None:
-                return flow
-            if self_term != "zero_ratio":
-                return flow.with_self_term(self_term)
-            estimated = replace(settings, boundaries=settings.boundaries - {INFLUENCE, CROSS})
-            (zero,) = attribute_block(block, "zero", estimated, valid)
-            _warn_of_open_rows([zero])
-            flow = flow.with_self_term(self_term, zero)
-            assert flow.cost is not None and zero.cost is not None
-            return replace(flow, cost=flow.cost + zero.cost)
-
-        with self.blocks(call) as calls:
-            starts = _one_for_each(baselines, calls)
-            asked = [settings] * len(calls)
-            if self.layer is None and CROSS in settings.boundaries:
-                asked = _where_there_is_cross(calls, settings)
-            work = [one for one in zip(calls, starts, asked, strict=True) if one[2].boundaries]
-            shown = tqdm(work, desc="layers", unit="layer", disable=not show_progress)
-            flows = [attributed(*one) for one in shown]
-        _warn_of_open_rows(flows)
+            check_estimate(self_term, baselines, problem.asked.boundaries)
+        call = ModelCall.of(self.forward_func, inputs, additional_forward_args)
+        flows = []
+        with self._finder.blocks(call) as blocks:
+            starts = _one_for_each(baselines, blocks)
+            asked = problem.for_each(blocks, everything=self.layer is None)
+            work = [one for one in zip(blocks, starts, asked, strict=True) if one[2] is not None]
+            for block, start, own in tqdm(
+                work, desc="layers", unit="layer", disable=not show_progress
+            ):
+                assert own is not None
+                flow = own.flow(block, start, block.valid)
+                if self_term is not None:
+                    flow = own.with_self_term(flow, self_term, block, block.valid)
+                flows.append(flow)
+        warn_of_rows_not_converged(flows)
         # A module that runs several times (ALBERT's) has a flow for each.
         single = is_one(self.layer) and len(flows) == 1
         result = flows[0] if single else flows
         if not return_convergence_delta:
             return result
         return result, flows[0].delta if single else [flow.delta for flow in flows]
-
-    def blocks(self, call: ModelCall) -> AbstractContextManager[list[BlockCall]]:
-        """The chosen blocks with what they were called with, made sure of, to be attributed inside.
-
-        Raises:
-            LigError: if there are no such blocks, or one of them cannot be cut.
-        """
-        return self._finder.blocks(call)
 
     def compute_convergence_delta(
         self, flow: LayerFlow | Sequence[LayerFlow]
@@ -275,9 +259,149 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         return True
 
 
-def _one_for_each(
-    baselines: Baseline | Sequence[Baseline], calls: list[BlockCall]
-) -> list[Baseline]:
+@dataclass(frozen=True)
+class _Problem:
+    """What is asked of a block."""
+
+    asked: Asked
+    settings: Settings
+    scalarization: str
+    output_indices: Sequence[int] | Tensor | None
+    dtype: torch.dtype | None
+    cross_baseline: Baseline
+
+    def check(self) -> None:
+        """Refuse what can be refused before the model runs."""
+        if self.dtype not in (None, torch.float32, torch.float64):
+            raise LigError(
+                f"dtype={brief(self.dtype)}: give torch.float32, torch.float64 or None; half "
+                "precision is too coarse for path integrals."
+            )
+        shapes = [self.cross_baseline.shape] if isinstance(self.cross_baseline, Tensor) else []
+        read_baseline(self.cross_baseline, torch.zeros(1), shapes, (), ("mean",), "cross_baseline")
+
+    def only(self, names: frozenset[str]) -> _Problem:
+        """The same of some of the boundaries."""
+        return replace(self, asked=replace(self.asked, boundaries=names))
+
+    def for_each(self, blocks: list[BlockCall], everything: bool) -> list[_Problem | None]:
+        """What to ask of each block, None for nothing.
+
+        If every block is meant, those without cross-attention go without that boundary.
+
+        Raises:
+            LigError: if none of them has it.
+        """
+        of_encoder = {name for name in self.asked.boundaries if KINDS[name].of_encoder}
+        if not (everything and of_encoder):
+            return [self] * len(blocks)
+        there = [find_cross(block) is not None for block in blocks]
+        if not any(there):
+            raise without_cross(blocks[-1])
+        rest = self.asked.boundaries - of_encoder
+        without = self.only(rest) if rest else None
+        return [self if cross else without for cross in there]
+
+    def flow(self, call: BlockCall, baseline: Baseline, valid: Tensor) -> LayerFlow:
+        """All boundaries of one block, for every text of the batch.
+
+        Args:
+            call: the block and what it was called with.
+            baseline: what the path of its input starts from.
+            valid: ``(B, S)`` False at padding.
+
+        Raises:
+            LigError: masks, baselines or indices that do not fit, or a block that cannot be split.
+        """
+        _check_heads(call, self.asked.boundaries)
+        began, meter = time.perf_counter(), Meter()
+        half = call.hidden.dtype not in (torch.float32, torch.float64)
+        call = call.in_dtype(self.dtype or (torch.float32 if half else call.hidden.dtype))
+        batch, sources, _ = call.hidden.shape
+        device = call.hidden.device
+        targets = torch.arange(sources, device=device)
+        if self.output_indices is not None:
+            targets = index_list(self.output_indices, sources, device, "tokens")
+        kept = [valid[text, targets].nonzero().squeeze(-1) for text in range(batch)]
+        if not any(len(rows) for rows in kept):
+            raise LigError(
+                f"output_indices={brief(self.output_indices)}: in every text the tokens there are "
+                "padding, choose others."
+            )
+        texts = [
+            self._of_text(call, text, baseline, targets, rows, meter) if len(rows) else {}
+            for text, rows in enumerate(kept)
+        ]
+        return LayerFlow(
+            name=call.name,
+            index=call.index,
+            targets=targets,
+            valid=valid,
+            scalarization=self.scalarization,
+            baseline=describe(baseline),
+            tolerance=self.settings.tolerance,
+            cost=Cost(
+                path_points=meter.pairs / sum(map(len, kept)),
+                forward_equivalents=meter.passed / (batch * sources),
+                seconds=time.perf_counter() - began,
+            ),
+            mlp_start=self.asked.mlp_start,
+            cross_baseline=describe(self.cross_baseline)
+            if any(KINDS[name].of_encoder for name in self.asked.boundaries)
+            else None,
+            tensors=stacked(texts, kept, len(targets)),
+        )
+
+    def _of_text(
+        self,
+        call: BlockCall,
+        text: int,
+        baseline: Baseline,
+        targets: Tensor,
+        rows: Tensor,
+        meter: Meter,
+    ) -> Parts:
+        """Results for the targets ``rows`` of one text, targets first."""
+        of_encoder = frozenset(n for n in self.asked.boundaries if KINDS[n].of_encoder)
+        inner, found = self.asked.boundaries - of_encoder, Parts()
+        start = start_of(baseline, call.hidden[text], text, len(call.hidden), targets)
+        if inner:
+            split, asked = SplitBlock(call, text, meter), self.only(inner).asked
+            found |= attribute_text(split, start.select(rows), targets[rows], asked, self.settings)
+        if of_encoder:
+            cross = find_cross(call)
+            if cross is None:
+                raise without_cross(call)
+            seen, asked = SplitCrossAttention(call, cross, text, meter), self.only(of_encoder).asked
+            begin = encoder_start(self.cross_baseline, seen.states, seen.seen)
+            found |= attribute_cross(seen, begin, targets[rows], asked, self.settings)
+        return found
+
+    def with_self_term(
+        self, flow: LayerFlow, estimate: str, call: BlockCall, valid: Tensor
+    ) -> LayerFlow:
+        """The flow with an estimate of its self terms."""
+        if estimate != "zero_ratio":
+            return flow.with_self_term(estimate)
+        names = self.asked.boundaries & set(BOUNDARIES)
+        zero = self.only(frozenset(names)).flow(call, "zero", valid)
+        warn_of_rows_not_converged([zero])
+        assert flow.cost is not None and zero.cost is not None
+        return replace(flow.with_self_term(estimate, zero), cost=flow.cost + zero.cost)
+
+
+def _check_heads(call: BlockCall, boundaries: frozenset[str]) -> None:
+    """Refuse boundaries of heads in a block whose attention is not reached."""
+    asked = tuple(name for name in KINDS if name in boundaries and KINDS[name].needs_heads)
+    if call.attention is None and asked:
+        raise LigError(
+            f"{call.describe()} has no attention that can be reached: boundaries={asked} need "
+            "one, and it has the layer boundary alone. Ask for boundaries=('layer',), name the "
+            "blocks with attention in layer=[...], or describe this one with captum_lig.Block."
+        )
+
+
+def _one_for_each(baselines: Baselines, calls: list[BlockCall]) -> list[Baseline]:
     if not isinstance(baselines, (list, tuple)):
         return [baselines] * len(calls)  # type: ignore[list-item]
     if len(baselines) != len(calls):
@@ -285,63 +409,3 @@ def _one_for_each(
             f"{len(baselines)} baselines for {len(calls)} layers: give one, or one for each."
         )
     return list(baselines)
-
-
-def _where_there_is_cross(calls: list[BlockCall], settings: Settings) -> list[Settings]:
-    """What to ask of each block: the cross boundary of those that have it.
-
-    Raises:
-        LigError: if none has.
-    """
-    without = replace(settings, boundaries=settings.boundaries - {CROSS})
-    there = [find_cross(call) is not None for call in calls]
-    if not any(there):
-        raise without_cross(calls[-1])
-    return [settings if cross else without for cross in there]
-
-
-def _check_self_term(
-    self_term: str, baselines: Baseline | Sequence[Baseline], settings: Settings
-) -> None:
-    """Say what does not fit before the work rather than after it."""
-    if self_term not in ESTIMATES:
-        raise LigError(f"self_term={brief(self_term)} is unknown: use {' or '.join(ESTIMATES)}.")
-    for one in baselines if isinstance(baselines, (list, tuple)) else [baselines]:
-        if not isinstance(one, str) or one != "target_token":
-            raise LigError(
-                f"self_term={self_term!r} with the baseline {brief(one)}: self terms are estimated "
-                "for the baseline 'target_token', where they are 0."
-            )
-    estimated = {"attention"} if self_term == "map_ratio" else {"attention", "layer"}
-    if not estimated & settings.boundaries:
-        names = " or ".join(map(repr, sorted(estimated)))
-        raise LigError(
-            f"self_term={self_term!r} has nothing to estimate in boundaries="
-            f"{tuple(sorted(settings.boundaries))}: name {names}, too."
-        )
-
-
-def _warn_of_open_rows(flows: list[LayerFlow]) -> None:
-    """Name the rows that are not within tolerance, in one warning."""
-    named, count = [], 0
-    for flow in flows:
-        for boundary, converged in flow.converged.items():
-            error = flow.completeness_error(boundary)
-            for place in (~converged).nonzero().tolist():
-                text, *head, row = place
-                count += 1
-                named.append(
-                    f"{boundary} of layer {flow.index}"
-                    + (f", head {head[0]}" if head else "")
-                    + f", target {int(flow.targets[row])} of text {text}: "
-                    f"{float(error[tuple(place)]):.1e}"
-                )
-    if named:
-        more = f"; and {count - MOST_NAMED} more" if count > MOST_NAMED else ""
-        warnings.warn(
-            f"{count} rows are not within tolerance={flows[0].tolerance} (completeness error): "
-            + "; ".join(named[:MOST_NAMED])
-            + more
-            + ". They are flagged in flow.converged; raise max_steps or choose another baseline.",
-            stacklevel=4,
-        )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict, Unpack
 
-from captum_lig._arguments import brief, index_list, whole_number
+from captum_lig._arguments import brief, index_list
 from captum_lig._captum import (
     GradientAttribution,
     TargetType,
@@ -21,9 +21,23 @@ from captum_lig._captum import (
     select_targets,
 )
 from captum_lig.errors import LigError
-from captum_lig.integrals import scalarization as scalar
-from captum_lig.integrals.quadrature import nodes_and_weights
-from captum_lig.integrals.set_integral import SetIntegral
+from captum_lig.integrals.adaptive import integrate
+from captum_lig.integrals.scalarization import (
+    SCALARIZATIONS,
+    Cotangent,
+    Scalarization,
+    Vector,
+    check,
+)
+from captum_lig.integrals.set_integral import (
+    SetBoundary,
+    SetMap,
+    checked_inputs,
+    sum_of,
+    usable,
+)
+from captum_lig.integrals.settings import Settings
+from captum_lig.paths.baselines import read_baseline
 
 __all__ = ["SetToSetIG"]
 
@@ -31,6 +45,18 @@ Tensors = tuple[Tensor, ...]
 Inputs = Tensor | Tensors
 Baselines = Any
 """None, a number, a tensor, a name, or a tuple of those: one for each input."""
+
+
+class SetSettings(TypedDict, total=False):
+    """The settings of :meth:`SetToSetIG.attribute`."""
+
+    n_steps: int
+    method: str
+    internal_batch_size: int | None
+    output_indices: Sequence[int] | Tensor | None
+    per_feature: bool
+    tolerance: float | None
+    max_steps: int
 
 
 class SetToSetIG(GradientAttribution):  # type: ignore[misc]
@@ -72,7 +98,7 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
             raise LigError(f"forward_func is a {type(forward_func).__name__}: give a callable.")
         super().__init__(forward_func)
         self._multiply_by_inputs = multiply_by_inputs
-        self.scalarization = scalar.check(scalarization, (*scalar.SCALARIZATIONS, "vector"))
+        self.scalarization = check(scalarization, "vector")
 
     @typing.overload
     def attribute(
@@ -81,12 +107,9 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         baselines: Baselines = None,
         target: TargetType = None,
         additional_forward_args: object = None,
-        n_steps: int = 50,
-        method: str = "gausslegendre",
-        internal_batch_size: int | None = None,
+        *,
         return_convergence_delta: Literal[False] = False,
-        output_indices: Sequence[int] | Tensor | None = None,
-        per_feature: bool = False,
+        **settings: Unpack[SetSettings],
     ) -> Inputs: ...
 
     @typing.overload
@@ -96,13 +119,9 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         baselines: Baselines = None,
         target: TargetType = None,
         additional_forward_args: object = None,
-        n_steps: int = 50,
-        method: str = "gausslegendre",
-        internal_batch_size: int | None = None,
         *,
         return_convergence_delta: Literal[True],
-        output_indices: Sequence[int] | Tensor | None = None,
-        per_feature: bool = False,
+        **settings: Unpack[SetSettings],
     ) -> tuple[Inputs, Tensor]: ...
 
     @log_usage()  # type: ignore[untyped-decorator]
@@ -112,12 +131,15 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         baselines: Baselines = None,
         target: TargetType = None,
         additional_forward_args: object = None,
+        *,
         n_steps: int = 50,
         method: str = "gausslegendre",
         internal_batch_size: int | None = None,
         return_convergence_delta: bool = False,
         output_indices: Sequence[int] | Tensor | None = None,
         per_feature: bool = False,
+        tolerance: float | None = None,
+        max_steps: int = 1024,
     ) -> Any:
         r"""Attribute each output token to the input tokens.
 
@@ -139,6 +161,9 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
             return_convergence_delta: also return the completeness errors.
             output_indices: the targets to attribute, in this order; None for all.
             per_feature: keep the inputs' feature dimensions.
+            tolerance: largest completeness error of a row, relative to the size of its total: rows
+                that are not within it after ``n_steps`` nodes are refined. None: the plain rule.
+            max_steps: most nodes for one row.
 
         Returns:
             ``(B, T, S)`` for each input, ``(B, T, S, ...)`` with ``per_feature``, or
@@ -149,28 +174,38 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         Raises:
             LigError: for anything that cannot be worked with; the message says what to do.
         """
-        alphas, weights = nodes_and_weights(method, n_steps)
+        settings = Settings.checked(n_steps, method, tolerance, max_steps, internal_batch_size)
         # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.
         with torch.inference_mode(False):
-            ends, is_tuple = _check_inputs(inputs), isinstance(inputs, tuple)
-            problem = _Outputs(
-                self.forward_func, ends, target, additional_forward_args, output_indices
+            problem, boundary = self._posed(
+                inputs,
+                baselines,
+                target,
+                additional_forward_args,
+                output_indices,
+                internal_batch_size,
             )
-            integral = self._integral(problem, ends, baselines, internal_batch_size)
-            vectors = integral.scalarization == "vector"
+            vectors = isinstance(boundary.scalarization, Vector)
             if vectors and per_feature:
                 raise LigError(
                     "per_feature=True with scalarization 'vector': a vector is not kept for each "
                     "feature, leave out one of them."
                 )
-            integrate = integral.vectors if vectors else integral.attribute
-            attributions = integrate(alphas, weights, self._multiply_by_inputs)
-        delta = _sum_rows(attributions, vectors) - integral.total
+            if vectors and tolerance is not None and not self._multiply_by_inputs:
+                raise LigError(
+                    f"tolerance={tolerance} with scalarization 'vector' and "
+                    "multiply_by_inputs=False: such vectors have no known sum, leave out one."
+                )
+            found = integrate([boundary], settings)
+            attributions = tuple(
+                part.unflatten(0, (problem.examples, -1)) for part in found.values()
+            )
+        delta = _delta(attributions, boundary, problem)
         if not (per_feature or vectors or (problem.one and problem.scalars)):
             attributions = tuple(a.flatten(3).sum(-1) if a.dim() > 3 else a for a in attributions)
         if problem.one:
             attributions, delta = tuple(a[:, 0] for a in attributions), delta[:, 0]
-        result = format_output(is_tuple, attributions)
+        result = format_output(isinstance(inputs, tuple), attributions)
         return (result, delta) if return_convergence_delta else result
 
     def compute_convergence_delta(
@@ -198,15 +233,13 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
             ``(B, T)``, or ``(B,)`` with a ``target``.
         """
         with torch.inference_mode(False):
-            ends = _check_inputs(end_point)
-            problem = _Outputs(
-                self.forward_func, ends, target, additional_forward_args, output_indices
+            problem, boundary = self._posed(
+                end_point, start_point, target, additional_forward_args, output_indices
             )
-            integral = self._integral(problem, ends, start_point, None)
         rows = format_tensor_into_tuples(attributions)
         if problem.one:
             rows = tuple(a.unsqueeze(1) for a in rows)
-        delta = _sum_rows(rows, integral.scalarization == "vector") - integral.total
+        delta = _delta(rows, boundary, problem)
         return delta[:, 0] if problem.one else delta
 
     def has_convergence_delta(self) -> bool:
@@ -218,24 +251,26 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         """Whether attributions are multiplied by (input - baseline)."""
         return self._multiply_by_inputs
 
-    def _integral(
+    def _posed(
         self,
-        problem: _Outputs,
-        ends: Tensors,
+        inputs: Inputs,
         baselines: Baselines,
-        internal_batch_size: int | None,
-    ) -> SetIntegral:
-        if internal_batch_size is not None:
-            whole_number("internal_batch_size", internal_batch_size, 1)
+        target: TargetType,
+        additional_forward_args: object,
+        output_indices: Sequence[int] | Tensor | None,
+        internal_batch_size: int | None = None,
+    ) -> tuple[_Outputs, SetBoundary]:
+        """The outputs that are meant, and the boundary to them."""
+        ends = checked_inputs(inputs)
+        problem = _Outputs(self.forward_func, ends, target, additional_forward_args, output_indices)
         starts, per_target = _starts(baselines, ends, problem)
-        return SetIntegral(
-            problem.forward,
-            starts,
-            ends,
-            per_target,
-            "scalar" if problem.scalars else self.scalarization,
-            internal_batch_size,
+        over = SetMap(
+            problem.forward, starts, ends, per_target, internal_batch_size, self._multiply_by_inputs
         )
+        named: dict[str, type[Scalarization]] = {**SCALARIZATIONS, "vector": Vector}
+        scalarization = Cotangent if problem.scalars else named[self.scalarization]
+        with torch.no_grad():
+            return problem, SetBoundary.of(over, scalarization)
 
 
 class _Outputs:
@@ -251,8 +286,8 @@ class _Outputs:
     ) -> None:
         self._function, self._target = forward_func, target
         args = format_additional_forward_args(additional_forward_args) or ()
-        self._args = tuple(_usable(a) if isinstance(a, Tensor) else a for a in args)
-        self._examples = ends[0].shape[0]
+        self._args = tuple(usable(a) if isinstance(a, Tensor) else a for a in args)
+        self.examples = ends[0].shape[0]
         self._indices: Tensor | None = None
         self._check_target()
         with torch.no_grad():  # one example is enough to see what the outputs are
@@ -292,7 +327,7 @@ class _Outputs:
     def _raw(self, inputs: Tensors, example: Tensor) -> Tensor:
         args = [
             a[example]
-            if isinstance(a, Tensor) and a.dim() > 0 and a.shape[0] == self._examples
+            if isinstance(a, Tensor) and a.dim() > 0 and a.shape[0] == self.examples
             else a
             for a in self._args
         ]
@@ -310,11 +345,6 @@ class _Outputs:
                 f"forward_func gives outputs of shape {tuple(y.shape)} for {len(example)} "
                 "examples: the first dimension has to be the examples."
             )
-        if torch.is_grad_enabled() and not y.requires_grad:
-            raise LigError(
-                "forward_func gives outputs without a gradient to its inputs: it must not detach "
-                "them, nor run under torch.no_grad()."
-            )
         return y
 
     def _check_target(self) -> None:
@@ -326,9 +356,9 @@ class _Outputs:
                 f"target {brief(target)} is a {type(target).__name__}, which chooses none of the "
                 f"outputs: give a whole number, a tuple, or one of them for each example."
             )
-        if count not in (None, self._examples):
+        if count not in (None, self.examples):
             raise LigError(
-                f"target {brief(target)} has {count} entries for {self._examples} examples: give "
+                f"target {brief(target)} has {count} entries for {self.examples} examples: give "
                 "one for each."
             )
 
@@ -348,36 +378,6 @@ class _Outputs:
         return chosen
 
 
-def _check_inputs(inputs: Inputs) -> Tensors:
-    ends = inputs if isinstance(inputs, tuple) else (inputs,)
-    if not ends:
-        raise LigError("inputs are an empty tuple (): give a tensor or a tuple of tensors.")
-    for x in ends:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            given = f"{x.dtype} tensor" if isinstance(x, Tensor) else type(x).__name__
-            raise LigError(
-                f"inputs hold a {given}: give floating point tensors, the tokens' vectors and not "
-                "their ids."
-            )
-        if x.numel() == 0 or x.dim() == 0:
-            raise LigError(
-                f"inputs hold a tensor of shape {tuple(x.shape)}: give (B, S, ...), not empty."
-            )
-        if not bool(torch.isfinite(x).all()):
-            raise LigError("inputs hold values that are not finite (NaN or infinity): mend them.")
-        if x.shape[0] != ends[0].shape[0]:
-            raise LigError(
-                f"inputs have {ends[0].shape[0]} and {x.shape[0]} examples: the first dimension "
-                "has to be the same."
-            )
-    return tuple(_usable(x) for x in ends)
-
-
-def _usable(x: Tensor) -> Tensor:
-    """The tensor out of its graph; an inference tensor could not take part in a new one."""
-    return x.clone() if x.is_inference() else x.detach()
-
-
 def _starts(baselines: Baselines, ends: Tensors, problem: _Outputs) -> tuple[Tensors, bool]:
     """Start of each input, and whether it is one per target."""
     if not isinstance(baselines, tuple):
@@ -394,42 +394,20 @@ def _starts(baselines: Baselines, ends: Tensors, problem: _Outputs) -> tuple[Ten
 
 
 def _start(baseline: Any, x: Tensor, problem: _Outputs) -> tuple[Tensor, bool]:
-    if baseline is None or (isinstance(baseline, str) and baseline == "zero"):
-        return torch.zeros_like(x), False
-    if isinstance(baseline, (int, float)) and not isinstance(baseline, bool):
-        if not math.isfinite(baseline):
-            raise LigError(f"baseline {baseline} is not finite: give a finite number.")
-        return torch.full_like(x, baseline), False
-    if isinstance(baseline, str):
-        return _target_token_start(baseline, x, problem), True
-    if not isinstance(baseline, Tensor):
-        raise LigError(
-            f"baseline {brief(baseline)} is a {type(baseline).__name__}: give None, a number, a "
-            "tensor, 'zero' or 'target_token'."
-        )
-    shape, value = tuple(baseline.shape), _usable(baseline).to(x)
-    if not bool(torch.isfinite(value).all()):
-        raise LigError(
-            f"baseline tensor of shape {shape} holds values that are not finite (NaN or "
-            "infinity): give finite numbers."
-        )
+    """Start of one input, and whether it is one per target."""
     examples, rest, count = x.shape[0], tuple(x.shape[1:]), len(problem.positions)
-    if shape in ((1, *rest), (examples, *rest)):
+    shared = [(n, *rest) for n in (examples, 1)]
+    per_target = [(n, count, *rest) for n in (examples, 1)]
+    baseline = usable(baseline) if isinstance(baseline, Tensor) else baseline
+    value = read_baseline(baseline, x, shared, per_target)
+    if isinstance(value, str):
+        return _target_token_start(x, problem), True
+    if value.dim() == x.dim():
         return value.expand_as(x), False
-    if shape in ((1, count, *rest), (examples, count, *rest)):
-        return value.expand(examples, count, *rest), True
-    raise LigError(
-        f"baseline tensor of shape {shape} does not fit an input of shape {tuple(x.shape)}: use "
-        f"({examples} or 1, {', '.join(map(str, rest))}), or with a target dimension of {count} "
-        "after the first one for a baseline per target."
-    )
+    return value.expand(examples, count, *rest), True
 
 
-def _target_token_start(baseline: str, x: Tensor, problem: _Outputs) -> Tensor:
-    if baseline != "target_token":
-        raise LigError(
-            f"baseline {baseline!r} is unknown: use 'zero', 'target_token', a number or a tensor."
-        )
+def _target_token_start(x: Tensor, problem: _Outputs) -> Tensor:
     positions = problem.positions.to(x.device)
     if problem.one or x.dim() < 2 or int(positions.max()) >= x.shape[1]:
         raise LigError(
@@ -444,13 +422,11 @@ def _target_token_start(baseline: str, x: Tensor, problem: _Outputs) -> Tensor:
     return x[:, positions].unsqueeze(2).expand(-1, -1, *x.shape[1:])
 
 
-def _sum_rows(attributions: Tensors, vectors: bool = False) -> Tensor:
-    """Sum over everything but examples and targets (and width of vectors), and the inputs."""
-    if vectors:
+def _delta(attributions: Tensors, boundary: SetBoundary, problem: _Outputs) -> Tensor:
+    """Sums of attributions minus totals, ``(B, T)``, or ``(B, T, E)`` for vectors."""
+    if isinstance(boundary.scalarization, Vector):
         sums = [a.sum(2) for a in attributions]
     else:
         sums = [a.flatten(2).sum(-1) if a.dim() > 2 else a for a in attributions]
-    total = sums[0]
-    for other in sums[1:]:
-        total = total + other  # of several dtypes the widest wins
-    return total
+    total: Tensor = boundary.totals[:, 0].unflatten(0, (problem.examples, -1))
+    return sum_of(sums) - total

@@ -35,7 +35,13 @@ author = "the captum_lig authors"
 project_copyright = author
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
-include_patterns = ["README.md", "docs/*.md", "docs/generated/*", "tutorials/*.ipynb"]
+include_patterns = [
+    "README.md",
+    "CHANGELOG.md",
+    "docs/*.md",
+    "docs/generated/*",
+    "tutorials/*.ipynb",
+]
 exclude_patterns = [".*", "docs/_build"]
 templates_path = [str(ROOT / "docs" / "_templates")]  # autosummary looks from the source folder
 root_doc = "README"
@@ -85,7 +91,12 @@ CONTENTS = {
     ],
     "Understand": ["docs/method", "docs/limitations"],
     "Measured": ["docs/consistency", "docs/certified", "docs/benchmarks", "docs/*"],
-    "Reference": ["docs/reference", "docs/generated/command-line"],
+    "Reference": [
+        "docs/reference",
+        "docs/generated/command-line",
+        "docs/architecture",
+        "CHANGELOG",
+    ],
 }
 """The sidebar: pages by heading. ``*`` stands for those of a folder that are not named."""
 

@@ -1,4 +1,4 @@
-"""The command line on a tiny model: the main job, and one clear sentence for each bad input."""
+"""The command line on a tiny model: runs that succeed, and a sentence for each bad input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertModel, BertTokenizerFast
 from typer.testing import CliRunner, Result
 
 from captum_lig import explain as explain_module
@@ -21,34 +21,6 @@ from tests.helpers.pages import header
 
 TEXT = "the cats sat on [x] mat"
 TOKENS = ["[CLS]", "the", "cat", "##s", "sat", "on", "[", "x", "]", "mat", "[SEP]"]
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "sat", "on"]
-VOCABULARY += ["[", "]", "x", "mat", "cats'"]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random BERT of three layers for at most 16 tokens, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny")
-    words = folder / "words.txt"
-    words.write_text("\n".join(VOCABULARY))
-    BertTokenizerFast(str(words), model_max_length=512).save_pretrained(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = BertModel(
-            BertConfig(
-                vocab_size=len(VOCABULARY),
-                hidden_size=16,
-                num_hidden_layers=3,
-                num_attention_heads=2,
-                intermediate_size=32,
-                max_position_embeddings=16,
-                initializer_range=0.5,
-            )
-        )
-        for parameter in model.parameters():  # biases of 0 are a degenerate case
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    return folder
 
 
 def run(*arguments: str | Path) -> Result:
@@ -309,3 +281,17 @@ def test_layers_that_are_none(given: str) -> None:
 )
 def test_parse_baseline(given: str, expected: str | float) -> None:
     assert parse_baseline(given) == expected
+
+
+@pytest.mark.parametrize("command", [["explain"], ["inspect", "--text"]])
+def test_text_that_is_not_utf8(tiny: Path, command: list[str]) -> None:
+    """Bytes of another encoding, as a terminal gives them, are one sentence."""
+    model = ["--model", str(tiny)] if command == ["explain"] else [str(tiny)]
+    program = [sys.executable, "-c", "from captum_lig.cli import main; main()"]
+    arguments = [*command[:1], *model, *command[1:], b"caf\xe9"]
+    done = subprocess.run([*program, *arguments], capture_output=True, check=False)
+    assert done.returncode == 2
+    message = done.stderr.decode()
+    assert "Traceback" not in message
+    assert "caf\\udce9" in message
+    assert "not UTF-8 (character 4)" in message

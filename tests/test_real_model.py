@@ -15,7 +15,7 @@ from captum_lig.errors import LigError
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.pretrained.minilm import embedded_model_path
 from tests.helpers import models, twins
-from tests.test_layer_flow_ig import assert_equals_twin
+from tests.helpers.attributions import assert_equals_twin
 
 SENTENCES = (
     "The keys to the cabinet, which nobody had seen since the spring, are on the table because "

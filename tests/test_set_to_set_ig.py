@@ -722,3 +722,44 @@ def test_a_bert_layer_is_the_layer_boundary(method: str, baseline: str, scalariz
 def test_forward_without_gradients_is_refused() -> None:
     with pytest.raises(LigError, match="grad"):
         SetToSetIG(torch.no_grad()(vector_map)).attribute(X, n_steps=2)
+
+
+@pytest.mark.parametrize("scalarization", ["l2", "projection", "vector"])
+@pytest.mark.parametrize("baseline", [0.0, "target_token"])
+def test_rows_are_refined_until_they_are_within_tolerance(
+    baseline: Any, scalarization: str
+) -> None:
+    """A map that turns fast near the start of the path: few nodes miss it, refined rows do not."""
+
+    def steep(x: Tensor) -> Tensor:
+        return torch.tanh(20 * vector_map(x)) + vector_map(x)
+
+    ig = SetToSetIG(steep, scalarization=scalarization)
+
+    def asked(**settings: Any) -> tuple[Tensor, Tensor]:
+        attr, delta = ig.attribute(X, baseline, return_convergence_delta=True, **settings)
+        return attr, delta.abs() if delta.dim() == 2 else delta.norm(dim=-1)
+
+    plain, missed = asked(n_steps=8)
+    refined, left = asked(n_steps=8, tolerance=1e-4, max_steps=4096)
+    exact, _ = asked(n_steps=4000)
+    total = refined.sum(2).abs() if refined.dim() == 3 else refined.sum(2).norm(dim=-1)
+    assert bool((missed > 1e-4 * total).any())
+    assert bool((left <= 1e-4 * total).all())
+    assert float((refined - exact).abs().max()) < 0.05 * float((plain - exact).abs().max())
+
+
+def test_numbers_are_refined_too() -> None:
+    """Signed totals of outputs that are numbers, on several inputs."""
+
+    def numbers(x: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(30 * x.sum(-1)) * y.sum((-1, -2))[:, None]
+
+    y = X.roll(1, 0) + 1
+    attr, delta = SetToSetIG(numbers).attribute(
+        (X, y), n_steps=8, tolerance=1e-5, max_steps=4096, return_convergence_delta=True
+    )
+    total = numbers(X, y) - numbers(0 * X, 0 * y)
+    summed = sum(part.flatten(2).sum(-1) for part in attr)
+    torch.testing.assert_close(summed, total, rtol=1e-5, atol=0)
+    torch.testing.assert_close(delta, summed - total, rtol=0, atol=1e-12)

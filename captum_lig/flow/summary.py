@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_lig.errors import LigError
+from captum_lig.flow.axes import FIELDS
 from captum_lig.flow.layer_flow import LayerFlow
 
 __all__ = [
@@ -17,14 +19,19 @@ __all__ = [
     "LayerSummary",
     "Link",
     "one_text",
+    "row_errors",
     "shares",
     "summarize",
     "target_rows",
+    "warn_of_rows_not_converged",
 ]
 
-BOUNDARIES = ("attention", "mlp", "layer")
 TOLERANCE = 1e-3
 """A row whose completeness error is above this is called out, if the flow has no tolerance."""
+
+
+MOST_NAMED = 20
+"""How many rows a warning names; ``flow.converged`` has them all."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,12 @@ def _off_diagonal(flow: LayerFlow) -> Tensor:
     return different & flow.valid[0] & flow.valid[0, flow.targets].unsqueeze(-1)
 
 
+def row_errors(flow: LayerFlow, name: str, rows: Tensor) -> Tensor:
+    """Completeness errors of some rows of the first text, ``(..., R)``, targets last."""
+    target = FIELDS[name].rows.index("target")
+    return flow.completeness_error(name).movedim(target, -1)[0][..., rows]
+
+
 def shares(flow: LayerFlow, rule: str | None = "conserve") -> Tensor:
     """A map ``z -> z'`` as shares of its targets.
 
@@ -127,15 +140,7 @@ def shares(flow: LayerFlow, rule: str | None = "conserve") -> Tensor:
         the rule ``product``, which does not conserve, by the sum of its absolute values.
         Rows of targets that nothing moved are 0.
     """
-    if rule is None:
-        if flow.layer is None:
-            raise LigError(
-                "this flow has no 'layer' boundary: name it in boundaries=(...) when calling "
-                "LayerFlowIG.attribute."
-            )
-        values = flow.layer[0]
-    else:
-        values = flow.compose(rule)[0]
+    values = (flow.need("layer") if rule is None else flow.compose(rule))[0]
     if rule == "product" or flow.layer_total is None:
         size = values.abs().sum(-1, keepdim=True)
     else:
@@ -156,15 +161,13 @@ def summarize(flow: LayerFlow, rule: str = "conserve", links: int = 3) -> LayerS
     """
     rows = target_rows(flow)
     agreement = flow.agreement(rule)[0, rows]
-    certified = (*BOUNDARIES, *(("chain",) if flow.chain is not None else ()))
-    errors = torch.cat([flow.completeness_error(b)[0][..., rows].flatten() for b in certified])
-    assert flow.mlp is not None and flow.residual is not None and flow.layer_total is not None
-    heads = flow.mlp[0, rows].abs().sum().item()
-    residual = flow.residual[0, rows].abs().sum().item()
+    errors = torch.cat([row_errors(flow, name, rows).flatten() for name in flow.certified])
+    heads = flow.need("mlp")[0, rows].abs().sum().item()
+    residual = flow.need("residual")[0, rows].abs().sum().item()
     tolerance = TOLERANCE if flow.tolerance is None else flow.tolerance
     return LayerSummary(
         index=flow.index,
-        total=flow.layer_total[0, rows].mean().item(),
+        total=flow.need("layer_total")[0, rows].mean().item(),
         completeness_error=errors.max().item(),
         rows=len(errors),
         missed=int((~(errors <= tolerance)).sum()),
@@ -191,3 +194,29 @@ def _strongest(flow: LayerFlow, rule: str, count: int) -> list[Link]:
                 )
             )
     return links
+
+
+def warn_of_rows_not_converged(flows: list[LayerFlow]) -> None:
+    """Name the rows that are not within tolerance, in one warning."""
+    named, count = [], 0
+    for flow in flows:
+        for boundary, converged in flow.converged.items():
+            error = flow.completeness_error(boundary)
+            for position in (~converged).nonzero().tolist():
+                text, *head, row = position
+                count += 1
+                named.append(
+                    f"{boundary} of layer {flow.index}"
+                    + (f", head {head[0]}" if head else "")
+                    + f", target {int(flow.targets[row])} of text {text}: "
+                    f"{float(error[tuple(position)]):.1e}"
+                )
+    if named:
+        more = f"; and {count - MOST_NAMED} more" if count > MOST_NAMED else ""
+        warnings.warn(
+            f"{count} rows are not within tolerance={flows[0].tolerance} (completeness error): "
+            + "; ".join(named[:MOST_NAMED])
+            + more
+            + ". They are flagged in flow.converged; raise max_steps or choose another baseline.",
+            stacklevel=4,
+        )

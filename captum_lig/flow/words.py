@@ -69,7 +69,7 @@ def merge_map(matrix: Tensor, groups: Sequence[int], targets: Tensor | None = No
     Args:
         matrix: ``(..., T, S)``, ``[target, source]``.
         groups: the word of each of the ``S`` sources, from :func:`word_groups`.
-        targets: ``(T,)`` places of the targets among the sources; None: all of them, in order.
+        targets: ``(T,)`` indices of the targets among the sources; None: all of them, in order.
 
     Returns:
         ``(..., words that are targets, words)``, of the same dtype; the words that are targets in
@@ -169,10 +169,10 @@ def _joined(pieces: list[str]) -> str:
 
 
 def _same_number(word_ids: list[int | None]) -> list[bool]:
-    for place, number in enumerate(word_ids):
+    for index, number in enumerate(word_ids):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
             raise LigError(
-                f"token {place} has the word number {brief(number)}: give whole numbers, and None "
+                f"token {index} has the word number {brief(number)}: give whole numbers, and None "
                 "for a token that stays alone."
             )
     last: list[int | None] = [None, *word_ids]

@@ -1,4 +1,4 @@
-"""Checks of what a caller of the graph gave: flows, layers, tokens, relevance."""
+"""Checks of what a caller of the graph gave; each raises a LigError if it does not fit."""
 
 from __future__ import annotations
 
@@ -19,16 +19,12 @@ __all__ = [
     "no_target",
     "one_token",
     "start_relevance",
-    "token_places",
+    "token_indices",
 ]
 
 
 def check_flows(flows: list[LayerFlow], text: int | None) -> int:
-    """The place of the text, if the flows can be joined.
-
-    Raises:
-        LigError: if they cannot.
-    """
+    """The index of the text, if the flows can be joined."""
     if not flows:
         raise LigError("there is no flow to make a graph of: the list of flows is empty.")
     indices = [flow.index for flow in flows]
@@ -61,11 +57,7 @@ def check_flows(flows: list[LayerFlow], text: int | None) -> int:
 
 
 def layer_range(layers: list[GraphLayer], wanted: tuple[int, int] | None) -> list[GraphLayer]:
-    """The layers from a first to a last index, or all.
-
-    Raises:
-        LigError: if they are no range of them.
-    """
+    """The layers from a first to a last index, or all."""
     if wanted is None:
         return layers
     first, last = layers[0].index, layers[-1].index
@@ -82,37 +74,25 @@ def layer_range(layers: list[GraphLayer], wanted: tuple[int, int] | None) -> lis
     return layers[wanted[0] - first : wanted[1] - first + 1]
 
 
-def token_places(given: int | Sequence[int] | Tensor, count: int, name: str) -> list[int]:
-    """Tokens, negative ones from the end, as places among ``count``.
-
-    Raises:
-        LigError: if there are no such tokens.
-    """
+def token_indices(given: int | Sequence[int] | Tensor, count: int, name: str) -> list[int]:
+    """Tokens, negative ones from the end, as indices among ``count``."""
     listed = [given] if isinstance(given, int) else given
-    places = [int(i) for i in index_list(listed, count, torch.device("cpu"), "tokens", name)]
-    if len(set(places)) != len(places):
+    indices = [int(i) for i in index_list(listed, count, torch.device("cpu"), "tokens", name)]
+    if len(set(indices)) != len(indices):
         raise LigError(f"{name}={brief(given)} names a token twice: name each once.")
-    return places
+    return indices
 
 
 def one_token(given: int, count: int, name: str) -> int:
-    """The same for one token.
-
-    Raises:
-        LigError: if there is no such token, or if there are several.
-    """
-    places = token_places(given, count, name)
-    if len(places) != 1:
+    """The same for one token."""
+    indices = token_indices(given, count, name)
+    if len(indices) != 1:
         raise LigError(f"{name}={brief(given)}: a route goes from one token to one: give one.")
-    return places[0]
+    return indices[0]
 
 
 def check_whole(layers: list[GraphLayer], tokens: Sequence[str]) -> None:
-    """Check that what reaches a token above goes on below: all but the last layer have all edges.
-
-    Raises:
-        LigError: if a token was no target of the attribution in a layer below the last.
-    """
+    """Check that all tokens are targets in all layers but the last: what reaches them goes on."""
     for layer in layers[:-1]:
         if not bool(layer.known.all()):
             raise no_target(layer, int((~layer.known).nonzero()[0]), tokens)
@@ -133,31 +113,20 @@ def start_relevance(
     count: int,
     name: str,
 ) -> Tensor:
-    """Relevance ``(N,)`` to start from, float64: 1 at each of ``tokens``, or what ``start`` says.
-
-    Raises:
-        LigError: if tokens and start do not fit, or start is not finite.
-    """
-    values = None if start is None else _numbers(start)
-    if tokens is None:
-        if values is None:
-            raise LigError("give a target, or a start for all tokens, or both.")
-        places = list(range(count))
-    else:
-        places = token_places(tokens, count, name)
-    if values is not None and len(values) != len(places):
-        raise LigError(
-            f"start holds {len(values)} numbers for {len(places)} tokens: give one for each."
-        )
-    if values is not None and not bool(torch.isfinite(values).all()):
-        raise LigError("start holds numbers that are not finite: give finite ones.")
-    relevance = torch.zeros(count, dtype=torch.float64)
-    relevance[places] = 1.0 if values is None else values.cpu()
-    return relevance
-
-
-def _numbers(start: Tensor | Sequence[float]) -> Tensor:
+    """Relevance ``(N,)`` to start from, float64: 1 at each token, or what ``start`` says."""
+    if tokens is None and start is None:
+        raise LigError("give a target, or a start for all tokens, or both.")
+    indices = list(range(count)) if tokens is None else token_indices(tokens, count, name)
     try:
-        return torch.as_tensor(start).detach().double().flatten()
+        values = torch.as_tensor(1.0 if start is None else start).detach().double().flatten().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise LigError(f"start={brief(start)}: give numbers, one for each token.") from error
+    if start is not None and len(values) != len(indices):
+        raise LigError(
+            f"start holds {len(values)} numbers for {len(indices)} tokens: give one for each."
+        )
+    if not bool(torch.isfinite(values).all()):
+        raise LigError("start holds numbers that are not finite: give finite ones.")
+    relevance = torch.zeros(count, dtype=torch.float64)
+    relevance[indices] = values
+    return relevance

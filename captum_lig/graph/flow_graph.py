@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from captum_lig._arguments import brief, fraction, whole_number
 from captum_lig.errors import LigError
@@ -20,13 +21,13 @@ from captum_lig.graph.arguments import (
     no_target,
     one_token,
     start_relevance,
-    token_places,
+    token_indices,
 )
 from captum_lig.graph.edges import KINDS, Edges, edges_of, only_heads, only_strong
-from captum_lig.graph.layer import GraphLayer
+from captum_lig.graph.layer import Certificate, GraphLayer
 from captum_lig.graph.merge_words import merged_layer, words_of
 from captum_lig.graph.routes import MOST_ROUTES, Route, routes_between
-from captum_lig.graph.trace import Trace, padded
+from captum_lig.graph.trace import Trace, traced_down, traced_up
 
 if TYPE_CHECKING:
     import networkx
@@ -52,15 +53,18 @@ class FlowGraph:
         flows: one flow a layer, of consecutive layers, with the attention and mlp boundaries,
             as :class:`~captum_lig.LayerFlowIG` gives them. Every token has to be a target,
             except in the last layer.
-        tokens: what the tokens are called, one for each source. None: their places.
+        tokens: what the tokens are called, one for each source. None: their indices.
         text: which text of the batch, negative ones from the end; needed if the flows hold several.
 
     Attributes:
         tokens: the tokens without padding.
-        positions: ``(N,)`` their places in the text as the model got it.
+        positions: ``(N,)`` their positions in the text as the model got it.
 
     Raises:
-        LigError: flows that do not fit together, or lack a boundary.
+        LigError: flows that do not fit together, or lack a boundary. The methods raise it for
+            tokens, layers, heads, kinds of edges or a rule that do not exist, and where relevance
+            or a route would reach a token below the last layer that was no target of the
+            attribution.
 
     Across layers the baseline matters: with ``"target_token"`` a token has no part in itself, so
     its relevance leaves it in every layer. Give the flows a self term
@@ -69,7 +73,7 @@ class FlowGraph:
     Example::
 
         >>> graph = FlowGraph(flows, tokens)
-        >>> graph.relevance(target=3).strongest(2)   # token, place, part
+        >>> graph.relevance(target=3).strongest(2)   # token, index, part
         [('[SEP]', 8, 0.185...), ('.', 7, 0.146...)]
         >>> print(graph.paths(source=1, target=3, k=1)[0])
         +6.69e-06  the -[0.h9]-> . ... -[5.h11]-> sat
@@ -85,34 +89,20 @@ class FlowGraph:
         text = check_flows(flows, text)
         valid = flows[0].valid[text]
         if tokens is None:
-            tokens = [str(place) for place in range(len(valid))]
+            tokens = [str(index) for index in range(len(valid))]
         if len(tokens) != len(valid):
             raise LigError(
                 f"{len(tokens)} tokens were given for flows of {len(valid)} sources: give every "
                 "token of the text, special tokens included, and padding where there is some."
             )
         self.positions: Tensor = valid.nonzero().squeeze(-1)
-        self.tokens: list[str] = [str(tokens[int(place)]) for place in self.positions]
+        self.tokens: list[str] = [str(tokens[int(index)]) for index in self.positions]
         self.layers: list[GraphLayer] = [GraphLayer.of(flow, text) for flow in flows]
         self.scalarization: str = flows[0].scalarization
         self.baseline: str = flows[0].baseline
 
-    def _with(
-        self,
-        layers: list[GraphLayer],
-        tokens: list[str] | None = None,
-        positions: Tensor | None = None,
-    ) -> FlowGraph:
-        return self._of(
-            layers,
-            self.tokens if tokens is None else tokens,
-            self.positions if positions is None else positions,
-            self.scalarization,
-            self.baseline,
-        )
-
     @classmethod
-    def _of(
+    def of_layers(
         cls,
         layers: list[GraphLayer],
         tokens: list[str],
@@ -120,10 +110,14 @@ class FlowGraph:
         scalarization: str,
         baseline: str,
     ) -> FlowGraph:
+        """A graph of layers that are there already, over the same tokens."""
         graph = object.__new__(cls)
         graph.layers, graph.tokens, graph.positions = layers, tokens, positions
         graph.scalarization, graph.baseline = scalarization, baseline
         return graph
+
+    def _with(self, layers: list[GraphLayer], tokens: list[str], positions: Tensor) -> FlowGraph:
+        return self.of_layers(layers, tokens, positions, self.scalarization, self.baseline)
 
     # --- what there is ------------------------------------------------------------------------
 
@@ -135,31 +129,32 @@ class FlowGraph:
     @property
     def nbytes(self) -> int:
         """Bytes of the graph's tensors."""
-        tensors = [t for layer in self.layers for t in layer.tensors().values()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        held = [layer.tensors() for layer in self.layers] + [layer.errors for layer in self.layers]
+        return sum(tensor.nbytes for tensors in held for tensor in tensors.values())
 
     def __repr__(self) -> str:
         counts = self.edge_counts
+        summary = self.summary()
+        rows, missed = sum(one.rows for one in summary), sum(one.missed for one in summary)
         return (
             f"FlowGraph(layers {self.indices[0]} to {self.indices[-1]}, {len(self.tokens)} tokens, "
             f"edges: {counts['attention']} attention, {counts['mlp']} mlp, "
-            f"{counts['residual']} residual)"
+            f"{counts['residual']} residual; {missed} of {rows} rows miss their total)"
         )
+
+    def summary(self) -> list[Certificate]:
+        """How far the rows of each layer and each certified field are off their totals."""
+        return [one for layer in self.layers for one in layer.certificates()]
 
     @cached_property
     def edge_counts(self) -> dict[str, int]:
         """Number of edges by kind; an edge that carries nothing is none."""
         return {
-            kind: sum(int(mask.sum()) for mask in map(kept, self.layers))
-            for kind, kept in KINDS.items()
+            name: sum(int(kept(one).sum()) for one in self.layers) for name, kept in KINDS.items()
         }
 
     def edges(self, kind: str) -> Edges:
-        """The edges of one kind, ``"attention"``, ``"mlp"`` or ``"residual"``, as columns.
-
-        Raises:
-            LigError: for another kind.
-        """
+        """The edges of one kind, ``"attention"``, ``"mlp"`` or ``"residual"``, as columns."""
         return edges_of(self.layers, kind)
 
     # --- what moves along it --------------------------------------------------------------------
@@ -186,34 +181,12 @@ class FlowGraph:
             rule: ``"conserve"``, ``"chain"`` or ``"product"``, see :meth:`LayerFlow.compose`.
             absolute: take absolute values of the edges: then every share is between 0 and 1.
             layers: indices of the first and the last layer of a range; None for all.
-
-        Raises:
-            LigError: tokens, layers or a rule that do not exist, or relevance that reaches a token
-                that was no target of the attribution.
         """
         chosen = layer_range(self.layers, layers)
         relevance = self._start(target, start, "target")
-        rows, heads, residuals = [relevance], [], []
-        for layer in reversed(chosen):
-            lost = relevance[~layer.known].abs().sum()
-            if lost > 0:
-                token = int((relevance.abs() * ~layer.known).argmax())
-                raise no_target(layer, token, self.tokens)
-            shares = layer.shares(rule, absolute)
-            by_route = shares.heads * relevance[:, None]  # (H, target, source)
-            heads.append(by_route.sum(-1))
-            residuals.append(shares.residual * relevance)
-            relevance = by_route.sum((0, 1)) + residuals[-1]
-            rows.append(relevance)
-        return Trace(
-            layers=tuple(layer.index for layer in chosen),
-            labels=tuple(self.tokens),
-            tokens=torch.stack(rows[::-1]),
-            heads=padded(heads[::-1]),
-            residual=torch.stack(residuals[::-1]),
-        )
+        return traced_down(chosen, self.tokens, relevance, rule, absolute)
 
-    def influence(
+    def contributions(
         self,
         source: int | Sequence[int],
         *,
@@ -232,27 +205,9 @@ class FlowGraph:
             rule: see :meth:`relevance`.
             absolute: see :meth:`relevance`.
             layers: see :meth:`relevance`.
-
-        Raises:
-            LigError: tokens, layers or a rule that do not exist, or a token that was no target of
-                the attribution in a layer below the last.
         """
         chosen = self._whole(layers)
-        share = self._start(source, None, "source")
-        rows, heads, residuals = [share], [], []
-        for layer in chosen:
-            shares = layer.shares(rule, absolute)
-            heads.append(shares.heads @ share)
-            residuals.append(shares.residual * share)
-            share = heads[-1].sum(0) + residuals[-1]
-            rows.append(share)
-        return Trace(
-            layers=tuple(layer.index for layer in chosen),
-            labels=tuple(self.tokens),
-            tokens=torch.stack(rows),
-            heads=padded(heads),
-            residual=torch.stack(residuals),
-        )
+        return traced_up(chosen, self.tokens, self._start(source, None, "source"), rule, absolute)
 
     def rollout(
         self,
@@ -272,10 +227,6 @@ class FlowGraph:
         Returns:
             ``(N, N)``, float64: row ``j`` is what of token ``j`` leaving the last layer comes from
             each token entering the first; all 0 if it was no target of the attribution there.
-
-        Raises:
-            LigError: layers or a rule that do not exist, or a token that was no target of the
-                attribution in a layer below the last.
         """
         product = torch.eye(len(self.tokens), dtype=torch.float64, device=self.positions.device)
         for layer in self._whole(layers):
@@ -303,10 +254,6 @@ class FlowGraph:
             k: how many, 10,000 at most; fewer are returned if fewer carry anything.
             rule: see :meth:`relevance`.
             layers: indices of the first and the last layer; None for all.
-
-        Raises:
-            LigError: tokens, layers or a rule that do not exist, or a token that was no target of
-                the attribution in a layer that a route would go through.
         """
         if whole_number("k", k, 1) > MOST_ROUTES:
             raise LigError(f"k={brief(k)}: at most {MOST_ROUTES:,} routes are looked for.")
@@ -315,8 +262,8 @@ class FlowGraph:
         last = one_token(target, len(self.tokens), "target")
         if not chosen[-1].known[last]:
             raise no_target(chosen[-1], last, self.tokens)
-        shares = [layer.shares(rule, False).cpu() for layer in chosen]
         indices = [layer.index for layer in chosen]
+        shares = [layer.shares(rule, False).cpu() for layer in chosen]
         return routes_between(shares, indices, self.tokens, first, last, k)
 
     # --- less of it -----------------------------------------------------------------------------
@@ -348,10 +295,8 @@ class FlowGraph:
             fraction("threshold", threshold)
         else:
             whole_number("top_k", top_k, 1)
-        layers = [
-            only_strong(layer, layer.shares(rule, False), threshold, top_k) for layer in self.layers
-        ]
-        return self._with(layers)
+        layers = [only_strong(layer, rule, threshold, top_k) for layer in self.layers]
+        return self._with(layers, self.tokens, self.positions)
 
     def subgraph(
         self,
@@ -364,25 +309,22 @@ class FlowGraph:
         The shares of the edges that are left stay what they are in the whole graph.
 
         Args:
-            tokens: places of the tokens to keep, each once; None for all.
+            tokens: indices of the tokens to keep, each once; None for all.
             layers: indices of the first and the last layer; None for all.
             heads: numbers of heads to keep in every layer, or pairs of (layer, head); None for
                 all. Residual edges stay.
-
-        Raises:
-            LigError: tokens, layers or heads that do not exist.
         """
         chosen = layer_range(self.layers, layers)
         if heads is not None:
             chosen = only_heads(chosen, heads)
         if tokens is None:
-            return self._with(chosen)
-        found = token_places(tokens, len(self.tokens), "tokens")
-        places = torch.tensor(found, device=self.positions.device)
+            return self._with(chosen, self.tokens, self.positions)
+        found = token_indices(tokens, len(self.tokens), "tokens")
+        indices = torch.tensor(found, device=self.positions.device)
         return self._with(
-            [layer.at(places) for layer in chosen],
-            [self.tokens[place] for place in found],
-            self.positions[places],
+            [layer.at(indices) for layer in chosen],
+            [self.tokens[index] for index in found],
+            self.positions[indices],
         )
 
     def merge_tokens(
@@ -424,7 +366,7 @@ class FlowGraph:
         stay what they are in the whole layer, and of an output that no edge reaches any more there
         is none. NaN in a layer that moved nothing.
         """
-        return padded([layer.head_shares()[:, None] for layer in self.layers]).squeeze(-1)
+        return pad_sequence([layer.head_shares() for layer in self.layers], batch_first=True)
 
     def residual_share(self) -> Tensor:
         """``(L,)``: the share of the residual edges in what reached the tokens leaving a layer.
@@ -433,105 +375,37 @@ class FlowGraph:
         """
         return torch.stack([layer.residual_share() for layer in self.layers])
 
-    # --- files and other programs ---------------------------------------------------------------
+    # --- files, other programs and pictures -----------------------------------------------------
 
     def to_networkx(self) -> networkx.DiGraph[Any]:
-        """The graph for networkx.
-
-        Nodes are tuples ``(layer, kind, head, token)``: ``(l, "z", None, i)`` is token ``i``
-        entering layer ``l`` (those that leave the last layer have the next number),
-        ``(l, "u", h, j)`` the output of head ``h`` at token ``j``. All tokens are nodes, and the
-        outputs that an attention edge reaches. They have
-
-        - ``layer``, ``kind``, ``head`` (of ``u`` alone), ``token``: their names again;
-        - ``label``: what the token is called; ``position``: its place in the text;
-        - ``sum`` and ``size``: of all attributions that the layer has to the node, and of their
-          absolute values. Tokens entering the first layer have none.
-
-        Edges that carry nothing are left out. The others have
-
-        - ``kind``: ``"attention"``, ``"mlp"`` or ``"residual"``;
-        - ``value``: the signed attribution, a length;
-        - ``share``: the signed share of the target node that the edge carries (``conserve``). A
-          token that nothing moved has a residual edge of value 0 and share 1;
-        - ``chain``, of attention edges, where the flows have it: the attribution with the
-          cotangent that the mlp boundary hands down.
-
-        Raises:
-            LigError: if networkx is not installed.
-        """
+        """The graph for networkx, see :func:`captum_lig.io.networkx.to_networkx`."""
         from captum_lig.io.networkx import to_networkx
 
         return to_networkx(self)
 
     def save(self, path: str | Path) -> Path:
-        """Write the graph to a file: ``.json``, ``.safetensors``, or ``.graphml`` (write only).
+        """Write the graph to a file, see :func:`captum_lig.io.graphs.save_graph`."""
+        from captum_lig.io.graphs import save_graph
 
-        :mod:`captum_lig.io.graphs` says what is in them. Missing folders are made.
+        return save_graph(self, path)
 
-        Returns:
-            The path.
+    @staticmethod
+    def load(path: str | Path) -> FlowGraph:
+        """Read back what :meth:`save` wrote, see :func:`captum_lig.io.graphs.load_graph`."""
+        from captum_lig.io.graphs import load_graph
 
-        Raises:
-            LigError: if the suffix is another one, or networkx is not installed (GraphML).
-            OSError: if the file cannot be written.
-        """
-        from captum_lig.io.graphs import save
-
-        return save(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> FlowGraph:
-        """Read back what :meth:`save` wrote, on the CPU; every number has the same bits.
-
-        Raises:
-            LigError: if the file's suffix or content is not this format, or its version is another.
-            OSError: if the file cannot be read.
-        """
-        from captum_lig.io.graphs import load
-
-        return cls._of(*load(path))
+        return load_graph(path)
 
     def to_html(self, path: str | Path, title: str | None = None, rule: str = "conserve") -> Path:
-        """Write the interactive page: one HTML file that needs no network.
-
-        Layers, target, head, boundary, rule and threshold are chosen on the page, a token's
-        strongest routes are those of :meth:`paths`, and the composed maps stand beside the direct
-        ones where the flows have them.
-
-        Args:
-            path: a file that ends in ``.html``. Missing folders are made.
-            title: what stands on top; plain text, whatever it contains. None: the tokens.
-            rule: the composition rule that the page opens with, see :meth:`LayerFlow.compose`.
-
-        Returns:
-            The path.
-
-        Raises:
-            LigError: for another suffix, an unknown rule, or one that needs a boundary that is
-                not there.
-            OSError: if the file cannot be written.
-        """
+        """Write the interactive page, see :func:`captum_lig.views.page.write_page`."""
         from captum_lig.views.page import write_page
 
         return write_page(self, path, title, rule)
 
-    # --- pictures -------------------------------------------------------------------------------
-
     def plot(
         self, target: int | Sequence[int] | None = None, **settings: Any
     ) -> tuple[Figure, Axes]:
-        """Draw what reaches a token, and the strongest routes to it.
-
-        Args:
-            target: the token, or the tokens, at the end; None for all that ``start`` speaks of,
-                or else for the last.
-            settings: further arguments of :func:`captum_lig.views.plots.plot_graph`: ``source``,
-                ``k``, ``start``, ``rule``, ``absolute``, ``title``, ``show``.
-
-        Raises:
-            LigError: tokens or a rule that do not exist.
-        """
+        """Draw what reaches a token, see :func:`captum_lig.views.plots.plot_graph`."""
         from captum_lig.views.plots import plot_graph
 
         return plot_graph(self, target, **settings)

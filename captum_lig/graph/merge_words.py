@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_lig.errors import LigError
 from captum_lig.flow.words import add_up, in_order, whole_words, word_groups, word_labels
-from captum_lig.graph.layer import GraphLayer
+from captum_lig.graph.layer import PARTS, GraphLayer, sums_of
 
 __all__ = ["merged_layer", "words_of"]
 
@@ -25,29 +25,21 @@ def words_of(
 ) -> tuple[list[int], list[str]]:
     """The word of each token of a graph, in the order they come, and what the words are called.
 
-    Args:
-        tokens: the graph's tokens.
-        positions: their places in the text as the model got it.
-        word_ids: one entry for each of the graph's tokens, or for each token of the text as the
-            model got it, padding included; see :func:`captum_lig.flow.words.word_groups`.
-        offsets: the same.
-        text: the text, with ``offsets``.
-
-    Raises:
-        LigError: as :func:`~captum_lig.flow.words.word_groups` does, or for too few entries.
+    The words are given as :meth:`FlowGraph.merge_tokens` takes them; a LigError as
+    :func:`~captum_lig.flow.words.word_groups` has, or for too few entries.
     """
     groups = word_groups(word_ids, offsets=offsets, text=text)
     if len(groups) != len(tokens):
-        places = positions.tolist()
-        if len(groups) <= max(places):
+        indices = positions.tolist()
+        if len(groups) <= max(indices):
             name = "word numbers" if offsets is None else "offsets"
             raise LigError(
                 f"{len(groups)} {name} were given for a graph of {len(tokens)} tokens, the last of "
-                f"them at position {max(places)}: give one for each token of the graph, or of the "
+                f"them at position {max(indices)}: give one for each token of the graph, or of the "
                 "text with its padding."
             )
-        groups = [groups[place] for place in places]
-        offsets = None if offsets is None else [offsets[place] for place in places]
+        groups = [groups[index] for index in indices]
+        offsets = None if offsets is None else [offsets[index] for index in indices]
     groups = in_order(groups)
     return groups, word_labels(tokens, groups, offsets=offsets, text=text)
 
@@ -65,77 +57,31 @@ def merged_layer(layer: GraphLayer, groups: Sequence[int]) -> GraphLayer:
         LigError: if a word has a piece that was a target and one that was none.
     """
     word = torch.as_tensor(groups, device=layer.known.device)
+    whole_words(layer.known, groups)
 
-    def of(values: Any, *axes: int) -> Any:
-        if values is None:
-            return None
-        merged = values if values.dtype == torch.long else values.double()
-        for axis in axes:
-            merged = add_up(merged, axis, word)
-        return merged.to(values.dtype)
+    def merge(values: Tensor, axes: tuple[str, ...]) -> Tensor:
+        """Sums over the pieces, float64."""
+        merged = values.double()
+        for dim, axis in enumerate(axes):
+            if axis != "head":
+                merged = add_up(merged, dim, word)
+        return merged
 
-    def worst(errors: Tensor | None) -> Any:
-        if errors is None:
-            return None
-        found = errors.new_zeros(*errors.shape[:-1], max(groups) + 1)
-        return found.scatter_reduce_(-1, word.expand_as(errors), errors, "amax")
-
-    def whole(parts: Tensor, merged: Tensor, total: Tensor, of_parts: _Measure) -> Tensor:
-        """The measure of the merged edges, and what is not in the graph of the whole layer's."""
-        missing: Tensor = of(total - of_parts(parts), -1)
-        return of_parts(merged) + missing
-
-    def whole_size(parts: Tensor, merged: Tensor, total: Tensor) -> Tensor:
-        return torch.maximum(whole(parts, merged, total, _size), _size(merged))
-
-    attention = of(layer.attention, -2, -1)
-    mlp, residual = of(layer.mlp, 0), of(layer.residual, 0)
-    ends, merged_ends = _ends(layer.mlp, layer.residual), _ends(mlp, residual)
-    chain = chain_sum = chain_size = None
-    if layer.chain is not None and layer.chain_sum is not None and layer.chain_size is not None:
-        chain = of(layer.chain, -2, -1)
-        routes = _through(layer.chain, layer.residual), _through(chain, residual)
-        chain_sum = whole(*routes, layer.chain_sum, _sum)
-        chain_size = whole_size(*routes, layer.chain_size)
-    return replace(
-        layer,
-        attention=attention,
-        mlp=mlp,
-        residual=residual,
-        chain=chain,
-        attention_sum=whole(layer.attention, attention, layer.attention_sum, _sum),
-        attention_size=whole_size(layer.attention, attention, layer.attention_size),
-        mlp_sum=whole(ends, merged_ends, layer.mlp_sum, _sum),
-        mlp_size=whole_size(ends, merged_ends, layer.mlp_size),
-        chain_sum=chain_sum,
-        chain_size=chain_size,
-        known=whole_words(layer.known, groups),
-        stays=of((~layer.stays).long(), 0) == 0,
-        direct=of(layer.direct, -2, -1),
-        direct_total=of(layer.direct_total, 0),
-        attention_error=worst(layer.attention_error),
-        mlp_error=worst(layer.mlp_error),
-        chain_error=worst(layer.chain_error),
-        direct_error=worst(layer.direct_error),
-    )
-
-
-_Measure = Callable[[Tensor], Tensor]
-
-
-def _sum(edges: Tensor) -> Tensor:
-    return edges.double().sum(-1)
-
-
-def _size(edges: Tensor) -> Tensor:
-    return edges.double().abs().sum(-1)
-
-
-def _ends(mlp: Tensor, residual: Tensor) -> Tensor:
-    """All edges into a token leaving the layer, ``(N, H + 1)``."""
-    return torch.cat([mlp, residual[:, None]], -1)
-
-
-def _through(chain: Tensor, residual: Tensor) -> Tensor:
-    """All edges into a token leaving the layer, of the chain, ``(N, H N + 1)``."""
-    return torch.cat([chain.transpose(0, 1).flatten(1), residual[:, None]], -1)
+    before = layer.tensors()
+    after: dict[str, Any] = {}
+    for part, value in layer.parts():
+        if part.merge == "all":
+            after[part.name] = merge(~value, part.axes) == 0
+        elif part.merge is not None:
+            after[part.name] = merge(value, part.axes).to(value.dtype)
+    # Of the edges that are not in the graph the whole layer's sums are all that is known.
+    own, anew = sums_of(before), sums_of(after)
+    for name, sums in anew.items():
+        after[name] = sums + merge(before[name] - own[name], PARTS[name].axes)
+        if name.endswith("_size"):
+            after[name] = torch.maximum(after[name], sums)
+    errors = {}
+    for name, found in layer.errors.items():
+        worst = found.new_zeros(*found.shape[:-1], max(groups) + 1)
+        errors[name] = worst.scatter_reduce_(-1, word.expand_as(found), found, "amax")
+    return replace(layer, **after, errors=errors)

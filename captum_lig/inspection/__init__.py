@@ -1,1 +1,1 @@
-"""What a model is made of and what of it can be attributed; nothing is attributed here."""
+"""What a model is made of and what of it can be attributed. Knows model, paths and integrals."""

@@ -1,8 +1,8 @@
-"""Looking at a model without attributing anything: what it is made of, what can be attributed.
+"""What a model is made of and what of it can be attributed, without attributing anything.
 
-The model runs on one text, its blocks are cut open as for an attribution, and looked at: the
-attention function's arguments and mask, the norm that the self-check finds, the paths that it
-allows, and how exactly the cut reproduces the block. Nothing is read from a list of families.
+The model runs on one text and its blocks are split as for an attribution. The report says the
+attention function's arguments and mask, the norm that was recognised, the kinds of path, and how
+exactly the split block reproduces the block. No list of families is consulted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.inspection.report import AttentionReport, BlockReport, ModelReport, ModuleList
-from captum_lig.integrals.block import BOUNDARIES, INFLUENCE, epsilons
-from captum_lig.model.attention_call import MASKED
+from captum_lig.model.attention_call import forbidden
 from captum_lig.model.call import BlockCall
 from captum_lig.model.find_blocks import elements
 from captum_lig.model.inputs import ModelCall
@@ -37,7 +36,7 @@ from captum_lig.pretrained.load import load_model
 __all__ = ["inspect_model", "inspect_pretrained"]
 
 MOST_ROWS = 16
-"""Tokens that the cut is compared at: enough to tell, and a long text takes no longer."""
+"""Tokens at which the split block is compared, whatever the length of the text."""
 
 
 def inspect_model(
@@ -46,12 +45,12 @@ def inspect_model(
     """Find out what a model's blocks are and what of them can be attributed.
 
     Args:
-        model: any module, in evaluation mode. It is left as it was.
+        model: any module, in evaluation mode. It is not changed.
         inputs: what it is called with: token ids ``(B, S)``, a tuple of tensors, or a tokenizer's
-            mapping. The first text is looked at; it needs two tokens or more.
+            mapping. The first text is used; it needs two tokens or more.
 
     Returns:
-        The report. A model that cannot be worked with is no error, but a report that says why.
+        The report. A model that is not supported is no error: the report says why.
 
     Raises:
         LigError: if the model is in training mode, or cannot be called with these inputs.
@@ -66,35 +65,36 @@ def inspect_model(
         raise LigError(f"model is a {type(model).__name__}: give a torch.nn.Module.")
     call = ModelCall.of(model, inputs)
     with torch.no_grad():
-        call.run()  # without us: what fails here is not about us
+        call.run()  # unmodified: an error here is the caller's
     finder, unreachable = Finder(model), None
     blocks: tuple[BlockReport, ...] = ()
+    seen = None
     try:
         with finder.recorded(call) as calls:
-            blocks = tuple(_inspect_block(finder, b, call.valid_of(b)) for b in calls)
-    except Exception as error:  # whatever a model unknown to us does
+            blocks = tuple(_inspect_block(finder, b) for b in calls)
+            seen = int(calls[0].valid[0].sum()) if calls else None
+    except Exception as error:  # an unknown model may raise anything
         unreachable = _sentence(error)
-    tokens = blocks[0].tokens if blocks else None
-    seen = tokens if call.valid is None or tokens is None else int(call.valid[0].sum())
     if seen is not None and seen < 2:
         raise LigError("the text has one token, which attends to itself alone: give a longer text.")
     return ModelReport(
         class_name=type(model).__name__,
         parameters=_size(model),
         dtype=", ".join(sorted({_dtype(p.dtype) for p in model.parameters()})),
-        tokens=tokens,
+        tokens=blocks[0].tokens if blocks else None,
         module_lists=_module_lists(elements(model), {block.name for block in blocks}),
         blocks=blocks,
         unreachable=unreachable,
+        left_out=tuple(finder.left_out),
     )
 
 
 def inspect_pretrained(model: str | Path | None, text: str) -> ModelReport:
-    """Load a model and look at it.
+    """Load a model and inspect it.
 
     Args:
         model: a model on the Hugging Face hub or a folder; None is the embedded model. It is
-            loaded in float32. Of an encoder-decoder the encoder is looked at.
+            loaded in float32. Of an encoder-decoder the encoder is inspected.
         text: what it is run on.
 
     Raises:
@@ -106,7 +106,7 @@ def inspect_pretrained(model: str | Path | None, text: str) -> ModelReport:
     return replace(report, name=loaded.name, text=text)
 
 
-def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockReport:
+def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
     """All there is to know of one block, from the first text of a run."""
     z = call.hidden
     report = BlockReport(
@@ -119,36 +119,33 @@ def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockRepor
     )
     try:
         whole = z.dtype in (torch.float32, torch.float64)
-        call = finder.attached(call, valid)
+        call = finder.attached(call)
         cut = SplitBlock(call.in_dtype(z.dtype if whole else torch.float32), 0, Meter())
-        z, kept = cut.z, valid[0].to(z.device).nonzero().squeeze(-1)
+        z, kept = cut.z, call.valid[0].to(z.device).nonzero().squeeze(-1)
         report = replace(report, dtype=_dtype(z.dtype))
-        own = cut.attend(z[None])[0]
+        attended = cut.attend(z[None])[0]
         if not cut.has_attention:
             return replace(
                 report,
-                boundaries=("layer", INFLUENCE),
-                forward_error={"block": _gap(own[kept][:, 0], cut.output[kept])},
+                boundaries=("layer", "influence"),
+                forward_error={"block": _gap(attended[kept][:, 0], cut.output[kept])},
                 not_supported="no attention was reached in it, so it has no attention and mlp "
                 "boundaries.",
             )
-        attention = _attention(cut, kept, own)
-        structure = inspect_structure(cut, epsilons(cut.call.module), len(kept))
+        structure = inspect_structure(cut, cut.epsilons, len(kept))
         report = replace(
             report,
-            attention=attention,
+            attention=_attention(cut, kept, attended),
             norm=structure.norm,
             keys_know_position=structure.keys_know_position,
             values_know_position=structure.values_know_position,
         )
         rows = kept[torch.linspace(0, len(kept) - 1, min(len(kept), MOST_ROWS)).round().long()]
-        paths = {
-            "zero": make_path(cut, structure, Start(shared=torch.zeros_like(z)), rows),
-            "target_token": make_path(cut, structure, Start(), rows),
-        }
+        starts = {"zero": Start(shared=torch.zeros_like(z)), "target_token": Start()}
+        paths = {name: make_path(cut, structure, start, rows) for name, start in starts.items()}
         end = torch.ones(1, device=z.device, dtype=torch.float64)
         ends = [path.at(end).u[0] for path in paths.values()]
-        errors = {"attention": max(_gap(u, own[rows]) for u in ends)}
+        errors = {"attention": max(_gap(u, attended[rows]) for u in ends)}
         report = replace(
             report,
             paths={baseline: _kind(path) for baseline, path in paths.items()},
@@ -157,56 +154,49 @@ def _inspect_block(finder: Finder, call: BlockCall, valid: Tensor) -> BlockRepor
         for u in ends:
             cut.check(rows, u, with_post=False)
         report = replace(report, boundaries=("attention",))
-        # Reversed: what follows the attention must not look across tokens, or at their places.
+        # Reversed: what follows the attention must not depend on other tokens or on positions.
         back = rows.flip(0)
-        errors["block"] = _gap(cut.post(own[back], z[back]), cut.output[back])
-        cut.check(rows, own[rows])
-    except Exception as error:  # a block unknown to us may fail in any way when called again
+        errors["block"] = _gap(cut.post(attended[back], z[back]), cut.output[back])
+        cut.check(rows, attended[rows])
+    except Exception as error:  # an unknown block may raise anything when called again
         return replace(report, not_supported=_sentence(error, call))
-    return replace(report, boundaries=(*BOUNDARIES, INFLUENCE))
+    return replace(report, boundaries=("attention", "mlp", "layer", "influence"))
 
 
-def _attention(cut: SplitBlock, kept: Tensor, own: Tensor) -> AttentionReport:
+def _attention(cut: SplitBlock, kept: Tensor, attended: Tensor) -> AttentionReport:
     """What a block's attention function gets, as far as it can be seen."""
-    found = AttentionReport(
-        site=cut.call.site, heads=cut.heads, value_width=own.shape[-1], arguments=_arguments(cut)
-    )
-    if not cut.opens:
-        return found
-    q, k, _ = cut.pre(cut.z[None])
-    kind, reach, bias = _mask_kind(None if cut.mask is None else cut.mask[:, kept][..., kept])
-    return replace(
-        found,
-        key_value_heads=k.shape[1],
-        head_width=q.shape[-1],
-        scaling=float(cut.scaling),
-        mask=kind,
-        reach=reach,
-        bias=bias,
-    )
-
-
-def _arguments(cut: SplitBlock) -> dict[str, str]:
-    """What makes the row function another one than the softmax."""
-    arguments = {}
+    arguments = {}  # what makes the row function another one than the softmax
     if cut.softcap is not None:
         arguments["softcap"] = f"{cut.softcap:g}"
     if cut.sinks is not None:
         arguments["sinks"] = f"{len(cut.sinks)}, one a head"
-    return arguments
+    seen: dict[str, Any] = {}
+    if cut.opens:
+        q, k, _ = cut.pre(cut.z[None])
+        mask = None if cut.mask is None else cut.mask[:, kept][..., kept]
+        seen = dict(zip(("mask", "reach", "bias"), mask_kind(mask), strict=True))
+        seen |= {"key_value_heads": k.shape[1], "head_width": q.shape[-1]}
+        seen["scaling"] = float(cut.scaling)
+    return AttentionReport(
+        site=cut.call.site,
+        heads=cut.heads,
+        value_width=attended.shape[-1],
+        arguments=arguments,
+        **seen,
+    )
 
 
-def _mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:
+def mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:
     """What a mask ``(1 or H, n, n)`` leaves to each target: kind, reach, and whether it adds."""
     if mask is None:
         return "full", None, False
-    by_head = mask > MASKED
+    by_head = ~forbidden(mask)
     bias = bool((mask[by_head] != 0).any())
     allowed = by_head[0]
     if not bool((by_head == allowed).all()):
         return "other", None, bias
-    place = torch.arange(len(allowed), device=mask.device)
-    back = place[:, None] - place  # how far before its target a source stands
+    position = torch.arange(len(allowed), device=mask.device)
+    back = position[:, None] - position  # by how much a source precedes its target
     causal = not bool(allowed[back < 0].any())
     distance = back if causal else back.abs()
     reach = int(distance[allowed].max())
@@ -249,7 +239,8 @@ def _sentence(error: Exception, call: BlockCall | None = None) -> str:
     """What went wrong, in one line; without the block's name, which stands beside it."""
     text = " ".join(str(error).split())
     if not isinstance(error, LigError):
-        return f"it fails when called through our attention ({type(error).__name__}: {text[:200]})."
+        reason = f"{type(error).__name__}: {text[:200]}"
+        return f"it fails when its attention is replaced by ours ({reason})."
     return text if call is None else text.replace(call.describe(), "it")
 
 

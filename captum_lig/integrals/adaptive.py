@@ -1,4 +1,4 @@
-"""Refining an integral, row by row, until its completeness error is within tolerance.
+"""Integrating boundaries, each row refined until its completeness error is within tolerance.
 
 The exact increment of ``A`` over an interval is known from its two ends. So each panel of a
 composite rule carries its own error for each row: panels are halved, and only for the rows that
@@ -8,58 +8,24 @@ are not within tolerance yet.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from captum_lig._types import Parts
+from captum_lig.integrals.boundary import Boundary, sweep
 from captum_lig.integrals.quadrature import nodes_and_weights
+from captum_lig.integrals.settings import Settings
 
-__all__ = ["Integrable", "Panel", "refine"]
+__all__ = ["Panel", "integrate", "refine"]
 
 SHARE = 1 / 8
 """Part of a row's tolerance that one panel may use up, the first whole interval included. It
 leaves room for several panels; and since errors of single entries can cancel in a row's sum, it
 keeps entries, too, within the tolerance. Gauss-Legendre errors fall so fast that this costs
 little."""
-
-
-class Integrable(Protocol):
-    """A boundary: rates to integrate for ``R`` rows, with ``K`` certified sums each."""
-
-    def across(self) -> tuple[Integrable, Tensor | float] | None:
-        """Another boundary of the same rows, and a factor, or None.
-
-        Its errors, times the factor, count too where the path starts.
-        """
-
-    @property
-    def totals(self) -> Tensor:
-        """``(R, K)`` what the sums have to be."""
-
-    @property
-    def scale(self) -> Tensor:
-        """``(R, K or 1)`` what errors are measured against."""
-
-    def select(self, rows: Tensor) -> Integrable:
-        """Some of the rows."""
-
-    def precise(self) -> Integrable:
-        """The same in the best precision there is."""
-
-    def sweep(self, alphas: Tensor, weights: Tensor) -> Parts:
-        """Integrals by a rule, rows first."""
-
-    def sums(self, parts: Parts) -> Tensor:
-        """Shape ``(R, K)``."""
-
-    def miss(self, sums: Tensor, change: Tensor) -> Tensor:
-        """What sums miss of a change, to compare with ``scale``."""
-
-    def values(self, a: float) -> Tensor:
-        """``(R, K)`` of the function whose increments the sums are, at a path point."""
 
 
 @dataclass(frozen=True)
@@ -99,25 +65,52 @@ class Panel:
 NARROW = 4.0
 
 
-def refine(
-    boundary: Integrable, parts: Parts, tolerance: float, n_steps: int, max_steps: int
-) -> Parts:
+def integrate(boundaries: Sequence[Boundary], settings: Settings) -> Parts:
+    """Integrate boundaries of the same rows, each row until it is within tolerance.
+
+    Args:
+        boundaries: those that share their path are integrated together.
+        settings: the first rule, the tolerance and the most nodes of a row.
+
+    Returns:
+        The results of all of them.
+    """
+    found: Parts = {}
+    together: dict[tuple[int, int], list[Boundary]] = {}
+    for boundary in boundaries:
+        at_once = min(len(boundary), boundary.pairs_at_once)
+        together.setdefault((id(boundary.path), at_once), []).append(boundary)
+    for (_, at_once), group in together.items():
+        chunks: list[Parts] = []
+        for rows in torch.arange(len(group[0]), device=group[0].step.device).split(at_once):
+            part = group if len(rows) == len(group[0]) else [b.select(rows) for b in group]
+            swept = sweep(part, settings.alphas, settings.weights)
+            results: Parts = {}
+            for boundary, parts in zip(part, swept, strict=True):
+                results |= boundary.results(refine(boundary, parts, settings))
+            chunks.append(results)
+        found |= {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return found
+
+
+def refine(boundary: Boundary, parts: Parts, settings: Settings) -> Parts:
     """Replace the rows of ``parts`` that are not within tolerance.
 
     Args:
         boundary: what to integrate.
-        parts: its integrals by one rule of ``n_steps`` nodes, rows first.
-        tolerance: largest completeness error of a row, relative to the boundary's scale.
-        n_steps: nodes of the first rule; panels get half as many.
-        max_steps: most nodes for one row, all its panels together.
+        parts: its integrals by the first rule, rows first.
+        settings: the tolerance, None to leave everything as it is; panels get half as many nodes
+            as the first rule.
 
     Returns:
         The integrals, with the rows refined.
     """
+    tolerance, n_steps, max_steps = settings.tolerance, len(settings.alphas), settings.max_steps
+    if tolerance is None:
+        return parts
     limit = SHARE * tolerance * boundary.scale
-    bad = (
-        (boundary.miss(boundary.sums(parts), boundary.totals) > limit).any(-1).nonzero().squeeze(-1)
-    )
+    error = boundary.error(boundary.sums(parts), boundary.totals)
+    bad = (error > limit).any(-1).nonzero().squeeze(-1)
     if len(bad) == 0 or n_steps + 3 * _panel_steps(n_steps) > max_steps:
         return parts
     refined = _by_panels(boundary.select(bad).precise(), tolerance, n_steps, max_steps)
@@ -126,7 +119,7 @@ def refine(
     }
 
 
-def _by_panels(boundary: Integrable, tolerance: float, n_steps: int, max_steps: int) -> Parts:
+def _by_panels(boundary: Boundary, tolerance: float, n_steps: int, max_steps: int) -> Parts:
     limit = SHARE * tolerance * boundary.scale
     totals = boundary.totals
     rows = torch.arange(len(totals), device=totals.device)
@@ -136,24 +129,24 @@ def _by_panels(boundary: Integrable, tolerance: float, n_steps: int, max_steps: 
     queue = _split([_Piece(Panel(0.0, 1.0), rows, torch.zeros_like(totals), totals)], boundary)
     while queue:
         remaining: list[_Piece] = []
-        open_panels = torch.zeros_like(rows)
+        unfinished = torch.zeros_like(rows)
         for piece in queue:
-            open_panels[piece.rows] += 1
+            unfinished[piece.rows] += 1
         for piece in queue:
             here = boundary.select(piece.rows)
             nodes = piece.panel.nodes(count)
             found = here.sweep(*nodes)
             used[piece.rows] += count
-            error = here.miss(here.sums(found), piece.at_high - piece.at_low)
+            error = here.error(here.sums(found), piece.at_high - piece.at_low)
             done = (error <= limit[piece.rows]).all(-1)
             if piece.panel.low == 0 and (beside := here.across()) is not None:
                 other, factor = beside
-                unseen = other.sums(other.sweep(*nodes)) - other.values(piece.panel.high)
+                unseen = other.sums(other.sweep(*nodes)) - other.value(piece.panel.high)
                 done &= (factor * unseen.abs() <= limit[piece.rows]).all(-1)
                 used[piece.rows] += count
             # Halving this panel once more costs two, the first of them perhaps twice; and each
-            # panel that is open for a row can.
-            done |= used[piece.rows] + 3 * count * open_panels[piece.rows] > max_steps
+            # unfinished panel of a row can.
+            done |= used[piece.rows] + 3 * count * unfinished[piece.rows] > max_steps
             for name, part in found.items():
                 if name not in parts:
                     parts[name] = part.new_zeros(len(rows), *part.shape[1:])
@@ -170,7 +163,7 @@ def _panel_steps(n_steps: int) -> int:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A panel, with the rows ``(R',)`` that it is open for and the values at its ends."""
+    """A panel, with the rows ``(R',)`` it is unfinished for and the values at its ends."""
 
     panel: Panel
     rows: Tensor
@@ -181,11 +174,11 @@ class _Piece:
         return _Piece(self.panel, self.rows[chosen], self.at_low[chosen], self.at_high[chosen])
 
 
-def _split(pieces: list[_Piece], boundary: Integrable) -> list[_Piece]:
+def _split(pieces: list[_Piece], boundary: Boundary) -> list[_Piece]:
     halves = []
     for piece in pieces:
         low, high = piece.panel.halves()
-        middle = boundary.select(piece.rows).values(low.high)
+        middle = boundary.select(piece.rows).value(low.high)
         halves.append(_Piece(low, piece.rows, piece.at_low, middle))
         halves.append(_Piece(high, piece.rows, middle, piece.at_high))
     return halves

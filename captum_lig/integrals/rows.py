@@ -6,7 +6,7 @@ width of the residual stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,10 @@ from torch import Tensor
 
 from captum_lig._types import Post
 from captum_lig.cost import Meter
-from captum_lig.integrals.scalarization import cotangent, unit
 from captum_lig.paths.base import AttentionPath, Points
-from captum_lig.paths.jvp import jvp
+from captum_lig.paths.jvp import jvp, jvp_of_many
 
-__all__ = ["Rows", "one"]
+__all__ = ["Rows"]
 
 
 @dataclass(frozen=True)
@@ -33,22 +32,23 @@ class Rows:
     step: Tensor
     """``(R, D)`` how far it goes."""
     u_start: Tensor
-    """``(R, H, d)``"""
+    """``(R, H, d)`` attention outputs where the path starts."""
     moved_start: Tensor
     """``(R, H, d)`` the same up to the constant of the row that the path leaves out."""
     u_step: Tensor
     """``(R, H, d)`` change of the attention outputs along the whole path."""
     y_start: Tensor
-    """``(R, D)``"""
+    """``(R, D)`` the block's outputs where the path starts; NaN if nothing needs them."""
     y_step: Tensor
-    """``(R, D)`` change of the block's outputs along the whole path."""
+    """``(R, D)`` their change along the whole path."""
     self_weight: Tensor | None
     """``(R, H)`` attention weight of the targets on themselves at the end of the path; None if it
     is hidden."""
-    scalarization: str
     pairs_at_once: int
     """How many pairs of a path point and a row to evaluate at once."""
     meter: Meter
+    has_heads: bool = True
+    """False if the block's attention is not reached: then the block counts as one head."""
 
     @classmethod
     def between(
@@ -57,11 +57,11 @@ class Rows:
         post: Post,
         start: Tensor,
         end: Tensor,
-        still: Tensor,
-        scalarization: str,
+        unmoved: Tensor,
         pairs_at_once: int,
         meter: Meter,
         with_outputs: bool = True,
+        has_heads: bool = True,
     ) -> Rows:
         """Rows from the two ends of their path.
 
@@ -70,18 +70,18 @@ class Rows:
             post: what follows the attention core.
             start: ``(R, D)`` where the residual stream of the targets starts.
             end: ``(R, D)`` the residual stream of the targets.
-            still: ``(R,)`` rows that the path does not move at all.
-            scalarization: ``"l2"`` or ``"projection"``.
+            unmoved: ``(R,)`` True for rows that nothing on the path can move.
             pairs_at_once: how many pairs of a path point and a row to evaluate at once.
             meter: counts the work.
             with_outputs: whether the block's outputs are needed, beyond the attention boundary.
+            has_heads: whether the block's attention is reached.
         """
         ends = path.at(torch.tensor([0.0, 1.0], dtype=torch.float64, device=end.device))
         u, weights = ends.u, ends.self_weights
         if with_outputs:
             y = post(u.flatten(0, 1), torch.cat([start, end])).view(2, len(end), -1)
         else:
-            y = torch.full_like(torch.stack([start, end]), torch.nan)  # nobody may look at it
+            y = torch.full_like(torch.stack([start, end]), torch.nan)
         return cls(
             path=path,
             post=post,
@@ -89,13 +89,13 @@ class Rows:
             step=end - start,
             u_start=u[0],
             moved_start=ends.moved[0],
-            u_step=_change(ends.moved, u, still[:, None]),
+            u_step=_change(ends.moved, u, unmoved[:, None]),
             y_start=y[0],
-            y_step=_change(y, y, still),
+            y_step=_change(y, y, unmoved),
             self_weight=None if weights is None else weights[1],
-            scalarization=scalarization,
             pairs_at_once=pairs_at_once,
             meter=meter,
+            has_heads=has_heads,
         )
 
     def __len__(self) -> int:
@@ -126,53 +126,35 @@ class Rows:
             y_step=_change(y, y, (u[1] == 0).flatten(1).all(-1)),
         )
 
-    def with_l2(self) -> Rows | None:
-        """The same rows with the l2 scalarization, or None if they have it."""
-        return None if self.scalarization == "l2" else replace(self, scalarization="l2")
-
     def double(self) -> Rows:
         """The same rows with the attention core in float64; ``post`` stays as it is."""
         path = self.path.double()
         ends = path.at(torch.tensor([0.0, 1.0], dtype=torch.float64, device=self.step.device))
-        still = self.attention_total == 0
         return replace(
             self,
             path=path,
-            step=self.step.double(),
             u_start=ends.u[0],
             moved_start=ends.moved[0],
-            u_step=_change(ends.moved, ends.u, still),
+            u_step=_change(ends.moved, ends.u, self.attention_total == 0),
         )
 
     @property
     def attention_total(self) -> Tensor:
-        """Shape ``(R, H)``."""
+        """``(R, H)`` lengths of the heads' changes."""
         total: Tensor = torch.linalg.vector_norm(self.u_step, dim=-1)
         return total
 
     @property
     def layer_total(self) -> Tensor:
-        """Shape ``(R,)``."""
+        """``(R,)`` lengths of the outputs' changes."""
         total: Tensor = torch.linalg.vector_norm(self.y_step, dim=-1)
         return total
 
-    @property
-    def moved_heads(self) -> Tensor:
-        """``(R, H, 1)`` 0 where a head's output does not change, else 1."""
-        return (self.attention_total > 0).to(self.u_step)[..., None]
-
-    @property
-    def moved(self) -> Tensor:
-        """``(R, 1)`` 0 where the block's output does not change, else 1."""
-        return (self.layer_total > 0).to(self.y_step)[:, None]
-
     # --- evaluation along the path ---
 
-    def batches(self, *along: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """``(P,)`` tensors in the rows' dtype and on their device, some points at a time."""
-        points = max(1, self.pairs_at_once // max(1, len(self)))
-        split = [x.to(self.step).split(points) for x in along]
-        return zip(*split, strict=True)
+    def point(self, a: float) -> Tensor:
+        """A single path point, ``(1,)``."""
+        return torch.tensor([a], dtype=torch.float64, device=self.step.device)
 
     def at(self, a: Tensor) -> Points:
         """The attention core at ``a (P,)``."""
@@ -180,25 +162,31 @@ class Rows:
         return self.path.at(a)
 
     def residual(self, a: Tensor) -> Tensor:
-        """``(P, R, D)`` the residual stream of the targets."""
-        return self.start + a.view(-1, 1, 1) * self.step
+        """``(P, R, D)`` the residual stream of the targets at ``a (P,)``."""
+        return self.start + a.to(self.step).view(-1, 1, 1) * self.step
 
     def outputs(self, u: Tensor, z: Tensor) -> Tensor:
         """``(P, R, D)`` the block's outputs for ``u (P, R, H, d)`` and ``z (P, R, D)``."""
         return self.post(u.flatten(0, 1), z.flatten(0, 1)).view(*u.shape[:2], -1)
 
-    def gradients(self, a: Tensor, u: Tensor, departure: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Gradients of ``A`` of the block's outputs.
+    def gradients(
+        self,
+        a: Tensor,
+        u: Tensor,
+        cotangent: Callable[[Tensor], Tensor],
+        departure: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Vector-Jacobian products of the block's outputs.
 
         Args:
             a: ``(P,)`` path points.
             u: ``(P, R, H, d)`` attention outputs there.
-            departure: ``(R, H, d)`` velocity of ``u`` at the first point if that is where the
-                path starts, or None: there the l2 norm has no gradient, and its right limit is
-                the direction in which the outputs depart.
+            cotangent: from the outputs' changes since the start ``(P, R, D)`` to the cotangents.
+            departure: ``(R, H, d)`` derivative of ``u`` at the first point if that is where the
+                path starts and the cotangent is of the direction in which the outputs leave it.
 
         Returns:
-            ``dA/du (P, R, H, d)`` and ``dA/dz (P, R, D)``.
+            ``(P, R, H, d)`` for ``u`` and ``(P, R, D)`` for the residual stream.
         """
         u, z = u.detach().requires_grad_(), self.residual(a).requires_grad_()
         with torch.enable_grad():
@@ -208,18 +196,33 @@ class Rows:
                 start, direction = (u.detach()[:1], z.detach()[:1]), (departure, self.step)
                 _, dy = jvp(self.outputs, start, tuple(x[None] for x in direction))
                 change = torch.cat([dy, change[1:]])
-            g = cotangent(self.scalarization, change, unit(self.y_step)) * self.moved
-            gu, gz = torch.autograd.grad(y, (u, z), g, materialize_grads=True)
+            gu, gz = torch.autograd.grad(y, (u, z), cotangent(change), materialize_grads=True)
         self.meter.passed += len(a) * len(self)
         return gu, gz
 
-    def starts_at(self, alphas: Tensor) -> bool:
-        """Whether the first node is where the path starts and the l2 norm needs its limit."""
-        return self.scalarization == "l2" and float(alphas[0]) == 0.0
+    def vectors(self, a: Tensor, u: Tensor, rates: Tensor, positions: Tensor) -> Tensor:
+        """What each source contributes to the outputs per unit of the path at one point.
+
+        Args:
+            a: the point, a tensor without dimensions.
+            u: ``(R, H, d)`` attention outputs there.
+            rates: ``(R, S, H, d)`` what each source contributes to them.
+            positions: ``(R,)`` positions of the rows among the sources.
+
+        Returns:
+            ``(R, S, D)``.
+        """
+        dtype, (count, sources) = self.y_start.dtype, rates.shape[:2]
+        moves = (self.attention_total > 0)[:, None, :, None]
+        residual = self.step.new_zeros(count, sources, self.step.shape[-1])
+        residual[torch.arange(count, device=residual.device), positions] = self.step
+        at = u.to(dtype), self.residual(a)[0].to(dtype)
+        self.meter.passed += count * sources
+        return jvp_of_many(self.post, at, ((rates * moves).to(dtype), residual.to(dtype)))
 
 
-def _change(ends: Tensor, whole: Tensor, still: Tensor) -> Tensor:
-    """Change between ``ends (2, ..., d)``; exactly 0 if ``still (...)`` or lost in rounding.
+def _change(ends: Tensor, whole: Tensor, unmoved: Tensor) -> Tensor:
+    """Change between ``ends (2, ..., d)``; exactly 0 if ``unmoved (...)`` or lost in rounding.
 
     ``ends`` may lack a constant that ``whole`` has: a change that an output of that size cannot
     show is none, however well it is known. (A head that looks at its target alone at both ends,
@@ -228,10 +231,5 @@ def _change(ends: Tensor, whole: Tensor, still: Tensor) -> Tensor:
     change = ends[1] - ends[0]
     size = torch.linalg.vector_norm(whole, dim=-1).amax(0)
     rounding = 2 * torch.finfo(ends.dtype).eps * size
-    nothing = still | (torch.linalg.vector_norm(change, dim=-1) <= rounding)
+    nothing = unmoved | (torch.linalg.vector_norm(change, dim=-1) <= rounding)
     return change.masked_fill(nothing[..., None], 0.0)
-
-
-def one(a: float, rows: Rows) -> Tensor:
-    """A single path point, ``(1,)``, in the rows' dtype."""
-    return torch.tensor([a], dtype=rows.step.dtype, device=rows.step.device)

@@ -1,22 +1,27 @@
-"""Integrals of a set-to-set map's gradients, for any callable, by autograd.
+"""The boundary of any map from sets of tokens to sets of tokens, by autograd.
 
-Shapes: ``B`` examples, ``T`` targets, ``E`` width of an output (1 for scalars), ``N`` path
-points in flight. Inputs are tuples of tensors ``(B, ...)``.
+Its rows are pairs of an example and a target. Shapes: ``B`` examples, ``T`` targets, ``R`` rows,
+``E`` width of an output (1 for numbers), ``P`` path points. Inputs are tuples of tensors
+``(B, ...)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from typing_extensions import Self
 
+from captum_lig._types import Parts
 from captum_lig.errors import LigError
-from captum_lig.integrals.scalarization import cotangent, unit
+from captum_lig.integrals.boundary import Boundary
+from captum_lig.integrals.scalarization import L2, Cotangent, Scalarization, Vector
+from captum_lig.paths.jvp import jvp
 
-__all__ = ["SetIntegral"]
+__all__ = ["SetBoundary", "SetMap", "checked_inputs", "sum_of", "usable"]
 
 Tensors = tuple[Tensor, ...]
 Forward = Callable[[Tensors, Tensor], Tensor]
@@ -25,208 +30,259 @@ Forward = Callable[[Tensors, Tensor], Tensor]
 FLOATS_IN_FLIGHT = 2**25
 
 
-@dataclass
-class SetIntegral:
-    """Path integrals from ``starts`` to ``ends``, row by row.
-
-    Attributes:
-        forward: the map.
-        starts: start of each input, ``(B, ...)`` for a path shared by all targets.
-        ends: the inputs ``(B, ...)``.
-        per_target: True if ``starts`` is ``(B, T, ...)``, a path of its own for each target.
-        scalarization: ``"l2"``, ``"projection"``, ``"vector"``, or ``"scalar"``: outputs are
-            numbers already.
-        internal_batch_size: most pairs of a path point and a target in flight, or None.
-    """
+@dataclass(frozen=True)
+class SetMap:
+    """A map, and the paths of its inputs."""
 
     forward: Forward
     starts: Tensors
+    """``(B, ...)`` of a path that all targets share, or ``(B, T, ...)`` of a path for each."""
     ends: Tensors
+    """``(B, ...)``"""
     per_target: bool
-    scalarization: str
-    internal_batch_size: int | None
+    internal_batch_size: int | None = None
+    """Most pairs of a path point and a target at once."""
+    multiply: bool = True
+    """Whether gradients are multiplied by the inputs' change along the path."""
 
-    def __post_init__(self) -> None:
-        self._batched = True
-        examples = self.ends[0].shape[0]
-        index = torch.arange(examples, device=self.ends[0].device)
-        self._y1 = self._apart(self.ends, index, None)
-        self.targets = self._y1.shape[1]
+    def ends_of(self, example: Tensor, target: Tensor) -> tuple[Tensors, Tensors]:
+        """Starts and ends ``(N, ...)`` of the paths of some rows."""
+        starts = [x[example, target] if self.per_target else x[example] for x in self.starts]
+        return tuple(starts), tuple(x[example] for x in self.ends)
+
+    def pairs_at_once(self, targets: int) -> int:
+        """How many pairs of a path point and a row to evaluate at once, of so many targets.
+
+        On a path that targets share, whole examples, or equal parts of the targets of one: what
+        is differentiated is always all of some targets at all of some points.
+        """
+        floats = max(1, sum(x[0].numel() for x in self.ends))
+        most = self.internal_batch_size or max(1, FLOATS_IN_FLIGHT // floats)
         if self.per_target:
-            pairs = torch.cartesian_prod(index, torch.arange(self.targets, device=index.device))
-            example, target = pairs.view(-1, 2).T
-            flat = tuple(x.flatten(0, 1) for x in self.starts)
-            self._y0 = self._apart(flat, example, target).view_as(self._y1)
-        else:
-            self._y0 = self._apart(self.starts, index, None)
-        for y in (self._y0, self._y1):
+            return most
+        if most >= targets:
+            return most - most % targets
+        return max(part for part in range(1, most + 1) if targets % part == 0)
+
+
+@dataclass(frozen=True)
+class SetBoundary(Boundary):
+    """Input tokens to the outputs of some pairs of an example and a target."""
+
+    map: SetMap
+    example: Tensor
+    """``(R,)``"""
+    target: Tensor
+    """``(R,)``"""
+    y_start: Tensor
+    """``(R, 1, E)``"""
+    y_step: Tensor
+    """``(R, 1, E)``"""
+    scalarization: Scalarization
+    targets: int
+    """How many targets an example has, ``T``."""
+    batched: list[bool] = field(default_factory=lambda: [True])
+    """Holds False once an operation of the map turned out to have no batching rule."""
+
+    @classmethod
+    def of(cls, over: SetMap, scalarization: type[Scalarization]) -> Self:
+        """All pairs, examples first.
+
+        Raises:
+            LigError: if outputs are not finite at the ends of a path.
+        """
+        every = torch.arange(len(over.ends[0]), device=over.ends[0].device)
+        whole: list[Tensor] = []
+        for one in every.split(1):
+            inputs = tuple(x[one].requires_grad_(len(whole) == 0) for x in over.ends)
+            with torch.set_grad_enabled(len(whole) == 0):
+                whole.append(over.forward(inputs, one))
+        if not whole[0].requires_grad:
+            raise LigError(
+                "forward_func gives outputs without a gradient to its inputs: it must not detach "
+                "them, nor run under torch.no_grad()."
+            )
+        targets = torch.arange(whole[0].shape[1], device=every.device)
+        example, target = torch.cartesian_prod(every, targets).view(-1, 2).T
+        y_end = torch.cat(whole).detach().flatten(0, 1)[:, None]
+        empty = torch.zeros_like(y_end)
+        made = cls(over, example, target, empty, empty, Cotangent(empty), len(targets))
+        y_start = torch.cat([made.select(rows).outputs(0.0) for rows in made.chunks()])
+        for y in (y_start, y_end):
             if not bool(torch.isfinite(y).all()):
                 raise LigError(
                     "forward_func gives outputs that are not finite (NaN or infinity) at the "
                     "inputs or at the baselines: look at it there."
                 )
-        change = self._y1 - self._y0
-        scalar = self.scalarization == "scalar"
-        self._direction = torch.ones_like(change) if scalar else unit(change)
-        self.total = (
-            change if self.scalarization == "vector" else (change * self._direction).sum(-1)
-        )
-        """``(B, T)``, or ``(B, T, E)`` for vectors: what each row's attributions add up to."""
+        step = y_end - y_start
+        return replace(made, y_start=y_start, y_step=step, scalarization=scalarization.of(step))
 
-    def attribute(self, alphas: Tensor, weights: Tensor, multiply: bool) -> Tensors:
-        """Integrate.
-
-        Args:
-            alphas: ``(P,)`` nodes, ascending.
-            weights: ``(P,)`` their weights, float64 like the nodes.
-            multiply: multiply the averaged gradients by the inputs' change along the path.
-
-        Returns:
-            For each input ``(B, T, ...)``.
-        """
-        departure = None
-        if self.scalarization == "l2" and bool(alphas[0] == 0):
-            departure = self._departure()
-        device = self.ends[0].device
-        sweep = self._per_target if self.per_target else self._shared
-        sums = sweep(alphas.to(device), weights.to(device), departure)
-        if not multiply:
-            return sums
-        steps = self._steps()
-        if not self.per_target:
-            steps = tuple(step.unsqueeze(1) for step in steps)
-        return tuple(s * step for s, step in zip(sums, steps, strict=True))
-
-    def vectors(self, alphas: Tensor, weights: Tensor, multiply: bool) -> Tensors:
-        """Integrate without a scalarization.
-
-        One Jacobian-vector product for each path point and source, with all targets at once if
-        they share their path.
-
-        Args:
-            alphas: ``(P,)`` nodes.
-            weights: ``(P,)`` their weights.
-            multiply: move each source by its change along the path; else by 1 in each feature.
-
-        Returns:
-            For each input ``(B, T, S, E)``.
-        """
-        device = self.ends[0].device
-        alphas, weights = alphas.to(device), weights.to(device)
-        own = self.targets if self.per_target else 1
-        starts, steps = self.starts, self._steps()
-        if self.per_target:
-            starts, steps = (tuple(x.flatten(0, 1) for x in y) for y in (starts, steps))
-        results = []
-        for which, x in enumerate(self.ends):
-            sources, paths = x.shape[1], len(starts[0])
-            tail = self._y0.shape[2:] if self.per_target else self._y0.shape[1:]
-            total = self._y0.new_zeros(paths, sources, *tail)
-            node, rest = _pairs(len(alphas), paths * sources, device)
-            path, source = rest // sources, rest % sources
-            for part in torch.arange(len(node), device=device).split(self._points(self.targets)):
-                at, p, s = node[part], path[part], source[part]
-                inputs = tuple(
-                    start[p] + _like(alphas[at], start) * step[p]
-                    for start, step in zip(starts, steps, strict=True)
-                )
-                tangents = [torch.zeros_like(y) for y in inputs]
-                row = torch.arange(len(part), device=device)
-                moved = steps[which][p, s]
-                tangents[which][row, s] = moved if multiply else torch.ones_like(moved)
-                dy = self._push(inputs, tuple(tangents), p // own)
-                if self.per_target:
-                    dy = dy[row, p % own]
-                total.index_put_((p, s), _like(weights[at], dy) * dy, accumulate=True)
-            if self.per_target:
-                results.append(total.unflatten(0, (-1, own)))
-            else:
-                results.append(total.transpose(1, 2))
-        return tuple(results)
-
-    def _push(self, inputs: Tensors, tangents: Tensors, example: Tensor) -> Tensor:
-        """Jacobian-vector products ``(N, T, E)``.
-
-        By reverse mode twice, which more operations support than forward mode; fused attention
-        kernels support neither.
-        """
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            pushed: Tensor = torch.autograd.functional.jvp(
-                lambda *x: self.forward(x, example), inputs, tangents
-            )[1]
-        return pushed
-
-    def _steps(self) -> Tensors:
-        """Change of each input along the path."""
-        ends = tuple(x.unsqueeze(1) for x in self.ends) if self.per_target else self.ends
-        return tuple(end - start for end, start in zip(ends, self.starts, strict=True))
-
-    def _apart(self, inputs: Tensors, example: Tensor, target: Tensor | None) -> Tensor:
-        """Outputs of ``inputs (N, ...)``, ``(N, T, E)`` or, for one target each, ``(N, E)``."""
-        with torch.no_grad():
-            parts = []
-            for part in torch.arange(len(example), device=example.device).split(self._points(1)):
-                y = self.forward(tuple(x[part] for x in inputs), example[part])
-                parts.append(y if target is None else y[torch.arange(len(part)), target[part]])
-        return torch.cat(parts)
-
-    def _points(self, targets: int) -> int:
-        """How many path points to run at once, with so many targets each."""
-        if self.internal_batch_size is not None:
-            return max(1, self.internal_batch_size // targets)
-        floats = max(1, sum(x[0].numel() for x in self.ends)) * targets
-        return max(1, FLOATS_IN_FLIGHT // floats)
-
-    def _cotangent(self, change: Tensor, direction: Tensor) -> Tensor:
-        return cotangent(self.scalarization, change, direction)
-
-    # --- one path for all targets ---
-
-    def _shared(self, alphas: Tensor, weights: Tensor, departure: Tensor | None) -> Tensors:
-        examples, device = self.ends[0].shape[0], self.ends[0].device
-        node, example = _pairs(len(alphas), examples, device)
-        sums = tuple(x.new_zeros(examples, self.targets, *x.shape[1:]) for x in self.ends)
-        steps = self._steps()
-        for part in torch.arange(len(node), device=device).split(self._points(self.targets)):
-            at, ex = node[part], example[part]
-            inputs = tuple(
-                (start[ex] + _like(alphas[at], step) * step[ex]).requires_grad_()
-                for start, step in zip(self.starts, steps, strict=True)
-            )
-            with torch.enable_grad():
-                y = self.forward(inputs, ex)
-                change = y.detach() - self._y0[ex]
-                if departure is not None:
-                    change = torch.where(_like(alphas[at] == 0, change), departure[ex], change)
-                rows = (y * self._cotangent(change, self._direction[ex])).sum((0, -1))  # (T,)
-            w = weights[at]
-            for first, grads in self._row_gradients(rows, inputs, len(part)):
-                for total, grad in zip(sums, grads, strict=True):
-                    weighted = _like(w, grad[0]) * grad  # (targets, N, ...)
-                    chunk = slice(first, first + len(grad))
-                    total[:, chunk].index_add_(0, ex, weighted.transpose(0, 1))
-        return sums
-
-    def _row_gradients(
-        self, rows: Tensor, inputs: Tensors, points: int
-    ) -> list[tuple[int, Tensors]]:
-        """Gradients ``(targets, N, ...)`` of each of ``rows (T,)``, some targets at a time."""
-        count = len(rows)
-        at_once = count
-        if self.internal_batch_size is not None:
-            at_once = max(1, min(count, self.internal_batch_size // points))
-        found = []
-        for first in range(0, count, at_once):
-            chosen = torch.eye(count, dtype=rows.dtype, device=rows.device)[first : first + at_once]
-            found.append((first, self._gradients(rows, inputs, chosen)))
+    def chunks(self) -> tuple[Tensor, ...]:
+        """Indices of rows, as many at a time as may be in flight."""
+        every = torch.arange(len(self), device=self.example.device)
+        found: tuple[Tensor, ...] = every.split(self.pairs_at_once)
         return found
 
-    def _gradients(self, rows: Tensor, inputs: Tensors, chosen: Tensor) -> Tensors:
-        """Vector-Jacobian products for each row of ``chosen (targets, T)``."""
-        if self._batched and len(chosen) > 1:
+    # --- the form of a boundary ---
+
+    @property
+    def step(self) -> Tensor:
+        """Shape ``(R, 1, E)``."""
+        return self.y_step
+
+    @property
+    def path(self) -> object:
+        """No other boundary follows its path."""
+        return self
+
+    def at(self, a: Tensor) -> Tensor:
+        """Nothing is known before the map runs."""
+        return a
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+    def select(self, rows: Tensor) -> Self:
+        """Some of the rows."""
+        return replace(
+            self,
+            example=self.example[rows],
+            target=self.target[rows],
+            y_start=self.y_start[rows],
+            y_step=self.y_step[rows],
+            scalarization=self.scalarization.select(rows),
+        )
+
+    @property
+    def pairs_at_once(self) -> int:
+        """How many pairs of a path point and a row to evaluate at once."""
+        return self.map.pairs_at_once(self.targets)
+
+    def across(self) -> tuple[Boundary, float] | None:
+        """The l2 boundary of outputs that are vectors."""
+        if not isinstance(self.scalarization, Cotangent) or self.step.shape[-1] == 1:
+            return None
+        return replace(self, scalarization=L2.of(self.step)), 1.0
+
+    def change(self, a: float) -> Tensor:
+        """Shape ``(R, 1, E)``."""
+        return self.outputs(a) - self.y_start
+
+    def outputs(self, a: float) -> Tensor:
+        """``(R, 1, E)`` outputs at one path point."""
+        with torch.no_grad():
+            inputs, example, which = self._points(torch.tensor([a], dtype=torch.float64))
+            y = self.map.forward(inputs, example)
+        return self._of_rows(y, which)[0][:, None]
+
+    def sums(self, parts: Parts) -> Tensor:
+        """Over all inputs, ``(R, 1)``, or ``(R, 1, E)`` for vectors."""
+        if isinstance(self.scalarization, Vector):
+            return sum_of([part.sum(1) for part in parts.values()])[:, None]
+        steps = self._steps()
+        return sum_of(
+            [
+                (part * step).flatten(1).sum(-1)
+                for part, step in zip(parts.values(), steps, strict=True)
+            ]
+        )[:, None]
+
+    def results(self, parts: Parts) -> Parts:
+        """For each input, by its number: ``(R, ...)``, or ``(R, S, E)`` for vectors."""
+        if isinstance(self.scalarization, Vector) or not self.map.multiply:
+            return parts
+        return {
+            name: part * step
+            for (name, part), step in zip(parts.items(), self._steps(), strict=True)
+        }
+
+    def rates(self, at: Tensor, a: Tensor, w: Tensor, starts: bool) -> Parts:
+        """For each input, by its number: averages of gradients, or vectors."""
+        if isinstance(self.scalarization, Vector):
+            return self._vectors(a, w)
+        inputs, example, which = self._points(a)
+        inputs = tuple(x.requires_grad_() for x in inputs)
+        with torch.enable_grad():
+            y = self._of_rows(self.map.forward(inputs, example), which)  # (P, R, E)
+            change = y.detach()[:, :, None] - self.y_start
+            if starts and self.scalarization.limit_at_start:
+                change = torch.cat([self._departure()[None], change[1:]])
+            a_of_rows = (y * self.scalarization.cotangent(change)[:, :, 0]).sum((0, -1))  # (R,)
+            grads = self._gradients(a_of_rows, inputs)  # (groups, P * paths, ...)
+        found: Parts = {}
+        group = (
+            self.target
+            if self.map.per_target
+            else torch.unique(self.target, return_inverse=True)[1]
+        )
+        for number, grad in enumerate(grads):
+            split = grad.view(len(grad), len(a), -1, *grad.shape[2:])
+            summed = torch.einsum("p,gp...->g...", w.to(grad), split)  # (groups, paths, ...)
+            found[str(number)] = summed[0] if self.map.per_target else summed[group, which]
+        return found
+
+    # --- running the map ---
+
+    def _steps(self) -> Tensors:
+        """``(R, ...)`` change of each input along the path."""
+        ends = self.map.ends_of(self.example, self.target)
+        return tuple(end - start for start, end in zip(*ends, strict=True))
+
+    def _paths(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Example and target ``(paths,)`` of each path, and which one each row has ``(R,)``."""
+        if self.map.per_target:
+            which = torch.arange(len(self), device=self.example.device)
+            return self.example, self.target, which
+        example, which = torch.unique(self.example, return_inverse=True)
+        return example, torch.zeros_like(example), which
+
+    def _points(self, a: Tensor) -> tuple[Tensors, Tensor, Tensor]:
+        """Inputs ``(P * paths, ...)`` at ``a (P,)``, their examples, and each row's path."""
+        example, target, which = self._paths()
+        inputs = tuple(
+            (start + _like(a, start)[:, None] * (end - start)).flatten(0, 1)
+            for start, end in zip(*self.map.ends_of(example, target), strict=True)
+        )
+        return inputs, example.repeat(len(a)), which
+
+    def _of_rows(self, y: Tensor, which: Tensor) -> Tensor:
+        """Outputs ``(P * paths, T, E)`` of all targets to those of the rows, ``(P, R, E)``."""
+        paths = len(self) if self.map.per_target else int(which.max()) + 1
+        return y.view(-1, paths, *y.shape[1:])[:, which, self.target]
+
+    def _departure(self) -> Tensor:
+        """``y'(0)`` ``(R, 1, E)``: the direction in which the outputs leave their start."""
+        example, target, which = self._paths()
+        starts, ends = self.map.ends_of(example, target)
+        steps = tuple(end - start for start, end in zip(starts, ends, strict=True))
+        return self._of_rows(self._jvp(starts, steps, example), which)[0][:, None]
+
+    def _jvp(self, inputs: Tensors, tangents: Tensors, example: Tensor) -> Tensor:
+        """Jacobian-vector products ``(N, T, E)``; fused attention kernels have none."""
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                rates: Tensor = jvp(
+                    lambda *x: self.map.forward(x, example), inputs, tangents, forward_mode=False
+                )[1]
+        except LigError as error:
+            raise error.__cause__ or error from None  # what the map itself said
+        return rates
+
+    def _gradients(self, a_of_rows: Tensor, inputs: Tensors) -> Tensors:
+        """Gradients ``(groups, N, ...)`` of the rows, those of one target together.
+
+        Rows of one target do not share a path, so one backward pass serves all of them; if each
+        row has a path of its own, one serves all rows.
+        """
+        if self.map.per_target:
+            grads = torch.autograd.grad(a_of_rows.sum(), inputs, materialize_grads=True)
+            return tuple(grad[None] for grad in grads)
+        targets, group = torch.unique(self.target, return_inverse=True)
+        chosen = torch.eye(len(targets), dtype=a_of_rows.dtype, device=group.device)[:, group]
+        if self.batched[0] and len(targets) > 1:
             try:
-                grads = torch.autograd.grad(
-                    rows,
+                found = torch.autograd.grad(
+                    a_of_rows,
                     inputs,
                     chosen,
                     retain_graph=True,
@@ -234,72 +290,87 @@ class SetIntegral:
                     is_grads_batched=True,
                 )
                 return tuple(
-                    x.new_zeros(len(chosen), *x.shape) if g is None else g
-                    for g, x in zip(grads, inputs, strict=True)
+                    x.new_zeros(len(chosen), *x.shape) if grad is None else grad
+                    for grad, x in zip(found, inputs, strict=True)
                 )
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:
-                self._batched = False  # an operation of the map has no batching rule: loop
+                self.batched[0] = False
         each = [
-            torch.autograd.grad(rows, inputs, one, retain_graph=True, allow_unused=True)
+            torch.autograd.grad(a_of_rows, inputs, one, retain_graph=True, materialize_grads=True)
             for one in chosen
         ]
-        return tuple(
-            torch.stack([torch.zeros_like(x) if g[i] is None else g[i] for g in each])
-            for i, x in enumerate(inputs)
-        )
+        return tuple(torch.stack(grads) for grads in zip(*each, strict=True))
 
-    # --- a path for each target ---
+    def _vectors(self, a: Tensor, w: Tensor) -> Parts:
+        """For each input ``(R, S, E)``: one Jacobian-vector product for each path and source."""
+        example, target, which = self._paths()
+        starts, ends = self.map.ends_of(example, target)
+        steps = tuple(end - start for start, end in zip(starts, ends, strict=True))
+        found: Parts = {}
+        for number, step in enumerate(steps):
+            sources = step.shape[1]
+            total = self.y_step.new_zeros(len(self), sources, self.y_step.shape[-1])
+            for one, weight in zip(a, w.to(total), strict=True):
+                points = tuple(
+                    x + one.to(x) * along for x, along in zip(starts, steps, strict=True)
+                )
+                for source in range(sources):
+                    tangents = [torch.zeros_like(x) for x in points]
+                    moved = step[:, source]
+                    tangents[number][:, source] = (
+                        moved if self.map.multiply else torch.ones_like(moved)
+                    )
+                    rate = self._jvp(points, tuple(tangents), example)
+                    total[:, source] += weight * self._of_rows(rate, which)[0]
+            found[str(number)] = total
+        return found
 
-    def _per_target(self, alphas: Tensor, weights: Tensor, departure: Tensor | None) -> Tensors:
-        examples, device = self.ends[0].shape[0], self.ends[0].device
-        node, pair = _pairs(len(alphas), examples * self.targets, device)
-        example, target = pair // self.targets, pair % self.targets
-        sums = tuple(torch.zeros_like(start) for start in self.starts)
-        steps = self._steps()
-        for part in torch.arange(len(node), device=device).split(self._points(1)):
-            at, ex, tg = node[part], example[part], target[part]
-            inputs = tuple(
-                (start[ex, tg] + _like(alphas[at], start[0]) * step[ex, tg]).requires_grad_()
-                for start, step in zip(self.starts, steps, strict=True)
+
+def checked_inputs(inputs: Tensor | Tensors) -> Tensors:
+    """What is attributed to: floating point tensors ``(B, S, ...)``, out of their graphs.
+
+    Raises:
+        LigError: for anything else.
+    """
+    ends = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not ends:
+        raise LigError("inputs are an empty tuple (): give a tensor or a tuple of tensors.")
+    for x in ends:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            given = f"{x.dtype} tensor" if isinstance(x, Tensor) else type(x).__name__
+            raise LigError(
+                f"inputs hold a {given}: give floating point tensors, the tokens' vectors and not "
+                "their ids."
             )
-            with torch.enable_grad():
-                y = self.forward(inputs, ex)[torch.arange(len(part), device=device), tg]
-                change = y.detach() - self._y0[ex, tg]
-                if departure is not None:
-                    change = torch.where(_like(alphas[at] == 0, change), departure[ex, tg], change)
-                a = (y * self._cotangent(change, self._direction[ex, tg])).sum()
-                grads = torch.autograd.grad(a, inputs, allow_unused=True)
-            for total, grad in zip(sums, grads, strict=True):
-                if grad is not None:
-                    total.index_put_((ex, tg), _like(weights[at], grad) * grad, accumulate=True)
-        return sums
-
-    def _departure(self) -> Tensor:
-        """``y'(0)`` ``(B, T, E)``: the direction in which the outputs leave their start."""
-        starts, steps = self.starts, self._steps()
-        example, target = _pairs(self.ends[0].shape[0], self.targets, self.ends[0].device)
-        if self.per_target:
-            starts = tuple(start.flatten(0, 1) for start in starts)
-            steps = tuple(step.flatten(0, 1) for step in steps)
-        else:
-            example = torch.arange(self.ends[0].shape[0], device=example.device)
-        found = []
-        everything = torch.arange(len(example), device=example.device)
-        for part in everything.split(self._points(1 if self.per_target else self.targets)):
-            ex = example[part]
-            dy = self._push(tuple(x[part] for x in starts), tuple(x[part] for x in steps), ex)
-            own = torch.arange(len(part), device=part.device)
-            found.append(dy[own, target[part]] if self.per_target else dy)
-        return torch.cat(found).view_as(self._y0)
+        if x.numel() == 0 or x.dim() == 0:
+            raise LigError(
+                f"inputs hold a tensor of shape {tuple(x.shape)}: give (B, S, ...), not empty."
+            )
+        if not bool(torch.isfinite(x).all()):
+            raise LigError("inputs hold values that are not finite (NaN or infinity): mend them.")
+        if x.shape[0] != ends[0].shape[0]:
+            raise LigError(
+                f"inputs have {ends[0].shape[0]} and {x.shape[0]} examples: the first dimension "
+                "has to be the same."
+            )
+    return tuple(usable(x) for x in ends)
 
 
-def _pairs(first: int, second: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """All pairs of two indices, the first one slowest."""
-    flat = torch.arange(first * second, device=device)
-    return flat // second, flat % second
+def usable(x: Tensor) -> Tensor:
+    """The tensor out of its graph; an inference tensor could not take part in a new one."""
+    return x.clone() if x.is_inference() else x.detach()
+
+
+def sum_of(tensors: list[Tensor]) -> Tensor:
+    """Their sum; of several dtypes the widest wins."""
+    total = tensors[0]
+    for other in tensors[1:]:
+        total = total + other
+    return total
 
 
 def _like(x: Tensor, other: Tensor) -> Tensor:
-    """``x (N,)`` with as many dimensions as ``other (N, ...)``, and its dtype if x is no bool."""
-    x = x.view(-1, *[1] * (other.dim() - 1))
-    return x if x.dtype == torch.bool else x.to(other.dtype)
+    """``x (N,)`` in the dtype of ``other (M, ...)``, with as many dimensions."""
+    return x.to(other).view(-1, *[1] * (other.dim() - 1))

@@ -10,18 +10,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_lig.errors import LigError
+
 __all__ = [
-    "MASKED",
     "AttentionCall",
     "Handler",
     "added",
+    "allowed",
     "current_handler",
+    "forbidden",
     "handle_with",
     "lowest",
+    "read_sources",
+    "reads_nothing",
 ]
 
-MASKED = -1e30
-"""A mask below this forbids a source."""
+NO_WEIGHT = -1000.0
+"""What is added to a logit to forbid its source is at or below this.
+
+``exp`` of it is 0 in every dtype, with room for what logits differ by; the masks in use, -1e4, the
+minimum of float16 and of wider dtypes and minus infinity, are all below, and biases are above.
+"""
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,11 @@ def lowest(dtype: torch.dtype) -> float:
 
 
 def added(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """A mask in any of its forms as a float tensor ``(1 or B, 1 or H, T, S)`` to add to logits."""
+    """A mask in any of its forms as a float tensor ``(1 or B, 1 or H, T, S)`` to add to logits.
+
+    Raises:
+        LigError: if it holds integers: 0 and 1 would be added to the logits, or be refused.
+    """
     if mask is None:
         return None
     least = lowest(query.dtype)
@@ -111,7 +124,41 @@ def added(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
             ~mask, least
         )
     elif not mask.is_floating_point():
-        mask = mask.to(query.dtype)
+        raise LigError(
+            f"the attention gets a mask of {mask.dtype} and shape {tuple(mask.shape)}: integers "
+            "mask nothing there, they are added to the logits or refused. Give a mask (B, S), or "
+            "a boolean or float one, attention_mask.bool() or 0 and a large negative number."
+        )
     mask = mask.clamp_min(least)
     mask = mask.view(*[1] * (4 - mask.dim()), *mask.shape)
     return mask.expand(*mask.shape[:2], query.shape[-2], key.shape[-2])
+
+
+def forbidden(mask: Tensor) -> Tensor:
+    """Sources that a mask forbids: what is added to their logits leaves them no weight."""
+    return mask <= NO_WEIGHT
+
+
+def allowed(mask: Tensor) -> Tensor:
+    """Sources that have a weight under a mask ``(..., T, S)``, beside the row's best one.
+
+    In a row that is masked all through every source has: a constant added to all logits is none.
+    """
+    return mask - mask.amax(-1, keepdim=True) > NO_WEIGHT
+
+
+def read_sources(mask: Tensor) -> Tensor:
+    """``(1 or B, S)`` sources that some target reads under ``(1 or B, 1 or H, T, S)``.
+
+    Rows that are masked all through, those of padding, read nothing.
+    """
+    return (~forbidden(mask)).any(2).any(1)
+
+
+def reads_nothing(mask: Tensor) -> Tensor:
+    """``(1 or B, T)`` targets that a mask ``(1 or B, 1 or H, T, S)`` forbids every source.
+
+    And by so large a number that the logits are lost in it: what is left is up to rounding.
+    """
+    best = mask.amax(-1)
+    return ((best <= NO_WEIGHT) & (best + 1 == best)).any(1)

@@ -33,6 +33,10 @@ Spread = Literal["shared", "repeated", "one by one"]
 each, or not at all: the block runs on one sequence at a time."""
 
 
+Reading = Literal["shared", "text", "heads"]
+"""What the first axis of an argument counts: nothing of the batch (each text gets it as it is), the
+texts, or the heads of the first text, of the second, and so on."""
+
 Parts = tuple[Callable[..., Any], Callable[..., Tensor], Callable[..., Tensor]]
 """A block in three functions: before the attention core, the core, and what follows it."""
 
@@ -99,6 +103,18 @@ class BlockCall:
     described: bool = False
     """Whether the caller said where it is to be cut, if at all."""
     spread: Spread = "shared"
+    readings: tuple[Reading, ...] = ()
+    """What the first axes of the tensors among ``kwargs`` and ``args`` are, in this order; empty
+    before that was found out."""
+    padding: Tensor | None = None
+    """``(B, S)`` True at padding; None before that was found out."""
+
+    @property
+    def valid(self) -> Tensor:
+        """``(B, S)`` its tokens that are not padding."""
+        if self.padding is None:
+            return torch.ones(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
+        return ~self.padding
 
     @property
     def site(self) -> str:
@@ -114,20 +130,22 @@ class BlockCall:
 
     def for_text(self, text: int) -> BlockCall:
         """The call for one text of the run, as if it had been alone; without a key-value cache."""
-        batch, length, _ = self.hidden.shape
+        batch = len(self.hidden)
+        readings = iter(self.readings or tuple(r[0] for r in self.possible_readings()))
 
         def one(value: Any) -> Any:
             if isinstance(value, Cache):
                 return None  # a second call with a live cache would attend to stale keys
-            if isinstance(value, Tensor) and batch > 1 and value.dim() >= 2:
-                if value.shape[0] == batch:
+            if isinstance(value, Tensor):
+                reading = next(readings)
+                if reading == "text":
                     return value[text : text + 1]
-                if value.dim() >= 3 and value.shape[0] not in (1, length):
-                    # One for each head of each text.
+                if reading == "heads":
                     return value.tensor_split(batch)[text]
             return value
 
         kwargs = {name: _mapped(value, one) for name, value in self.kwargs.items()}
+        args = tuple(_mapped(value, one) for value in self.args)
         for name in ("use_cache", "output_attentions"):
             if name in kwargs:
                 kwargs[name] = False
@@ -136,11 +154,42 @@ class BlockCall:
             attention = replace(attention, mask=attention.mask[text : text + 1])
         return replace(
             self,
-            args=tuple(_mapped(value, one) for value in self.args),
+            args=args,
             kwargs=kwargs,
             output=self.output[text : text + 1],
             attention=attention,
+            readings=(),
+            padding=None if self.padding is None else self.padding[text : text + 1],
         )
+
+    def possible_readings(self) -> list[tuple[Reading, ...]]:
+        """What the first axis of each tensor can be, by its size, the most likely first."""
+        batch, length, _ = self.hidden.shape
+
+        def readings(value: Tensor) -> tuple[Reading, ...]:
+            size = len(value) if value.dim() else 0
+            if value is self.hidden:
+                return ("text",)
+            if batch == 1 or size in (0, 1):
+                return ("shared",)
+            if size == batch:
+                return ("text", "shared") if value.dim() > 1 else ("shared", "text")
+            if value.dim() > 2 and size % batch == 0:
+                return ("shared", "heads") if size == length else ("heads", "shared")
+            return ("shared",)
+
+        return [readings(value) for value in self.tensors()]
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors among ``kwargs`` and ``args``, in this order."""
+        found: list[Tensor] = []
+
+        def note(value: Any) -> None:
+            if isinstance(value, Tensor):
+                found.append(value)
+
+        _mapped([self.kwargs, self.args], note)
+        return found
 
     def on(self, z: Tensor, instead: tuple[int | str, Tensor] | None = None) -> Tensor:
         """The block's output ``(N, S, D)`` for ``z (N, S, D)``, of a call for one text.
@@ -159,6 +208,7 @@ class BlockCall:
                 return value.repeat(len(z), 1, 1)  # one for each head, texts first
             return value
 
+        z = z.contiguous()  # as in the model, whose code may say z.view()
         args, kwargs = self.args, self.kwargs
         if self.spread == "repeated":
             args = tuple(_mapped(value, spread) for value in args)
@@ -180,9 +230,11 @@ class BlockCall:
     def in_dtype(self, dtype: torch.dtype) -> BlockCall:
         """The same call of a copy of the block in another precision; the model is untouched.
 
-        Its output is what the copy gives for the residual stream that the model had.
+        Its output is what the copy gives for the residual stream that the model had. A block that
+        was made in inference mode is copied anyway, its tensors take no part in gradients.
         """
-        if self.hidden.dtype == dtype:
+        inference = any(p.is_inference() for p in self.module.parameters())
+        if self.hidden.dtype == dtype and not inference:
             return self
         if any(p.is_meta for p in self.module.parameters()):
             raise LigError(
@@ -191,6 +243,8 @@ class BlockCall:
             )
 
         def cast(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.is_inference():
+                value = value.clone()
             floating = isinstance(value, Tensor) and value.is_floating_point()
             return _widened(value, dtype) if floating else value
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from captum_lig._types import QKV
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
-from captum_lig.model.attention_call import MASKED, AttentionCall, handle_with
+from captum_lig.model.attention_call import AttentionCall, allowed, handle_with, read_sources
 from captum_lig.model.call import BlockCall, place_of_hidden
+from captum_lig.model.hooks import stoppable
 from captum_lig.model.sdpa import use_sdpa
-from captum_lig.model.split import deviation, nearly_equal
+from captum_lig.model.split import deviation, epsilons, nearly_equal
 
 __all__ = ["Cross", "SplitCrossAttention", "find_cross", "without_cross"]
 
@@ -103,6 +104,10 @@ class SplitCrossAttention:
         """``(H, T, d)``"""
         self.mask = None if own.mask is None else own.mask[0]
         """``(1 or H, T, S)`` to add to the logits, or None."""
+        self.visible = None if self.mask is None else allowed(self.mask)
+        """``(1 or H, T, S)`` False where the mask forbids a source, or None."""
+        self.epsilons = epsilons(self.call.module)
+        """Values of eps of the norms inside the block."""
         self.scaling, self.softcap = own.scaling, own.softcap
         self.sinks = None if own.sinks is None else own.sinks.detach()
         self.output = own.eager()[0].detach()
@@ -118,7 +123,7 @@ class SplitCrossAttention:
         """``(S,)`` encoder tokens that some target may see; the others are padding."""
         if self.mask is None:
             return torch.ones(len(self.states), dtype=torch.bool, device=self.states.device)
-        return (self.mask > MASKED).any(1).any(0)
+        return read_sources(self.mask[None])[0]
 
     def pre(self, states: Tensor) -> QKV:
         """Keys and values of ``states (N, S, D)``; the queries, held, have no width here."""
@@ -153,10 +158,6 @@ class SplitCrossAttention:
             yield _attention_calls(self.call, z, instead, self.cross.turn)[-1]
 
 
-class _Reached(Exception):
-    """Stops a block once its attention call is known."""
-
-
 def _attention_calls(
     call: BlockCall,
     z: Tensor,
@@ -166,18 +167,17 @@ def _attention_calls(
     """The attention calls of a block on ``z (N, T, D)``, all of them or up to one."""
     seen: list[AttentionCall] = []
 
-    def note(attention: AttentionCall) -> Tensor:
-        seen.append(attention)
-        if len(seen) - 1 == last:
-            raise _Reached
-        return attention.eager()
+    with stoppable() as stop:
 
-    with use_sdpa(), handle_with(note):
-        try:
+        def note(attention: AttentionCall) -> Tensor:
+            seen.append(attention)
+            if len(seen) - 1 == last:
+                stop()
+            return attention.eager()
+
+        with use_sdpa(), handle_with(note):
             call.on(z, instead)
-        except _Reached:
-            return seen
-    if last is not None:
+    if last is not None and len(seen) <= last:
         raise LigError(
             f"{call.describe()} did not reach its cross-attention when called again: leave 'cross' "
             "out of boundaries."

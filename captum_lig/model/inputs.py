@@ -3,19 +3,63 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from captum_lig._captum import format_additional_forward_args
 from captum_lig.errors import LigError
-from captum_lig.model.attention_call import MASKED
-from captum_lig.model.call import BlockCall
 
-__all__ = ["ModelCall"]
+__all__ = ["Masked", "ModelCall", "is_quantised"]
+
+CACHES = (
+    "past_key_values",
+    "past_key_value",
+    "layer_past",
+    "past_buckets_states",
+    "cache",
+    "cache_params",
+)
+"""Names of what models keep of earlier tokens, and add to when they are called."""
+
+SUFFIX = "attention_mask"
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A mask of the caller's that leaves out some of the tokens that it came with."""
+
+    mask: Tensor
+    """``(B, S)`` as given."""
+    tokens: Tensor
+    """``(B, S, ...)`` as given: ids, vectors, samples."""
+
+    @property
+    def padding(self) -> Tensor:
+        """``(B, S)`` True where the mask leaves a token out."""
+        return left_out(self.mask)
+
+    def other_tokens(self) -> Tensor:
+        """The tokens with others in place of the padding: of the same text, known to the model."""
+        padding, tokens = self.padding, self.tokens
+        if tokens.is_floating_point():
+            noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0)).to(tokens)
+            where = padding.view(*padding.shape, *[1] * (tokens.dim() - 2))
+            return torch.where(where, tokens + (1 + tokens.std()) * noise, tokens)
+        first, *rest = torch.cat([tokens[~padding].unique(), torch.arange(2).to(tokens)]).tolist()
+        second = next(token for token in rest if token != first)
+        return torch.where(padding, torch.where(tokens == first, second, first), tokens)
+
+
+def left_out(mask: Tensor) -> Tensor:
+    """What a mask ``(B, S)`` leaves out: 0 or False, or below 0 where it is added to logits."""
+    if mask.is_floating_point() and bool((mask < 0).any()):
+        return mask < 0
+    return ~mask.bool()
 
 
 @dataclass(frozen=True)
@@ -25,8 +69,8 @@ class ModelCall:
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    valid: Tensor | None
-    """``(B, S)`` False at padding, or None if the model gets no attention mask."""
+    masked: tuple[Masked, ...] = ()
+    """The masks that the model gets, of those that leave something out."""
 
     @classmethod
     def of(
@@ -43,9 +87,23 @@ class ModelCall:
             additional_forward_args: positional arguments after ``inputs``, as in Captum.
 
         Raises:
-            LigError: inputs of another kind, or without tokens; or a model in training mode.
+            LigError: inputs of another kind, or without tokens; a model in training mode, or one
+                that was traced; or under autocast.
         """
-        training = [name for name, module in model.named_modules() if module.training]
+        if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+            raise LigError(
+                f"the model is a {type(model).__name__}, traced, scripted or exported: its "
+                "attention cannot be reached there. Give the torch.nn.Module that it was made of."
+            )
+        device = _device_of(model)
+        kind = "cpu" if device is None else device.type
+        if torch.is_autocast_enabled(kind):
+            raise LigError(
+                f"torch.autocast is on ({torch.get_autocast_dtype(kind)}): the model would round "
+                "to another precision than its own along the paths. Attribute outside of it, or "
+                "load the model in that precision."
+            )
+        training = [name for name, m in model.named_modules() if m.training and not is_quantised(m)]
         if training:
             raise LigError(
                 f"the model is in training mode ({training[0] or type(model).__name__}): call "
@@ -70,7 +128,6 @@ class ModelCall:
                 "what a tokenizer returns with return_tensors='pt'."
             )
         args += format_additional_forward_args(additional_forward_args) or ()
-        device = _device_of(model)
         args = tuple(_moved(value, device) for value in args)
         kwargs = {name: _moved(value, device) for name, value in kwargs.items()}
         for value in (*args, *kwargs.values()):
@@ -80,6 +137,10 @@ class ModelCall:
                     "token to attribute to, give a text that is not empty."
                 )
         parameters = inspect.signature(model.forward).parameters
+        names = [*parameters][: len(args)]
+        names += [""] * (len(args) - len(names))
+        args = tuple(map(_without_cache, names, args))
+        kwargs = {name: _without_cache(name, value) for name, value in kwargs.items()}
         if "use_cache" in parameters:
             kwargs["use_cache"] = False
         try:
@@ -90,38 +151,23 @@ class ModelCall:
             ) from error
         named = {**named.pop("kwargs", {}), **named}
         _check_tokens(model, named)
-        mask = named.get("attention_mask")
-        valid = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        if valid is not None and not bool(valid.any(-1).all()):
-            empty = int((~valid.any(-1)).nonzero()[0])
-            raise LigError(
-                f"text {empty} of the batch is empty: its attention_mask is 0 at every token."
-            )
-        return cls(model, args, kwargs, valid)
+        return cls(model, args, kwargs, tuple(_masks(model, named)))
 
-    def valid_of(self, block: BlockCall) -> Tensor:
-        """Which tokens of a block are not padding, ``(B, S)``.
+    def with_instead(self, given: Tensor, other: Tensor) -> ModelCall:
+        """The call with another tensor in place of one that was given."""
+        args = tuple(other if value is given else value for value in self.args)
+        kwargs = {name: other if x is given else x for name, x in self.kwargs.items()}
+        return replace(self, args=args, kwargs=kwargs)
 
-        The attention mask of the inputs tells, if it is about these tokens; if it is not (the
-        decoder's tokens of an encoder-decoder, frames of a sound), the mask of the block's own
-        attention: a source that no target may see is padding.
-        """
-        shape = block.hidden.shape[:2]
-        everything = torch.ones(shape, dtype=torch.bool, device=block.hidden.device)
-        if self.valid is None:
-            return everything
-        mask = None if block.attention is None else block.attention.mask
-        seen = None
-        if mask is not None:
-            seen = (mask > MASKED).any(2).any(1).expand(shape)  # (B, S)
-        valid = self.valid.to(everything.device)
-        if valid.shape == shape and (seen is None or not bool((seen & ~valid).any())):
-            return valid
-        return everything if seen is None else seen
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What to call the model with, its lists and mappings new: a state may be kept in them."""
+        kwargs = {name: _copied(value) for name, value in self.kwargs.items()}
+        return tuple(map(_copied, self.args)), kwargs
 
     def unwatched(self) -> None:
         """Call the model, and let its errors be."""
-        self.model(*self.args, **self.kwargs)
+        args, kwargs = self.arguments()
+        self.model(*args, **kwargs)
 
     def run(self) -> None:
         """Call the model.
@@ -130,7 +176,7 @@ class ModelCall:
             LigError: if it cannot embed the tokens (too many, or unknown).
         """
         try:
-            self.model(*self.args, **self.kwargs)
+            self.unwatched()
         except (TypeError, ValueError) as error:
             if isinstance(error, LigError):
                 raise
@@ -145,6 +191,13 @@ class ModelCall:
                 for x in (*self.args, *self.kwargs.values())
                 if isinstance(x, Tensor)
             )
+            mask = self.kwargs.get(SUFFIX)
+            if isinstance(mask, Tensor) and mask.dim() not in (2, 4):
+                raise LigError(
+                    f"{type(self.model).__name__} cannot be called with {SUFFIX} of shape "
+                    f"{tuple(mask.shape)}: {error}. Give (B, S), or (B, 1, S, S) to be added to "
+                    "the logits."
+                ) from error
             if not long and not isinstance(error, IndexError):
                 raise  # not about the inputs
             raise LigError(
@@ -161,6 +214,35 @@ class ModelCall:
         shapes = [tuple(value.shape) for value in self.args if isinstance(value, Tensor)]
         named = {k: tuple(v.shape) for k, v in self.kwargs.items() if isinstance(v, Tensor)}
         return ", ".join([*map(str, shapes), *(f"{name} {shape}" for name, shape in named.items())])
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a module rounds what it gets to whole numbers."""
+    return type(module).__module__.startswith(
+        ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+    )
+
+
+def _masks(model: nn.Module, named: dict[str, Any]) -> Iterator[Masked]:
+    """The masks ``(B, S)`` among the inputs that leave tokens out, with those tokens."""
+    main = getattr(model, "main_input_name", "input_ids")
+    for name, mask in named.items():
+        if not name.endswith(SUFFIX) or not isinstance(mask, Tensor) or mask.dim() != 2:
+            continue
+        padding = left_out(mask)
+        if bool(padding.all(-1).any()):
+            empty = int(padding.all(-1).nonzero()[0])
+            raise LigError(f"text {empty} of the batch is empty: its {name} is 0 at every token.")
+        prefix = name.removesuffix(SUFFIX)
+        names = [
+            f"{prefix}input_ids",
+            f"{prefix}inputs_embeds",
+            *([] if prefix else [main, *named]),
+        ]
+        tokens = (value for value in map(named.get, names) if isinstance(value, Tensor))
+        its = [x for x in tokens if x.shape[:2] == mask.shape and x is not mask]
+        if its and bool(padding.any()):
+            yield Masked(mask, its[0])
 
 
 def _check_tokens(model: nn.Module, named: dict[str, Any]) -> None:
@@ -205,3 +287,48 @@ def _device_of(model: nn.Module) -> torch.device | None:
 
 def _moved(value: Any, device: torch.device | None) -> Any:
     return value.to(device) if isinstance(value, Tensor) and device is not None else value
+
+
+def _without_cache(name: str, value: Any) -> Any:
+    """None for an empty cache of keys and values, that the model would fill; other values as is.
+
+    Raises:
+        LigError: if there is something in it.
+    """
+    if not isinstance(value, Cache) and name not in CACHES:
+        return value
+    if not any(x.numel() for x in _tensors(value)):
+        return None
+    count = value.get_seq_length() if isinstance(value, Cache) else 0
+    raise LigError(
+        f"{name or type(value).__name__} holds what the model kept of "
+        + (f"{count} tokens" if count else "an earlier call")
+        + ": these have no vectors in this run that could be attributed to. Leave it out, and give "
+        "the whole text at once."
+    )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a cache, whatever it is made of."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif hasattr(value, "__dict__"):
+        yield from _tensors(vars(value))
+
+
+def _copied(value: Any) -> Any:
+    """New lists and mappings with new tensors in them; a tensor by itself is the caller's."""
+
+    def inside(item: Any) -> Any:
+        return item.clone() if isinstance(item, Tensor) else _copied(item)
+
+    if isinstance(value, dict):
+        return type(value)({name: inside(item) for name, item in value.items()})
+    if type(value) in (list, tuple):
+        return type(value)(map(inside, value))
+    return value

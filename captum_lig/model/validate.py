@@ -8,22 +8,24 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
-from captum_lig.model.attention_call import MASKED
+from captum_lig.model.attention_call import allowed
 from captum_lig.model.call import BlockCall, Spread, first_tensor
+from captum_lig.model.hooks import hooked
 from captum_lig.model.output_projection import find_projection
+from captum_lig.model.padding import reads_own_tokens
+from captum_lig.model.sdpa import use_sdpa
 from captum_lig.model.split import SplitBlock, deviation, nearly_equal
 from captum_lig.model.user_block import Span, check_span
 
 __all__ = ["compare_with_model", "validate_block"]
 
 
-def compare_with_model(
-    calls: list[BlockCall], run: Callable[[], Any], valid: Callable[[BlockCall], Tensor]
-) -> None:
+def compare_with_model(calls: list[BlockCall], run: Callable[[], Any]) -> None:
     """Make sure that the blocks gave what they give when nobody looks.
 
     They were recorded with our attention function and our masks in place of the model's own: a
@@ -32,32 +34,25 @@ def compare_with_model(
     Args:
         calls: the recorded blocks.
         run: calls the model, as it is, on the same texts.
-        valid: ``(B, S)`` the tokens of a block that are not padding.
 
     Raises:
         LigError: if a block gives something else.
     """
-    outputs: dict[int, list[Tensor]] = {}
+    outputs: dict[nn.Module, list[Tensor]] = {call.module: [] for call in calls}
+    lengths = {call.module: call.hidden.shape[1] for call in calls}
 
-    def keep(module: Any, args: Any, output: Any) -> None:
-        outputs[id(module)].append(first_tensor(output).detach())
+    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        outputs[module].append(_padded(first_tensor(output).detach(), lengths[module]))
 
-    handles = []
     for call in calls:
         if isinstance(call.module, Span):
-            outputs[id(call.module)] = [call.module(call.hidden, *call.args[1:], **call.kwargs)]
-        elif id(call.module) not in outputs:
-            outputs[id(call.module)] = []
-            handles.append(call.module.register_forward_hook(keep))
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+            outputs[call.module] = [call.module(call.hidden, *call.args[1:], **call.kwargs)]
+    modules = [module for module in outputs if not isinstance(module, Span)]
+    with hooked(modules, leave=keep), torch.no_grad():
+        run()
     for call in calls:
-        own = outputs[id(call.module)][call.turn]
-        kept = valid(call)
+        own = outputs[call.module][call.turn]
+        kept = call.valid
         difference = (own[kept] - call.output[kept]).double().norm() / own[kept].double().norm()
         if not bool(torch.isfinite(own[kept]).all()):
             raise LigError(
@@ -69,27 +64,46 @@ def compare_with_model(
         if not bool(difference <= (5e-2 if half else 1e-4)):
             raise LigError(
                 f"{call.describe()} gives something else when it is watched (off by "
-                f"{float(difference):.1e}): it is random, or keeps a state, or its "
-                f"attention or mask is not what it hands to {_reached(call)}. Load the model with "
-                "attn_implementation='eager' and see whether its outputs stay the same."
+                f"{float(difference):.1e}): {_reason(call)}"
             )
 
 
-def validate_block(call: BlockCall, valid: Tensor) -> BlockCall:
-    """The block with where to cut it and how it takes many sequences, made sure of on a text.
+def _reason(call: BlockCall) -> str:
+    """Why a block may give something else when it is watched, and what to do."""
+    if call.site == "interface" and any(
+        x.dtype == torch.bool and x.dim() > 2 for x in call.tensors()
+    ):
+        return (
+            "it gets a boolean mask, and an attention that adds its mask to the logits (the "
+            "'eager' one) adds 0 and 1, and masks nothing. Give the mask as 0 and a large "
+            "negative number, or load the model with attn_implementation='sdpa'."
+        )
+    return (
+        "it is random, or keeps a state, or its attention or mask is not what it hands to "
+        f"{_reached(call)}. Load the model with attn_implementation='eager' and see whether its "
+        "outputs stay the same."
+    )
 
-    Args:
-        call: the recorded block.
-        valid: ``(S,)`` the tokens of the first text that are not padding.
+
+def _padded(output: Tensor, length: int) -> Tensor:
+    """A block's output ``(B, S, D)``, also where torch drops the padding in between."""
+    if not output.is_nested:
+        return output
+    padded = output.to_padded_tensor(0.0)
+    return functional.pad(padded, (0, 0, 0, length - padded.shape[1]))
+
+
+def validate_block(call: BlockCall) -> BlockCall:
+    """The recorded block with where to cut it and how it takes many sequences, made sure of.
 
     Raises:
         LigError: if the block, called again, gives something else, sees sources that its mask
             forbids, or depends on other tokens otherwise than through the attention reached.
     """
     _check_sizes(call)
-    check_span(call.for_text(0))
-    places = valid.nonzero().squeeze(-1)
     one = call.for_text(0)
+    check_span(one)
+    places = one.valid[0].nonzero().squeeze(-1)
     z, own = one.hidden.detach(), one.output.detach()
     source = int(places[len(places) // 2])
     moved = z.clone()
@@ -121,13 +135,29 @@ def _check_sizes(call: BlockCall) -> None:
     """The attention works on the block's own tokens, in the order (B, S, D)."""
     batch, length, _ = call.hidden.shape
     sizes = None if call.attention is None else call.attention.sizes
-    if sizes is None or sizes == (batch, length, length):
+    if sizes is None:
         return
     shape = tuple(call.hidden.shape)
-    if sizes[::2] == (length, batch):
+    if sizes == (length, batch, batch) and batch > 1 and (batch != length or _mixes_texts(call)):
         raise LigError(
             f"{call.describe()} gets tokens first, {shape} as (S, B, D): build it with "
             "batch_first=True, the weights are the same, and give (B, S, D)."
+        )
+    if sizes == (batch, length, length):
+        if reads_own_tokens(call):
+            return
+        raise LigError(
+            f"{call.describe()} reads other tokens than its own in its first attention, as many as "
+            "its own are: an encoder's states, most likely. It cannot be cut there; ask for its "
+            "layer boundary alone, with layer=[captum_lig.Block(module)] and "
+            "boundaries=('layer',)."
+        )
+    if sizes[1:] == (1, 1):
+        raise LigError(
+            f"{call.describe()} gets {shape}, and its attention {sizes[0]} sequences of one token: "
+            "each token attends to itself alone (windows of one token), and nothing flows between "
+            "tokens. Ask for its layer boundary alone, with layer=[captum_lig.Block(module)] and "
+            "boundaries=('layer',); if these are texts of one token, tokens first, give (B, S, D)."
         )
     raise LigError(
         f"{call.describe()} gets {shape}, and its attention {sizes[0]} sequences with {sizes[1]} "
@@ -135,6 +165,15 @@ def _check_sizes(call: BlockCall) -> None:
         "there; ask for its layer boundary alone, with layer=[captum_lig.Block(module)] and "
         "boundaries=('layer',)."
     )
+
+
+def _mixes_texts(call: BlockCall) -> bool:
+    """Whether what stands first on the first axis reaches the others on it: tokens, not texts."""
+    moved = call.hidden.detach().clone()
+    moved[0] = moved[0].roll(1, -1)
+    with torch.no_grad(), use_sdpa(), contextlib.suppress(Exception):
+        return not nearly_equal(call.on(moved)[1:], call.output[1:])
+    return False
 
 
 def _whole(one: BlockCall, z: Tensor) -> Tensor:
@@ -158,7 +197,7 @@ def _check_reach(call: BlockCall, source: int, places: Tensor, changed: Tensor) 
     cut = SplitBlock(call, 0, Meter())
     scale = cut.output[places].abs().max()
     if cut.mask is not None:
-        forbidden = (cut.mask[:, :, source] <= MASKED).all(0)
+        forbidden = ~allowed(cut.mask)[:, :, source].any(0)
         forbidden[source] = False  # it reaches itself past the attention
         seen = (forbidden & (changed > 1e-5 * scale))[places]
         if bool(seen.any()):

@@ -121,6 +121,7 @@ class AutogradPoints:
         """The same, summed over heads, ``(R, S)``: one backward pass instead of ``H``."""
         return self._pulled(g, [slice(None)])[0]
 
+    @cached_property
     def vectors(self) -> Tensor:
         """Rates of each source as vectors, ``(P, R, S, H, d)``.
 

@@ -58,5 +58,6 @@ class Points(Protocol):
     def summed_rates(self, g: Tensor) -> Tensor:
         """The same, summed over heads, ``(R, S)``."""
 
+    @property
     def vectors(self) -> Tensor:
         """Rates as vectors, ``(P, R, S, H, d)``: ``rates`` are their scalar products with ``g``."""

@@ -1,8 +1,9 @@
-"""What the path of a block starts from."""
+"""What paths start from: one reader of what callers give, and the start of a block's path."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -12,12 +13,72 @@ from torch import Tensor
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
 
-__all__ = ["Baseline", "Start", "describe", "start_of"]
+__all__ = ["Baseline", "Start", "describe", "encoder_start", "read_baseline", "start_of"]
 
 Baseline = str | float | Tensor | None
 """``"target_token"``, ``"zero"`` (or None), a number, or a tensor."""
 
-NAMES = ("zero", "target_token")
+TARGET_TOKEN = "target_token"
+
+
+def read_baseline(
+    baseline: object,
+    like: Tensor,
+    shapes: Iterable[Sequence[int]],
+    per_target: Iterable[Sequence[int]] = (),
+    names: tuple[str, ...] = (TARGET_TOKEN,),
+    argument: str = "baseline",
+) -> Tensor | str:
+    """What a caller gave as a baseline, checked.
+
+    Args:
+        baseline: ``"zero"`` or None, a number, a tensor, or one of ``names``.
+        like: what the path leads to; zeros and numbers get its shape, everything its dtype.
+        shapes: shapes that a tensor may have.
+        per_target: and of a tensor that holds a baseline for each target.
+        names: names besides ``"zero"`` that the caller of this function gives a meaning.
+        argument: what the user knows the baseline as, for messages.
+
+    Returns:
+        A tensor, finite, of one of ``shapes`` or like ``like``; or one of ``names``.
+
+    Raises:
+        LigError: anything else; the message repeats it and says what there is.
+    """
+    if baseline is None or (isinstance(baseline, str) and baseline == "zero"):
+        return torch.zeros_like(like)
+    known = ", ".join(map(repr, ("zero", *names)))
+    if isinstance(baseline, str):
+        if baseline not in names:
+            raise LigError(
+                f"{argument} {baseline!r} is unknown: use {known}, a number or a tensor."
+            )
+        return baseline
+    if isinstance(baseline, Real) and not isinstance(baseline, bool):
+        if not math.isfinite(baseline):
+            raise LigError(f"{argument} {baseline} is not finite: give a finite number.")
+        return torch.full_like(like, float(baseline))
+    if not isinstance(baseline, Tensor):
+        raise LigError(
+            f"{argument} {brief(baseline)} is a {type(baseline).__name__}: use None, {known}, a "
+            "number or a tensor."
+        )
+    shape = tuple(baseline.shape)
+    shared, own = ([tuple(x) for x in some] for some in (shapes, per_target))
+    if shape not in (*shared, *own):
+        use = " or ".join(map(str, dict.fromkeys(shared)))
+        if own:
+            use += f", or {' or '.join(map(str, dict.fromkeys(own)))} for a baseline per target"
+        raise LigError(
+            f"{argument} tensor of shape {shape} does not fit {tuple(like.shape)}: use {use}."
+        )
+    value = baseline.to(like)
+    if not bool(torch.isfinite(value).all()):
+        raise LigError(
+            f"{argument} tensor of shape {shape} holds values that are not finite (NaN or "
+            "infinity): give finite numbers."
+        )
+    return value
 
 
 @dataclass(frozen=True)
@@ -82,38 +143,29 @@ def start_of(baseline: Baseline, z: Tensor, text: int, batch: int, targets: Tens
         LigError: unknown name, or a tensor that fits neither ``(D,)``, ``(B or 1, S, D)`` nor
             ``(B or 1, T, S, D)``.
     """
-    if baseline is None:
-        baseline = "zero"
-    if isinstance(baseline, str):
-        if baseline not in NAMES:
-            names = ", ".join(repr(name) for name in NAMES)
-            raise LigError(f"baseline {baseline!r} is unknown: use {names}, a number or a tensor.")
-        return Start() if baseline == "target_token" else Start(shared=torch.zeros_like(z))
-    if isinstance(baseline, Real) and not isinstance(baseline, bool):
-        if not math.isfinite(baseline):
-            raise LigError(f"baseline {baseline} is not finite: give a finite number.")
-        return Start(shared=torch.full_like(z, float(baseline)))
-    if not isinstance(baseline, Tensor):
-        raise LigError(
-            f"baseline {brief(baseline)} is a {type(baseline).__name__}: use 'zero', "
-            "'target_token', a number or a tensor."
-        )
-    if not bool(torch.isfinite(baseline).all()):
-        raise LigError(
-            f"baseline tensor of shape {tuple(baseline.shape)} holds values that are not finite "
-            "(NaN or infinity): give finite numbers."
-        )
     sources, width = z.shape
-    shape, value = tuple(baseline.shape), baseline.to(z)
-    if shape == (width,):
+    shapes = [(width,), (batch, sources, width), (1, sources, width)]
+    per_target = [(n, len(targets), sources, width) for n in (batch, 1)]
+    value = read_baseline(baseline, z, shapes, per_target)
+    if isinstance(value, str):
+        return Start()
+    if value.dim() < 3:
         return Start(shared=value.expand_as(z))
-    if shape in ((1, sources, width), (batch, sources, width)):
-        return Start(shared=value[text if shape[0] == batch else 0])
-    per_target = (len(targets), sources, width)
-    if shape in ((1, *per_target), (batch, *per_target)):
-        return Start(per_target=value[text if shape[0] == batch else 0])
-    raise LigError(
-        f"baseline tensor of shape {shape} does not fit the block's input: use ({width},), "
-        f"({batch} or 1, {sources}, {width}), or ({batch} or 1, {len(targets)}, {sources}, "
-        f"{width}) for a baseline per target."
-    )
+    own = value[text if len(value) == batch else 0]
+    return Start(shared=own) if own.dim() == 2 else Start(per_target=own)
+
+
+def encoder_start(baseline: Baseline, states: Tensor, seen: Tensor) -> Tensor:
+    """Where the path of an encoder's states starts, ``(S, D)``.
+
+    Args:
+        baseline: what the caller gave; ``"mean"`` is the mean of the states that are no padding.
+        states: ``(S, D)`` the encoder's states.
+        seen: ``(S,)`` False at padding.
+
+    Raises:
+        LigError: as :func:`read_baseline` does; a tensor has to be ``(D,)`` or ``(S, D)``.
+    """
+    shapes = (states.shape[1:], states.shape)
+    value = read_baseline(baseline, states, shapes, (), ("mean",), "cross_baseline")
+    return (states[seen].mean(0) if isinstance(value, str) else value).expand_as(states)

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from captum_lig.errors import LigError
 
-__all__ = ["jvp"]
+__all__ = ["jvp", "jvp_of_many"]
 
 Tensors = tuple[Tensor, ...]
 
 
-def jvp(function: Callable[..., Any], at: Tensors, tangents: Tensors) -> tuple[Any, Any]:
+def jvp(
+    function: Callable[..., Any], at: Tensors, tangents: Tensors, forward_mode: bool = True
+) -> tuple[Any, Any]:
     """``function(*at)`` and its derivative along ``tangents``, both as the function returns them.
 
     In forward mode; where a model has operations of its own that know no forward mode, by two
@@ -26,17 +28,20 @@ def jvp(function: Callable[..., Any], at: Tensors, tangents: Tensors) -> tuple[A
         function: tensors to a tensor or a tuple of tensors.
         at: its arguments.
         tangents: a direction for each of them.
+        forward_mode: False to go by two backward passes at once: what a caller's function raises
+            cannot be told from an operation without forward mode.
 
     Raises:
         LigError: if the function can be differentiated in neither way.
     """
-    try:
-        value, rate = torch.func.jvp(function, at, tangents)[:2]
-        return _detached(value), _detached(rate)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # NotImplementedError is one
-        pass
+    if forward_mode:
+        try:
+            value, rate = torch.func.jvp(function, at, tangents)[:2]
+            return _detached(value), _detached(rate)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # NotImplementedError is one
+            pass
     try:
         return _by_two_backward_passes(function, at, tangents)
     except torch.OutOfMemoryError:
@@ -49,6 +54,40 @@ def jvp(function: Callable[..., Any], at: Tensors, tangents: Tensors) -> tuple[A
             "'influence' out and use method='gausslegendre'. "
             f"PyTorch says: {str(error).splitlines()[0]}"
         ) from error
+
+
+def jvp_of_many(function: Callable[..., Tensor], at: Tensors, tangents: Tensors) -> Tensor:
+    """Derivatives of ``function`` at ``R`` rows along ``S`` tangents of each row.
+
+    Args:
+        function: arguments ``(R, ...)`` to ``(R, E)``, row by row.
+        at: its arguments ``(R, ...)``.
+        tangents: ``(R, S, ...)`` for each of them.
+
+    Returns:
+        ``(R, S, E)``.
+    """
+    count, many = tangents[0].shape[:2]
+    if count == many:
+        # A block runs on whole sequences: as many rows as tokens fill one, and the tangents can
+        # share its forward pass, if its code takes that (a mixture of experts does not).
+        def along(*directions: Tensor) -> Tensor:
+            rate: Tensor = torch.func.jvp(function, at, directions)[1]
+            return rate
+
+        try:
+            rates: Tensor = torch.func.vmap(along, in_dims=1, out_dims=1)(*tangents)
+            return rates.detach()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass
+    _, rates = jvp(
+        function,
+        tuple(x.repeat_interleave(many, 0) for x in at),
+        tuple(x.flatten(0, 1) for x in tangents),
+    )
+    return rates.view(count, many, -1)
 
 
 def _by_two_backward_passes(

@@ -93,6 +93,7 @@ class PointSet:
         """The same, summed over heads, ``(R, S)``."""
         return self.rates(g).sum(0)
 
+    @cached_property
     def vectors(self) -> Tensor:
         """Rates of each source as vectors, ``(P, R, S, H, d)``.
 

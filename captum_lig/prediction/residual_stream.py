@@ -1,21 +1,21 @@
-"""Places in the residual stream that Captum can attribute to.
+"""The ends of a model's blocks as layers that Captum can attribute to.
 
 Captum's ``LayerIntegratedGradients`` attributes to the output of a module. What enters a block is
 not always the output of one module (the first block's input), and blocks give tensors or tuples.
-So the stream is led through an identity where it enters and where it leaves each block, and those
-are Captum's layers.
+So the stream passes an identity where it enters and where it leaves each block; those are
+Captum's layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from captum_lig.errors import LigError
 from captum_lig.model.call import BlockCall, place_of_hidden
+from captum_lig.model.hooks import hooked
 
 __all__ = ["ResidualStream"]
 
@@ -44,7 +44,8 @@ class ResidualStream:
 
         def run(*args: Any) -> Tensor:
             self._entered = self._left = 0
-            with self._attached():
+            modules = dict.fromkeys(block.module for block in self.blocks)
+            with hooked(modules, enter=self._enter, leave=self._leave):
                 value = forward(*args)
             if self._left != len(self.blocks):
                 raise _not_once()
@@ -52,29 +53,17 @@ class ResidualStream:
 
         return run
 
-    @contextmanager
-    def _attached(self) -> Iterator[None]:
-        handles = []
-        try:
-            for module in {id(block.module): block.module for block in self.blocks}.values():
-                handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         number = self._entered
         if number >= len(self.blocks):
             raise _not_once()
         self._entered += 1
-        place, through = place_of_hidden(args, kwargs), self.entering[number]
-        if isinstance(place, str):
-            return args, {**kwargs, place: through(kwargs[place])}
+        argument, through = place_of_hidden(args, kwargs), self.entering[number]
+        if isinstance(argument, str):
+            return args, {**kwargs, argument: through(kwargs[argument])}
         return (through(args[0]), *args[1:]), kwargs
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         number = self._left
         self._left += 1
         return _led(output, self.leaving[number])

@@ -32,20 +32,16 @@ def logit(model: nn.Module, token: int, position: int = -1) -> Scalar:
     Args:
         model: a model that gives ``logits (B, S, V)``, such as an ``AutoModelForCausalLM``.
         token: id of the token.
-        position: where its logits are read, among the text's own tokens: padding is not counted.
+        position: where its logits are read, padding is not counted.
             Negative numbers count from the end.
     """
     return lambda *args, **kwargs: _of_token(_logits_at(model, position, args, kwargs), token)
 
 
 def logit_difference(model: nn.Module, token: int, other: int, position: int = -1) -> Scalar:
-    """The logit of a token less that of another one: what decides between the two.
+    """The logit of a token less that of another one, both as in :func:`logit`.
 
-    Args:
-        model: see :func:`logit`.
-        token: id of the token.
-        other: id of the other token.
-        position: see :func:`logit`.
+    It is what decides between the two.
     """
 
     def difference(*args: Any, **kwargs: Any) -> Tensor:
@@ -93,9 +89,9 @@ def cosine(
 
     Args:
         model: a model that gives ``last_hidden_state (B, S, D)``.
-        other_inputs: the other text, what the model is called with. It is embedded here and now,
-            once, and is a constant from then on.
-        pooling: ``"mean"`` over the text's own tokens, or ``"cls"``, the first of them.
+        other_inputs: the other text, what the model is called with. It is embedded once, by
+            this call, and is a constant afterwards.
+        pooling: ``"mean"`` over the text without padding, or ``"cls"``, the first token.
 
     Raises:
         LigError: for another pooling, or other inputs that are not one text.
@@ -119,33 +115,33 @@ def _embedding(
 ) -> Tensor:
     """One vector a text, ``(B, D)``."""
     hidden = _output(model, "last_hidden_state", args, kwargs)
-    own = _own_tokens(model, args, kwargs)
+    kept = _not_padding(model, args, kwargs)
     if pooling == "cls":
-        own = own & (own.cumsum(-1) == 1)
-    weight = own.to(hidden)
+        kept = kept & (kept.cumsum(-1) == 1)
+    weight = kept.to(hidden)
     return torch.einsum("bs,bsd->bd", weight, hidden) / weight.sum(-1, keepdim=True)
 
 
 def _logits_at(
     model: nn.Module, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor:
-    """Logits ``(B, V)`` at one of each text's own tokens."""
+    """Logits ``(B, V)`` at one token of each text, padding not counted."""
     if isinstance(position, bool) or not isinstance(position, int):
         raise LigError(f"position={brief(position)}: give a whole number.")
-    own = _own_tokens(model, args, kwargs)
-    rank = own.sum(-1) + position if position < 0 else torch.full_like(own.sum(-1), position)
-    found = own & (own.cumsum(-1) - 1 == rank[:, None])
+    kept = _not_padding(model, args, kwargs)
+    rank = kept.sum(-1) + position if position < 0 else torch.full_like(kept.sum(-1), position)
+    found = kept & (kept.cumsum(-1) - 1 == rank[:, None])
     if not bool(found.any(-1).all()):
         raise LigError(
-            f"position {position} does not exist: the text has {int(own.sum(-1).min())} tokens."
+            f"position {position} does not exist: the text has {int(kept.sum(-1).min())} tokens."
         )
-    kept, place = found.int().argmax(-1).unique(return_inverse=True)
+    positions, index = found.int().argmax(-1).unique(return_inverse=True)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         # The vocabulary is wide: logits at the other tokens would be most of the work.
-        logits = _output(model, "logits", args, {**kwargs, "logits_to_keep": kept})
+        logits = _output(model, "logits", args, {**kwargs, "logits_to_keep": positions})
     else:
-        logits = _output(model, "logits", args, kwargs)[:, kept]
-    return logits[torch.arange(len(place), device=place.device), place]
+        logits = _output(model, "logits", args, kwargs)[:, positions]
+    return logits[torch.arange(len(index), device=index.device), index]
 
 
 def _of_token(logits: Tensor, number: int, name: str = "token", what: str = "tokens") -> Tensor:
@@ -171,7 +167,7 @@ def _output(model: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str
     return value
 
 
-def _own_tokens(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _not_padding(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """``(B, S)`` False at padding."""
     named = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
     mask = named.get("attention_mask")

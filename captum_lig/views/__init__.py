@@ -1,1 +1,1 @@
-"""Plots, the page, notebooks and terminal tables. Knows flow, graph and io."""
+"""Plots, the page, notebooks and terminal tables. Knows flow, graph, io and inspection."""

@@ -9,9 +9,9 @@ import io
 from matplotlib.figure import Figure
 
 from captum_lig.flow.layer_flow import LayerFlow
-from captum_lig.flow.summary import BOUNDARIES, TOLERANCE, target_rows
+from captum_lig.flow.summary import TOLERANCE, target_rows
 from captum_lig.flow.tokens import readable_token
-from captum_lig.graph import FlowGraph
+from captum_lig.graph import Certificate, FlowGraph
 from captum_lig.views.plots.graph import plot_graph
 from captum_lig.views.plots.maps import plot_layers, plot_map
 
@@ -27,17 +27,16 @@ def flow_html(flow: LayerFlow) -> str:
         f"baseline {flow.baseline}, scalarization {flow.scalarization}",
     ]
     tolerance = TOLERANCE if flow.tolerance is None else flow.tolerance
-    for boundary in BOUNDARIES:
-        if boundary in flow.delta:
-            error = flow.completeness_error(boundary)
-            facts.append(
-                f"{boundary}: worst completeness error {float(error.max()):.1e}, "
-                f"{int((error <= tolerance).sum())} of {error.numel()} rows within {tolerance:g}"
-            )
+    for boundary in flow.certified:
+        error = flow.completeness_error(boundary)
+        facts.append(
+            f"{boundary}: worst completeness error {float(error.max()):.1e}, "
+            f"{int((error <= tolerance).sum())} of {error.numel()} rows within {tolerance:g}"
+        )
     first = flow.select(0)
     figure: Figure | None = None
     if len(target_rows(first)):
-        tokens = [str(place) for place in range(sources)]
+        tokens = [str(position) for position in range(sources)]
         if first.layer is not None:
             figure, _ = plot_layers([first], tokens)
         elif first.attention is not None:
@@ -57,6 +56,7 @@ def graph_html(graph: FlowGraph) -> str:
         f"layers {graph.indices[0]} to {graph.indices[-1]}, {len(graph.tokens)} tokens",
         f"edges: {counts}",
         f"baseline {graph.baseline}, scalarization {graph.scalarization}",
+        *_certified(graph),
         " ".join(readable_token(token) for token in graph.tokens[:64])
         + (" …" if len(graph.tokens) > 64 else ""),
     ]
@@ -65,6 +65,19 @@ def graph_html(graph: FlowGraph) -> str:
     whole = all(bool(layer.known.all()) for layer in graph.layers[:-1])
     figure = plot_graph(graph, known[-1], k=0)[0] if known and whole else None
     return _page(facts, figure)
+
+
+def _certified(graph: FlowGraph) -> list[str]:
+    """A line for each boundary, over all layers."""
+    by_boundary: dict[str, list[Certificate]] = {}
+    for one in graph.summary():
+        by_boundary.setdefault(one.boundary, []).append(one)
+    return [
+        f"{boundary}: worst completeness error {max(one.worst for one in found):.1e}, "
+        f"{sum(one.missed for one in found)} of {sum(one.rows for one in found)} rows further off "
+        f"than {found[0].tolerance:g}"
+        for boundary, found in by_boundary.items()
+    ]
 
 
 def _page(facts: list[str], figure: Figure | None) -> str:

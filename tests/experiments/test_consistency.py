@@ -15,8 +15,6 @@ from transformers import PreTrainedModel
 
 from captum_lig import LayerFlow, LayerFlowIG, LigError
 from captum_lig.experiments.consistency import (
-    Record,
-    compare_maps,
     measure_text,
     pool,
     uniform_map,
@@ -30,92 +28,13 @@ from captum_lig.experiments.consistency.pairings import (
     layer_maps,
 )
 from captum_lig.flow.layer_flow import MLP_STARTS
-from tests.flow.test_layer_flow import number
-from tests.flow.test_self_term import literal
 from tests.helpers import models, twins
-from tests.integrals.test_mlp_start import chain_with, mlp_from_zero
-from tests.test_layer_flow_ig import block_input
+from tests.helpers import records as made
+from tests.helpers.attributions import block_input
+from tests.helpers.correlations import mean_ranks, pearson
+from tests.helpers.synthetic import number
 
-# ---- measures --------------------------------------------------------------------------------
-
-
-def mean_ranks(x: list[float]) -> list[float]:
-    """Rank 1 is the smallest; equal numbers share the mean of their ranks."""
-    below = [sum(other < one for other in x) for one in x]
-    equal = [sum(other == one for other in x) for one in x]
-    return [b + (e + 1) / 2 for b, e in zip(below, equal, strict=True)]
-
-
-def pearson(x: list[float], y: list[float]) -> float:
-    if len(set(x)) < 2 or len(set(y)) < 2:
-        return math.nan
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def test_measures_by_hand() -> None:
-    direct = number([[3, 4, 0], [0, 0, 0], [1, 2, 4], [5, 5, 5]])
-    composed = number([[3, 0, 3], [1, 0, 0], [1, 4, 2], [1, 2, 3]])
-    found = compare_maps(direct, composed)
-    assert found.l2.tolist() == pytest.approx([5, 1, math.sqrt(8), math.sqrt(29)])
-    assert found.relative_l2[0].item() == pytest.approx(1)
-    assert found.relative_l2[1].isnan()
-    # Row 2: ranks 1 2 3 against 1 3 2.
-    assert found.spearman[2].item() == pytest.approx(0.5)
-    assert found.pearson[2].item() == pytest.approx(pearson([1, 2, 4], [1, 4, 2]))
-    for constant in (1, 3):
-        assert found.pearson[constant].isnan()
-        assert found.spearman[constant].isnan()
-
-
-def test_what_a_target_does_not_see_says_nothing() -> None:
-    direct, composed = number([[1, 2, 3, 0, 0]]), number([[3, 2, 1, 0, 0]])
-    visible = torch.tensor([[True, True, True, False, False]])
-    assert compare_maps(direct, composed).pearson.item() > 0.3
-    found = compare_maps(direct, composed, visible)
-    assert found.pearson.item() == pytest.approx(-1)
-    assert found.spearman.item() == pytest.approx(-1)
-    alone = torch.tensor([[True, False, False, False, False]])
-    assert compare_maps(direct, composed, alone).pearson.isnan().all()
-
-
-@settings(deadline=None, derandomize=True, max_examples=150)
-@given(
-    seed=st.integers(0, 2**31),
-    sources=st.integers(1, 7),
-    ties=st.booleans(),
-    scale=st.sampled_from([1e-12, 1.0, 1e9]),
-)
-def test_measures_are_their_definitions(seed: int, sources: int, ties: bool, scale: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
-
-    def a_map() -> Tensor:
-        x = torch.randn(2, 3, sources, generator=generator, dtype=torch.float64)
-        return scale * (x.round() if ties else x)
-
-    direct, composed = a_map(), a_map()
-    visible = torch.rand(3, sources, generator=generator) < 0.7
-    visible[:, 0] = True
-    found = compare_maps(direct, composed, visible)
-    for place in np.ndindex(2, 3):
-        x, y = (m[place][visible[place[1]]].tolist() for m in (direct, composed))
-        whole_x, whole_y = direct[place].numpy(), composed[place].numpy()
-        l2 = float(np.sqrt(((whole_x - whole_y) ** 2).sum()))
-        size = float(np.sqrt((whole_x**2).sum()))
-        right = (
-            l2,
-            l2 / size if size > 0 else math.nan,
-            pearson(x, y),
-            pearson(mean_ranks(x), mean_ranks(y)),
-        )
-        for measure, expected in zip(vars(found).values(), right, strict=True):
-            assert measure[place].item() == pytest.approx(expected, rel=1e-9, abs=1e-9, nan_ok=True)
-
-
-def test_maps_that_do_not_fit() -> None:
-    with pytest.raises(LigError, match=r"\(2, 3\) and \(2, 4\)"):
-        compare_maps(torch.ones(2, 3), torch.ones(2, 4))
-    with pytest.raises(LigError, match=r"visible: \(4,\)"):
-        compare_maps(torch.ones(2, 3), torch.ones(2, 3), torch.ones(4, dtype=torch.bool))
+# ---- controls --------------------------------------------------------------------------------
 
 
 def test_the_uniform_map_by_hand() -> None:
@@ -134,16 +53,16 @@ def test_maps_between_words_by_hand() -> None:
         visible=torch.ones(3, 3).tril().bool(),
         direct={"zero": number([[1, 2, 3], [4, 5, 6], [7, 8, 9]])},
         composed={pairing: number([[1, 0, 0], [0, 1, 0], [0, 0, -1]])},
-        direct_open={"zero": torch.tensor([False, False, True])},
-        composed_open={pairing: torch.tensor([False, True, True])},
+        direct_unconverged={"zero": torch.tensor([False, False, True])},
+        composed_unconverged={pairing: torch.tensor([False, True, True])},
     )
     merged = maps.merged(torch.tensor([0, 1, 1]))
     assert merged.index == 3
     assert merged.visible.tolist() == [[True, False], [True, True]]
     assert merged.direct["zero"].tolist() == [[1, 5], [11, 28]]
     assert merged.composed[pairing].tolist() == [[1, 0], [0, 0]]
-    assert merged.direct_open["zero"].tolist() == [False, True]
-    assert merged.composed_open[pairing].tolist() == [False, True]
+    assert merged.direct_unconverged["zero"].tolist() == [False, True]
+    assert merged.composed_unconverged[pairing].tolist() == [False, True]
     apart = maps.merged(torch.tensor([0, 1, 0]))  # a word of two places
     assert apart.direct["zero"].tolist() == [[20, 10], [10, 5]]
 
@@ -171,7 +90,9 @@ def with_self_terms(c: Tensor, ratio: Tensor) -> Tensor:
     """c (..., T, S) and ratios (..., T), by the published rule."""
     filled = c.clone()
     for place in np.ndindex(*c.shape[:-1]):
-        filled[place] = number(literal(c[place].tolist(), place[-1], float(ratio[place].detach())))
+        filled[place] = number(
+            twins.with_self_term(c[place].tolist(), place[-1], float(ratio[place].detach()))
+        )
     return filled
 
 
@@ -193,7 +114,7 @@ def twin_maps(model: PreTrainedModel, z: Tensor) -> tuple[dict[str, Tensor], dic
     q, k, _ = block.pre(z)
     p = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + block.mask).softmax(-1)
     p_own = p.diagonal(dim1=-2, dim2=-1)
-    from_zero = mlp_from_zero(block, z, "l2", NODES)
+    from_zero = twins.mlp_map_from_zero(block, z, "l2", *NODES)
     composed = {}
     for start in MLP_STARTS:
         chains, mlps = {}, {}
@@ -203,7 +124,7 @@ def twin_maps(model: PreTrainedModel, z: Tensor) -> tuple[dict[str, Tensor], dic
                 chains[baseline] = twins.chain_map(*args[baseline])
             else:
                 mlps[baseline] = from_zero[0], torch.zeros(len(z), dtype=z.dtype)
-                chains[baseline] = chain_with(block, z, baseline, from_zero[2], NODES)[0]
+                chains[baseline] = twins.chain_map_with(block, z, baseline, from_zero[2], *NODES)[0]
         for name in ATTENTION_BASELINES:
             baseline, _, estimate = name.partition("+")
             (c, totals), chained = attention[baseline], chains[baseline]
@@ -354,7 +275,7 @@ def test_rows_that_are_not_certified_are_counted() -> None:
     ids = models.tokens(model, 1, 5)
     kinds: dict[str, Any] = {"n_steps": 4, "tolerance": 1e-3}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("captum_lig.integrals.block.refine", lambda b, parts, *_: parts)
+        patch.setattr("captum_lig.integrals.adaptive.refine", lambda b, parts, *_: parts)
         with pytest.warns(UserWarning, match="not within tolerance"):
             flows = flows_of(model, ids, **kinds)
         records = measure_text(LayerFlowIG(model, 1), ids, **kinds)
@@ -394,37 +315,6 @@ def test_texts_and_words_that_do_not_fit() -> None:
 # ---- ranking ---------------------------------------------------------------------------------
 
 
-def record(rows: dict[str, list[float]], layer: int = 0, **names: Any) -> dict[str, Any]:
-    """A record of rows, each a list of numbers by measure, NaN where there is none."""
-    there = {name: [x for x in values if not math.isnan(x)] for name, values in rows.items()}
-    numbers: dict[str, Any] = {}
-    for name, values in there.items():
-        numbers[f"{name}_mean"] = float(np.mean(values)) if values else None
-        numbers[f"{name}_std"] = float(np.std(values)) if values else None
-    made = Record(
-        **{
-            "layer": layer,
-            "layer_baseline": "zero",
-            "attention_baseline": "zero",
-            "mlp_start": "attention",
-            "rule": "chain",
-            "rows": len(rows["l2"]),
-            "uncertified_rows": 1,
-            "relative_rows": len(there["relative_l2"]),
-            "correlation_rows": len(there["pearson"]),
-            **numbers,
-            **names,
-        }
-    )
-    return vars(made)
-
-
-def constant(l2: float, correlation: float, **names: Any) -> dict[str, Any]:
-    pair = [correlation, correlation]
-    rows = {"l2": [l2, l2], "relative_l2": [1 / l2, 1 / l2], "pearson": pair, "spearman": pair}
-    return record(rows, **names)
-
-
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
@@ -442,7 +332,7 @@ def test_pooling_records_is_pooling_rows(lengths: list[int], seed: int) -> None:
         for name in ("pearson", "spearman"):
             rows[name] = [math.nan if h else x for x, h in zip(rows[name], hidden, strict=True)]
         texts.append(rows)
-    records = [record(rows, layer=place % 2) for place, rows in enumerate(texts)]
+    records = [made.record(rows, layer=place % 2) for place, rows in enumerate(texts)]
     pooled = pool(records)
     for layer in (None, *pooled.layers):
         (found,) = pooled.rank("zero", layer)
@@ -461,11 +351,11 @@ def test_pooling_records_is_pooling_rows(lengths: list[int], seed: int) -> None:
 
 def test_ranking_by_hand() -> None:
     records = [
-        constant(3, 0.5, rule="chain"),
-        constant(1, 0.2, rule="conserve"),
-        constant(2, math.nan, rule="uniform", attention_baseline=None, mlp_start=None),
-        constant(9, 0.9, rule="chain", layer_baseline="target_token"),
-        constant(4, 0.9, rule="conserve", layer=1),
+        made.constant(3, 0.5, rule="chain"),
+        made.constant(1, 0.2, rule="conserve"),
+        made.constant(2, math.nan, rule="uniform", attention_baseline=None, mlp_start=None),
+        made.constant(9, 0.9, rule="chain", layer_baseline="target_token"),
+        made.constant(4, 0.9, rule="conserve", layer=1),
     ]
     pooled = pool(records)
 

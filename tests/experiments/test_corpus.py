@@ -19,17 +19,15 @@ from typer.testing import CliRunner, Result
 
 from captum_lig import LayerFlowIG, LigError
 from captum_lig.cli import app
-from captum_lig.experiments.consistency import job as job_module
-from captum_lig.experiments.consistency import measure_text, pool, run_corpus
+from captum_lig.experiments.consistency import corpus_run, measure_text, pool, run_corpus
 from captum_lig.experiments.consistency.corpus import read_sentences
-from captum_lig.experiments.consistency.job import SUFFIXES, Corpus
+from captum_lig.experiments.consistency.corpus_run import SUFFIXES, Corpus
 from captum_lig.experiments.consistency.pairings import ATTENTION_BASELINES, LAYER_BASELINES
 from captum_lig.experiments.consistency.table import excerpt, number, report
 from captum_lig.flow.layer_flow import MLP_STARTS, RULES
 from captum_lig.flow.words import word_groups
 from captum_lig.pretrained.load import load_model
-from tests.experiments.test_consistency import constant
-from tests.test_cli import tiny  # noqa: F401
+from tests.helpers.records import constant
 
 LINES = ["the cat sat", "the cats sat on [x] mat", "", "mat on the"]
 
@@ -45,7 +43,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(tiny: Path) -> Path:  # noqa: F811
+def model(tiny: Path) -> Path:
     return tiny
 
 
@@ -218,7 +216,7 @@ def test_an_exception_in_a_sentence(
             raise _Cut
         return measure_text(*args, **kwargs)
 
-    monkeypatch.setattr(job_module, "measure_text", measured)
+    monkeypatch.setattr(corpus_run, "measure_text", measured)
     cut = True
     with pytest.raises(_Cut):
         run_corpus(corpus, out, model, **SETTINGS)

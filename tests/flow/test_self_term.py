@@ -15,16 +15,9 @@ from transformers import PreTrainedModel
 
 from captum_lig import LayerFlow, LayerFlowIG, LigError
 from captum_lig.flow.self_term import with_self_share, zero_share
-from tests.flow.test_layer_flow import make_flow, number
 from tests.helpers import models
-
-
-def literal(c: list[float], j: int, ratio: float) -> list[float]:
-    """The paper's rule: c_j <- s * ratio, then all of c rescaled to keep the sum s."""
-    s = sum(x for i, x in enumerate(c) if i != j)
-    filled = [s * ratio if i == j else x for i, x in enumerate(c)]
-    return [x * s / sum(filled) for x in filled]
-
+from tests.helpers.synthetic import make_flow, number
+from tests.helpers.twins import with_self_term
 
 # ---- by hand ---------------------------------------------------------------------------------
 
@@ -34,7 +27,7 @@ def test_map_ratio_by_hand() -> None:
     c = number([[2, 0, 6]])
     found = with_self_share(c, number([0.25]), torch.tensor([1]))
     torch.testing.assert_close(found, number([[1.5, 2, 4.5]]))
-    torch.testing.assert_close(found, number([literal([2, 0, 6], 1, 0.25 / 0.75)]))
+    torch.testing.assert_close(found, number([with_self_term([2, 0, 6], 1, 0.25 / 0.75)]))
 
 
 def test_zero_ratio_by_hand() -> None:
@@ -43,7 +36,7 @@ def test_zero_ratio_by_hand() -> None:
     torch.testing.assert_close(share, number([0.5]))
     found = with_self_share(number([[2, 0, 6]]), share, torch.tensor([1]))
     torch.testing.assert_close(found, number([[1, 4, 3]]))
-    torch.testing.assert_close(found, number([literal([2, 0, 6], 1, 3 / 3)]))
+    torch.testing.assert_close(found, number([with_self_term([2, 0, 6], 1, 3 / 3)]))
 
 
 def test_a_share_against_the_target_by_hand() -> None:
@@ -51,7 +44,7 @@ def test_a_share_against_the_target_by_hand() -> None:
     share = zero_share(number([[4, -1, 1]]), torch.tensor([1]))
     found = with_self_share(number([[2, 0, 6]]), share, torch.tensor([1]))
     torch.testing.assert_close(found, number([[2.5, -2, 7.5]]))
-    torch.testing.assert_close(found, number([literal([2, 0, 6], 1, -1 / 5)]))
+    torch.testing.assert_close(found, number([with_self_term([2, 0, 6], 1, -1 / 5)]))
 
 
 def test_rows_without_an_estimate_stay() -> None:
@@ -86,7 +79,7 @@ def test_the_published_rule(seed: int, sources: int, rows: int) -> None:
     for h in range(2):
         for row, j in enumerate(targets.tolist()):
             z = zero[h, row].tolist()
-            right = literal(c[h, row].tolist(), j, z[j] / (sum(z) - z[j]))
+            right = with_self_term(c[h, row].tolist(), j, z[j] / (sum(z) - z[j]))
             torch.testing.assert_close(found[h, row], number(right))
 
 

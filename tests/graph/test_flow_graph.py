@@ -15,45 +15,9 @@ from torch import Tensor
 from captum_lig import FlowGraph, LayerFlow, LayerFlowIG, LigError
 from captum_lig.graph import Route
 from tests.helpers.models import tiny_bert, tiny_llama, tokens
+from tests.helpers.synthetic import signed_flow, signed_flows
 
 RULES = ("conserve", "chain", "product")
-
-
-def signed_flow(
-    index: int, tokens: int, heads: int, *, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> LayerFlow:
-    """A flow with entries of both signs whose rows add up to their positive totals."""
-    random = torch.Generator().manual_seed(1000 * seed + index)
-
-    def rows(*shape: int) -> tuple[Tensor, Tensor]:
-        parts = torch.randn(*shape, generator=random, dtype=torch.float64)
-        total = 0.5 + torch.rand(shape[:-1], generator=random, dtype=torch.float64)
-        parts[..., 0] += total - parts.sum(-1)
-        return parts, total
-
-    attention, attention_total = rows(1, heads, tokens, tokens)
-    outputs, total = rows(1, tokens, heads + 1)
-    mlp, residual = outputs[..., :-1], outputs[..., -1]
-    chain, _ = rows(1, heads, tokens, tokens)
-    chain[..., 1] += mlp.transpose(1, 2) - chain.sum(-1)
-    return LayerFlow(
-        name=f"layers.{index}",
-        index=index,
-        targets=torch.arange(tokens),
-        valid=torch.ones(1, tokens, dtype=torch.bool),
-        scalarization="l2",
-        baseline="zero",
-        attention=attention.to(dtype),
-        attention_total=attention_total.to(dtype),
-        mlp=mlp.to(dtype),
-        residual=residual.to(dtype),
-        layer_total=total.to(dtype),
-        chain=chain.to(dtype),
-    )
-
-
-def signed_flows(layers: int, tokens: int, heads: int, seed: int = 0) -> list[LayerFlow]:
-    return [signed_flow(index, tokens, heads, seed=seed) for index in range(layers)]
 
 
 # --- the twin: one edge after the other, in Python's numbers --------------------------------------
@@ -127,7 +91,7 @@ def as_steps(route: Route) -> tuple[tuple[int, int, int | None], ...]:
     return tuple((step.target, step.source, step.head) for step in route.steps)
 
 
-# --- relevance, influence, rollout ----------------------------------------------------------------
+# --- relevance, contributions, rollout ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -142,13 +106,13 @@ def test_relevance_is_the_loop_over_edges(rule: str, absolute: bool) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("absolute", [False, True])
-def test_influence_and_rollout_are_the_same_sums_from_the_other_end(
+def test_contributions_and_rollout_are_the_same_sums_from_the_other_end(
     rule: str, absolute: bool
 ) -> None:
     graph = FlowGraph(signed_flows(3, 5, 2))
     rollout = graph.rollout(rule=rule, absolute=absolute)
     for source in range(5):
-        forward = graph.influence(source, rule=rule, absolute=absolute)
+        forward = graph.contributions(source, rule=rule, absolute=absolute)
         torch.testing.assert_close(forward.tokens[-1], rollout[:, source])
     for target in range(5):
         backward = graph.relevance(target, rule=rule, absolute=absolute)
@@ -201,7 +165,7 @@ def test_a_hand_computed_product_and_conserve() -> None:
         attention_total=torch.tensor([[[4.0, 1.0]]]),
         mlp=torch.tensor([[[2.0], [6.0]]]),
         residual=torch.tensor([[2.0, -1.0]]),
-        layer_total=torch.tensor([[4.0, 5.0]]),
+        mlp_total=torch.tensor([[4.0, 5.0]]),
     )
     assert torch.equal(flow.compose("product")[0], torch.tensor([[2.0, 6.0], [12.0, -6.0]]))
     graph = FlowGraph(flow, ["a", "b"])
@@ -218,7 +182,7 @@ def test_what_nothing_moved_stays_where_it_is() -> None:
     flow = signed_flow(0, 3, 2)
     for part in (flow.attention[0, :, 0], flow.mlp[0, 0], flow.residual[0, :1]):
         part.zero_()
-    for part in (flow.attention_total[0, :, 0], flow.layer_total[0, :1], flow.chain[0, :, 0]):
+    for part in (flow.attention_total[0, :, 0], flow.mlp_total[0, :1], flow.chain[0, :, 0]):
         part.zero_()
     graph = FlowGraph(flow)
     for rule in RULES:
@@ -469,8 +433,7 @@ def test_padding_is_no_part_of_the_graph() -> None:
         attention_total=padded.attention.sum(-1),
         mlp=padded.chain.sum(-1).transpose(1, 2),
         residual=padded.residual * torch.tensor([[0.0, 1, 1, 1]], dtype=torch.float64),
-        chain_total=None,
-        mlp_total=None,
+        chain_total=padded.chain.sum(-1),
     )
     total = padded.mlp.sum(-1) + padded.residual
     padded = replace(padded, layer_total=total, mlp_total=total)
@@ -508,7 +471,7 @@ def test_the_last_layer_may_have_few_targets() -> None:
     "ask",
     [
         lambda graph: graph.relevance(3),
-        lambda graph: graph.influence(1),
+        lambda graph: graph.contributions(1),
         lambda graph: graph.rollout(),
         lambda graph: graph.paths(1, 3),
     ],

@@ -15,8 +15,7 @@ from torch import Tensor
 from captum_lig import FlowGraph, LigError
 from captum_lig.flow.words import merge_map, word_groups, word_labels
 from captum_lig.pretrained.minilm import embedded_model_path
-from tests.graph.test_flow_graph import signed_flows
-from tests.helpers.synthetic import flows
+from tests.helpers.synthetic import flows, signed_flows
 
 SENTENCE = "Untokenizable naïveté, didn't I say? 1,024 e\u0301tudes: x_1 = ok."
 
@@ -305,15 +304,11 @@ def test_completeness_errors_are_the_largest_of_the_pieces() -> None:
     graph = FlowGraph(made)
     (layer,) = graph.layers
     (merged,) = graph.merge_tokens([0, 1, 1, 1]).layers
-    assert layer.mlp_error is not None
-    assert merged.mlp_error is not None
-    assert layer.attention_error is not None
-    assert merged.attention_error is not None
-    assert merged.mlp_error.tolist() == [layer.mlp_error[0], layer.mlp_error[1:].max()]
-    assert merged.attention_error[1].tolist() == [
-        layer.attention_error[1, 0],
-        layer.attention_error[1, 1:].max(),
-    ]
+    assert merged.errors.keys() == layer.errors.keys() == {"attention", "mlp", "layer", "chain"}
+    before, after = layer.errors["mlp"], merged.errors["mlp"]
+    assert after.tolist() == [before[0], before[1:].max()]
+    before, after = layer.errors["attention"], merged.errors["attention"]
+    assert after[1].tolist() == [before[1, 0], before[1, 1:].max()]
     assert layer.direct is not None
     assert merged.direct is not None
     torch.testing.assert_close(
@@ -328,9 +323,9 @@ def test_a_word_that_partly_stays() -> None:
     assert flow.residual is not None
     assert flow.layer_total is not None
     for place in (1, 3):
-        for part in (flow.mlp, flow.residual, flow.layer_total):
+        for part in (flow.mlp, flow.residual, flow.mlp_total):
             part[:, place] = 0.0
-    graph = FlowGraph(replace(flow, chain=None, chain_total=None, mlp_total=flow.layer_total))
+    graph = FlowGraph(replace(flow, chain=None))
     assert graph.layers[0].stays.tolist() == [False, True, False, True]
     (merged,) = graph.merge_tokens([0, 0, 1, 2]).layers
     assert merged.stays.tolist() == [False, False, True]

@@ -10,15 +10,10 @@ import torch
 from torch import Tensor
 
 from captum_lig.cost import Meter
-from captum_lig.integrals.boundaries import (
-    AttentionBoundary,
-    Chain,
-    LayerBoundary,
-    MlpBoundary,
-    sweep_together,
-)
-from captum_lig.integrals.influence import Influence
+from captum_lig.integrals.boundaries import GRADIENT, AttentionBoundary, LayerBoundary, MlpBoundary
+from captum_lig.integrals.boundary import Boundary, sweep
 from captum_lig.integrals.rows import Rows
+from captum_lig.integrals.scalarization import SCALARIZATIONS, Cotangent, Vector
 from captum_lig.paths.baselines import Start
 from captum_lig.paths.choose import inspect_structure, make_path
 from tests.helpers.twins import TwinBlock
@@ -98,9 +93,7 @@ def start_of(name: str, z: Tensor) -> tuple[Start, Any]:
 
 
 @torch.no_grad()
-def rows_of(
-    cut: HandCut, start: Start, scalarization: str = "l2", rows: Tensor | None = None
-) -> Rows:
+def rows_of(cut: HandCut, start: Start, rows: Tensor | None = None) -> Rows:
     """Rows of a cut, all of them if none are named."""
     rows = torch.arange(len(cut.z)) if rows is None else rows
     structure = inspect_structure(cut, EPSILONS, len(rows) if start.is_target_token else 0)
@@ -111,25 +104,30 @@ def rows_of(
         start.select(rows).residual(cut.z, rows),
         cut.z[rows],
         torch.zeros(len(rows), dtype=torch.bool),
-        scalarization,
         pairs_at_once=7,
         meter=cut.meter,
     )
 
 
 @torch.no_grad()
-def maps_of(rows: Rows, alphas: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Every boundary of some rows, rows first, by one rule."""
-    found = MlpBoundary(rows).sweep(alphas, weights)
-    on_path = [
-        AttentionBoundary(rows),
-        Chain(rows, found.pop("gradient"), rows.layer_total, "chain"),
-        LayerBoundary(rows),
+def maps_of(
+    rows: Rows, alphas: Tensor, weights: Tensor, scalarization: str = "l2"
+) -> dict[str, Tensor]:
+    """Every boundary of some rows, rows first, by one rule; vectors as they are."""
+    scalar = SCALARIZATIONS[scalarization]
+    mlp = MlpBoundary.of("mlp", rows, scalar)
+    found = mlp.results(mlp.sweep(alphas, weights))
+    on_path: list[Boundary] = [
+        AttentionBoundary.of("attention", rows, scalar),
+        AttentionBoundary("chain", rows, Cotangent(found.pop(GRADIENT)), rows.layer_total[:, None]),
+        LayerBoundary.of("layer", rows, scalar),
     ]
-    return {
-        **found,
-        **sweep_together(on_path, alphas, weights),
-        **Influence(rows).sweep(alphas, weights),
-        "attention_total": rows.attention_total,
-        "layer_total": rows.layer_total,
-    }
+    for boundary, parts in zip(on_path, sweep(on_path, alphas, weights), strict=True):
+        found |= boundary.results(parts)
+    for vectors in (
+        AttentionBoundary.of("head_vectors", rows, Vector),
+        LayerBoundary.of("vectors", rows, Vector),
+    ):
+        found |= vectors.sweep(alphas, weights)
+    found["vectors"] = found["vectors"][:, 0]
+    return found

@@ -101,7 +101,7 @@ def built(kind: str, **given: Any) -> Callable[[], nn.Module]:
 def drawn(model: nn.Module) -> nn.Module:
     """Milder than in `models`: many families take their softmax in float32, and a head whose
     weights are 1 and 0 to seven digits has a total that is nothing but rounding."""
-    models._randomise(model, 0)
+    models.randomise(model, 0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

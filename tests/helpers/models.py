@@ -32,6 +32,20 @@ POSITIONS = 64
 FIRST_TOKEN = 3  # ids below are left to padding and special tokens
 PADDING_ID = 0
 
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": PADDING_ID,
+}
+"""Small sizes for a configuration of `transformers`."""
+GROUPED: dict[str, Any] = {**SHAPE, "num_key_value_heads": KEY_VALUE_HEADS, "head_dim": 8}
+"""The same with two query heads to a key head."""
+
 
 class ExactRMSNorm(nn.Module):
     """RMSNorm in the dtype of its input.
@@ -66,7 +80,7 @@ def tiny_bert(
     )
     with _global_random_state_kept():
         model = BertModel(config)
-    _randomise(model, seed)
+    randomise(model, seed)
     return model.to(dtype).eval()
 
 
@@ -88,7 +102,7 @@ def tiny_gpt2(
     )
     with _global_random_state_kept():
         model = GPT2Model(config)
-    _randomise(model, seed)
+    randomise(model, seed)
     return model.to(dtype).eval()
 
 
@@ -120,7 +134,7 @@ def tiny_llama(
     )
     with _global_random_state_kept():
         model = LlamaModel(config)
-    _randomise(model, seed)
+    randomise(model, seed)
     if exact_norms:
         model.norm = _exact(model.norm)
         for block in model.layers:
@@ -212,7 +226,7 @@ def _global_random_state_kept() -> Iterator[None]:
         yield
 
 
-def _randomise(model: nn.Module, seed: int) -> None:
+def randomise(model: nn.Module, seed: int) -> None:
     """Unit embeddings, matrices that make attention peaked, biases and norm weights at random."""
     generator = torch.Generator().manual_seed(seed)
     model.to(torch.float64)
@@ -230,3 +244,11 @@ def _randomise(model: nn.Module, seed: int) -> None:
 
 def _exact(norm: Any) -> Any:
     return ExactRMSNorm(norm.weight, norm.variance_epsilon)
+
+
+def randomised(
+    model: PreTrainedModel, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> PreTrainedModel:
+    """Any model with every parameter drawn, in evaluation mode."""
+    randomise(model, seed)
+    return model.to(dtype).eval()

@@ -27,17 +27,18 @@ def signed(flow: LayerFlow, seed: int = 0) -> LayerFlow:
     attention, mlp, residual = mixed(flow.attention), mixed(flow.mlp), mixed(flow.residual)
     chain = mixed(flow.chain)
     chain = chain * (mlp.transpose(1, 2) / chain.sum(-1))[..., None]
+    total = mlp.sum(-1) + residual - flow.delta["mlp"]
     return replace(
         flow,
         attention=attention,
         attention_total=attention.sum(-1) - flow.delta["attention"],
         mlp=mlp,
         residual=residual,
-        layer_total=mlp.sum(-1) + residual - flow.delta["mlp"],
-        mlp_total=None,
+        layer=flow.layer * (total / flow.layer_total)[..., None],
+        layer_total=total,
+        mlp_total=total,
         chain=chain,
-        chain_total=None,
-        delta={**flow.delta, "layer": flow.layer.sum(-1) - flow.layer_total},
+        chain_total=mlp.transpose(1, 2),
     )
 
 

@@ -1,10 +1,12 @@
-"""Flows made of random numbers that fit together, for the tests of what a person sees."""
+"""Flows made of random numbers that fit together, with or without signs, or are given by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from captum_lig.flow.layer_flow import LayerFlow
 
@@ -63,13 +65,10 @@ def layer_flow(
         residual=residual,
         layer=layer,
         layer_total=layer_total,
+        mlp_total=layer_total,
         chain=chain,
+        chain_total=mlp.transpose(1, 2),
         self_weight=numbers(texts, heads, len(target)) * rows[:, None],
-        delta={
-            "attention": attention.sum(-1) - attention_total,
-            "mlp": mlp.sum(-1) + residual - layer_total,
-            "layer": layer.sum(-1) - layer_total,
-        },
     )
 
 
@@ -78,6 +77,86 @@ def flows(layers: int = 3, tokens: int = 6, **settings: object) -> list[LayerFlo
     return [layer_flow(index, tokens, **settings) for index in range(layers)]  # type: ignore[arg-type]
 
 
+def signed_flow(
+    index: int,
+    tokens: int,
+    heads: int,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    causal: bool = False,
+) -> LayerFlow:
+    """A flow with entries of both signs whose rows add up to their positive totals."""
+    random = torch.Generator().manual_seed(1000 * seed + index)
+
+    def rows(*shape: int) -> tuple[Tensor, Tensor]:
+        parts = torch.randn(*shape, generator=random, dtype=torch.float64)
+        if causal and shape[-1] == tokens:
+            parts = parts.tril()
+        total = 0.5 + torch.rand(shape[:-1], generator=random, dtype=torch.float64)
+        parts[..., 0] += total - parts.sum(-1)
+        return parts, total
+
+    attention, attention_total = rows(1, heads, tokens, tokens)
+    outputs, total = rows(1, tokens, heads + 1)
+    mlp, residual = outputs[..., :-1], outputs[..., -1]
+    chain, _ = rows(1, heads, tokens, tokens)
+    chain[..., 0 if causal else 1] += mlp.transpose(1, 2) - chain.sum(-1)
+    return LayerFlow(
+        name=f"layers.{index}",
+        index=index,
+        targets=torch.arange(tokens),
+        valid=torch.ones(1, tokens, dtype=torch.bool),
+        scalarization="l2",
+        baseline="zero",
+        attention=attention.to(dtype),
+        attention_total=attention_total.to(dtype),
+        mlp=mlp.to(dtype),
+        residual=residual.to(dtype),
+        mlp_total=total.to(dtype),
+        layer_total=total.to(dtype),
+        chain=chain.to(dtype),
+        chain_total=mlp.transpose(1, 2).to(dtype),
+    )
+
+
+def signed_flows(layers: int, tokens: int, heads: int, seed: int = 0) -> list[LayerFlow]:
+    return [signed_flow(index, tokens, heads, seed=seed) for index in range(layers)]
+
+
+def number(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def make_flow(targets: list[int], sources: int, **parts: Any) -> LayerFlow:
+    """A flow of one text, of tensors without their batch dimension.
+
+    As the integrals give it, the mlp boundary has the layer's total, and the chain's rows add up to
+    the mlp boundary.
+    """
+    tensors: dict[str, Any] = {
+        name: None if value is None else number(value)[None] for name, value in parts.items()
+    }
+    tensors.setdefault("mlp_total", tensors["layer_total"])
+    if tensors.get("mlp") is not None:
+        tensors.setdefault("chain_total", tensors["mlp"].transpose(1, 2))
+    else:
+        tensors["chain"] = None
+    return LayerFlow(
+        name="layer.0",
+        index=0,
+        targets=torch.tensor(targets),
+        valid=torch.ones(1, sources, dtype=torch.bool),
+        scalarization="l2",
+        baseline="zero",
+        **tensors,
+    )
+
+
 HOSTILE = ["$x_$", "\\frac{1}{2}", "[red]", "\x1b[31m", "a\nb", "😀", "中", "\u202e", "Ġhi", "_^{"]
 HOSTILE += ["", "\u0301", "\ud800"]
 """Tokens that break a terminal, a table or a picture that trusts them."""
+
+ATTACK = ["</script><script>hacked=1</script>", "<img src=x onerror=hacked=1>", "<!--", "]]>"]
+ATTACK += ["\"'>`${hacked=1}`", "&lt;b&gt;", "\u05e9\u05dc\u05d5\u05dd", *HOSTILE]
+"""Tokens that break a page that trusts them."""

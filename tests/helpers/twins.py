@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 Nodes = NDArray[np.float64]
 Baseline = str | float | Tensor
@@ -532,3 +532,72 @@ def chain(chained: Tensor, r: Tensor) -> Tensor:
             if i == j:
                 composed[j, i] += r[j]
     return composed
+
+
+def mlp_map_from_zero(
+    block: TwinBlock,
+    z: Tensor,
+    scalarization: str,
+    alphas: Nodes,
+    weights: Nodes,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """m (T, H), totals (T,), the mean of dA_j/du[h, j] (H, T, d): from u = 0, with z held."""
+    u = block.attend(z)
+    m, totals, means = z.new_zeros(len(z), len(u)), z.new_zeros(len(z)), torch.zeros_like(u)
+    for j in range(len(z)):
+        (by_u,), totals[j] = mean_gradients(
+            lambda x, j=j: block.post(x, z)[j],
+            (torch.zeros_like(u),),
+            (u,),
+            scalarization,
+            alphas,
+            weights,
+        )
+        means[:, j] = by_u[:, j]
+        for h in range(len(u)):
+            m[j, h] = by_u[h, j] @ u[h, j]
+    return m.detach(), totals, means
+
+
+def chain_map_with(
+    block: TwinBlock,
+    z: Tensor,
+    baseline: str,
+    cotangents: Tensor,
+    alphas: Nodes,
+    weights: Nodes,
+) -> tuple[Tensor, Tensor]:
+    """chain (H, T, S) and its totals (H, T): <cotangents[h, j], u[h, j]> along the layer's path."""
+    heads = len(cotangents)
+    chained, totals = z.new_zeros(heads, len(z), len(z)), z.new_zeros(heads, len(z))
+    for j, x0 in enumerate(path_starts(z, baseline)):
+        moved = block.attend(z) - block.attend(x0)
+        for h in range(heads):
+            totals[h, j] = cotangents[h, j] @ moved[h, j]
+            for a, w in zip(alphas.tolist(), weights.tolist(), strict=True):
+                x = (x0 + a * (z - x0)).detach().requires_grad_(True)
+                (gradient,) = torch.autograd.grad(cotangents[h, j] @ block.attend(x)[h, j], x)
+                chained[h, j] += w * (gradient * (z - x0)).sum(-1)
+    return chained, totals
+
+
+def by_autograd(block: nn.Module, z: Tensor, n: int) -> Tensor:
+    """The layer map (T, S) of target_token paths, l2, Gauss-Legendre with n nodes."""
+    rows = []
+    for j in range(len(z)):
+        start = z[j].expand_as(z)
+        (means,), _ = mean_gradients(
+            lambda x, j=j: block(x[None])[0, j], (start,), (z,), "l2", *gauss_legendre(n)
+        )
+        rows.append((means * (z - start)).sum(-1))
+    return torch.stack(rows)
+
+
+# ---- estimates of self terms ---------------------------------------------------------------------
+
+
+def with_self_term(c: list[float], j: int, ratio: float) -> list[float]:
+    """The paper's rule: c_j <- s * ratio, then all of c rescaled to keep the sum s."""
+    s = sum(x for i, x in enumerate(c) if i != j)
+    filled = [s * ratio if i == j else x for i, x in enumerate(c)]
+    return [x * s / sum(filled) for x in filled]

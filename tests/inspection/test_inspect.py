@@ -34,7 +34,7 @@ from typer.testing import CliRunner, Result
 
 from captum_lig import LayerFlowIG, LigError, ModelReport, inspect_model
 from captum_lig.cli import app
-from captum_lig.inspection.inspect import _mask_kind
+from captum_lig.inspection.inspect import mask_kind
 from captum_lig.inspection.report import BlockReport
 from captum_lig.paths.norm import Norm, recognise_norm
 from captum_lig.pretrained.minilm import embedded_model_path
@@ -42,26 +42,12 @@ from captum_lig.views.model_table import model_table
 from tests.helpers import models
 
 EVERYTHING = ("attention", "mlp", "layer", "influence")
-SHAPE: dict[str, Any] = {
-    "vocab_size": models.VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-GROUPED: dict[str, Any] = {**SHAPE, "num_key_value_heads": 2, "head_dim": 8}
-
-
-def randomised(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    models._randomise(model, 0)
-    return model.to(dtype).eval()
 
 
 def mistral(window: int | None) -> PreTrainedModel:
-    return randomised(MistralModel(MistralConfig(**GROUPED, sliding_window=window)))
+    return models.randomised(
+        MistralModel(MistralConfig(**models.GROUPED, sliding_window=window)), torch.float32
+    )
 
 
 def inspected(model: PreTrainedModel, length: int = 7) -> ModelReport:
@@ -138,7 +124,8 @@ def test_llama(dtype: torch.dtype) -> None:
 
 
 def test_norms_on_keys_have_a_closed_form_for_target_tokens() -> None:
-    for block in inspected(randomised(Qwen3Model(Qwen3Config(**GROUPED)))).blocks:
+    model = models.randomised(Qwen3Model(Qwen3Config(**models.GROUPED)), torch.float32)
+    for block in inspected(model).blocks:
         assert block.norm is not None
         assert block.norm.kind == "rms"
         assert block.paths == {"zero": "run_block", "target_token": "closed_form"}
@@ -159,13 +146,13 @@ def test_sliding_window(window: int | None, reach: int | None) -> None:
 
 def test_window_on_either_side_and_blocks_of_two_kinds() -> None:
     config = ModernBertConfig(
-        **{**SHAPE, "num_hidden_layers": 5},
+        **{**models.SHAPE, "num_hidden_layers": 5},
         cls_token_id=1,
         sep_token_id=2,
         local_attention=4,
         global_attn_every_n_layers=3,
     )
-    report = inspected(randomised(ModernBertModel(config)), length=9)
+    report = inspected(models.randomised(ModernBertModel(config), torch.float32), length=9)
     found = [block.attention for block in report.blocks]
     assert [None if a is None else a.mask for a in found] == ["full"] * 5
     assert [None if a is None else a.reach for a in found] == [None, 2, 2, None, 2]
@@ -179,7 +166,10 @@ def test_window_on_either_side_and_blocks_of_two_kinds() -> None:
 
 def test_softcap_is_seen_and_the_verdict_is_that_of_an_attribution() -> None:
     kinds = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 3}
-    model = randomised(Gemma2Model(Gemma2Config(**GROUPED, **kinds, attn_logit_softcapping=1.5)))
+    model = models.randomised(
+        Gemma2Model(Gemma2Config(**models.GROUPED, **kinds, attn_logit_softcapping=1.5)),
+        torch.float32,
+    )
     report = inspected(model)
     attentions = [block.attention for block in report.blocks]
     for attention, reach in zip(attentions, [2, None], strict=True):
@@ -382,14 +372,14 @@ def test_kind_of_a_mask(data: st.DataObject, n: int, heads: int, bias: bool) -> 
         return
     mask = torch.full((heads, n, n), 0.5 if bias else 0.0)
     mask = mask.masked_fill(~open_, torch.finfo(torch.float32).min)
-    assert _mask_kind(mask) == (*literally(allowed), bias)
+    assert mask_kind(mask) == (*literally(allowed), bias)
 
 
 def test_heads_with_masks_of_their_own_are_another_kind() -> None:
     mask = torch.zeros(2, 3, 3)
     mask[1].masked_fill_(torch.ones(3, 3).triu(1).bool(), -1e38)
-    assert _mask_kind(mask) == ("other", None, False)
-    assert _mask_kind(None) == ("full", None, False)
+    assert mask_kind(mask) == ("other", None, False)
+    assert mask_kind(None) == ("full", None, False)
 
 
 def test_the_norm_that_fits_best_is_found_where_tokens_have_next_to_no_mean() -> None:
@@ -462,7 +452,7 @@ def test_command_on_a_model_without_attention(tmp_path: Path) -> None:
     config = MambaConfig(
         vocab_size=models.VOCABULARY, hidden_size=8, state_size=2, num_hidden_layers=2
     )
-    randomised(MambaModel(config)).save_pretrained(tmp_path)
+    models.randomised(MambaModel(config), torch.float32).save_pretrained(tmp_path)
     result = run(tmp_path, "--out", tmp_path / "found.json")
     assert result.exit_code == 0, result.output
     assert "not supported: " in result.stdout

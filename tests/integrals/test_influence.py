@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_lig import LayerFlowIG, LigError, SetToSetIG
 from captum_lig.flow.layer_flow import LayerFlow
 from tests.helpers import models, twins
-from tests.test_layer_flow_ig import BASELINES, NODES, attribute, baseline_for, block_input
+from tests.helpers.attributions import BASELINES, NODES, attribute, baseline_for, block_input
 
 
 @pytest.mark.parametrize("baseline", BASELINES)

@@ -2,62 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from captum_lig import LayerFlow, LayerFlowIG, LigError
-from tests.flow.test_layer_flow import number
 from tests.helpers import models, twins
-from tests.test_layer_flow_ig import NODES, attribute, block_input
-
-# ---- the definition, literally ---------------------------------------------------------------
-
-
-def mlp_from_zero(
-    block: twins.TwinBlock,
-    z: Tensor,
-    scalarization: str,
-    nodes: tuple[twins.Nodes, twins.Nodes] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """m (T, H), totals (T,), the mean of dA_j/du[h, j] (H, T, d): from u = 0, with z held."""
-    nodes = nodes or twins.gauss_legendre(NODES)
-    u = block.attend(z)
-    m, totals, means = z.new_zeros(len(z), len(u)), z.new_zeros(len(z)), torch.zeros_like(u)
-    for j in range(len(z)):
-        (by_u,), totals[j] = twins.mean_gradients(
-            lambda x, j=j: block.post(x, z)[j], (torch.zeros_like(u),), (u,), scalarization, *nodes
-        )
-        means[:, j] = by_u[:, j]
-        for h in range(len(u)):
-            m[j, h] = by_u[h, j] @ u[h, j]
-    return m.detach(), totals, means
-
-
-def chain_with(
-    block: twins.TwinBlock,
-    z: Tensor,
-    baseline: str,
-    cotangents: Tensor,
-    nodes: tuple[twins.Nodes, twins.Nodes] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """chain (H, T, S) and its totals (H, T): <cotangents[h, j], u[h, j]> along the layer's path."""
-    alphas, weights = nodes or twins.gauss_legendre(NODES)
-    heads = len(cotangents)
-    chained, totals = z.new_zeros(heads, len(z), len(z)), z.new_zeros(heads, len(z))
-    for j, x0 in enumerate(twins.path_starts(z, baseline)):
-        moved = block.attend(z) - block.attend(x0)
-        for h in range(heads):
-            totals[h, j] = cotangents[h, j] @ moved[h, j]
-            for a, w in zip(alphas.tolist(), weights.tolist(), strict=True):
-                x = (x0 + a * (z - x0)).detach().requires_grad_(True)
-                (gradient,) = torch.autograd.grad(cotangents[h, j] @ block.attend(x)[h, j], x)
-                chained[h, j] += w * (gradient * (z - x0)).sum(-1)
-    return chained, totals
+from tests.helpers.attributions import NODES, attribute, block_input
+from tests.helpers.synthetic import number
 
 
 @pytest.mark.parametrize("scalarization", ["l2", "projection"])
@@ -69,8 +23,9 @@ def test_equals_the_twin(family: str, baseline: str, scalarization: str) -> None
     z = block_input(model, 1, **inputs)[0]
     block = twins.twin_block(model, 1, torch.ones(4))
     flow = attribute(model, 1, inputs, baseline, scalarization=scalarization, mlp_start="zero")
-    m, totals, means = mlp_from_zero(block, z, scalarization)
-    chained, chain_totals = chain_with(block, z, baseline, means)
+    nodes = twins.gauss_legendre(NODES)
+    m, totals, means = twins.mlp_map_from_zero(block, z, scalarization, *nodes)
+    chained, chain_totals = twins.chain_map_with(block, z, baseline, means, *nodes)
     scale = totals.clamp_min(1e-12)
     for found, right, by in (
         (flow.mlp, m, scale[:, None]),
@@ -181,7 +136,6 @@ def test_unknown_start(model: PreTrainedModel, start: Any) -> None:
 def by_hand(**changes: Any) -> LayerFlow:
     """Two heads, one target (token 1) of two sources; the mlp boundary starts at zero."""
     parts: dict[str, Any] = {
-        "delta": {"mlp": number([[0]])},
         "attention": number([[[[1, 1]], [[3, 1]]]]),
         "attention_total": number([[[2], [4]]]),
         "mlp": number([[[6, 2]]]),
@@ -221,18 +175,12 @@ def test_only_what_the_quadrature_left_over_is_spread() -> None:
 
 
 def test_completeness_errors_by_hand() -> None:
-    flow = by_hand(
-        chain=number([[[[2, 0.5]], [[1, 1]]]]), delta={"mlp": number([[-2]])}, layer_total=None
-    )
+    flow = by_hand(chain=number([[[[2, 0.5]], [[1, 1]]]]), mlp=number([[[4, 2]]]), layer=None)
     torch.testing.assert_close(flow.completeness_error("chain"), number([[[0.5 / 8], [0]]]))
     torch.testing.assert_close(flow.completeness_error("mlp"), number([[2 / 8]]))
 
 
-def test_totals_are_the_layers_where_nothing_else_is_said() -> None:
-    flow = by_hand(mlp_total=None, chain_total=None)
-    assert flow.mlp_total is None, "from zero there is nothing to take them from"
-    with pytest.raises(LigError, match="mlp"):
-        flow.compose()
-    usual = replace(flow, mlp_start="attention", mlp_total=None, chain_total=None)
-    torch.testing.assert_close(usual.mlp_total, number([[5]]))
-    torch.testing.assert_close(usual.chain_total, number([[[6], [2]]]))
+@pytest.mark.parametrize("missing", ["mlp_total", "chain_total", "residual", "layer_total"])
+def test_a_boundary_comes_with_its_totals(missing: str) -> None:
+    with pytest.raises(LigError, match=f"needs '{missing}', too"):
+        by_hand(**{missing: None})

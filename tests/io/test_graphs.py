@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections import defaultdict
+import warnings
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 
 from captum_lig import FlowGraph, LigError
-from captum_lig.graph.layer import GraphLayer
-from tests.graph.test_flow_graph import signed_flow, signed_flows
-from tests.helpers.synthetic import HOSTILE, flows
+from tests.helpers.synthetic import HOSTILE, flows, signed_flow, signed_flows
 
 SUFFIXES = [".json", ".safetensors"]
 
@@ -35,13 +33,12 @@ def assert_same(left: FlowGraph, right: FlowGraph) -> None:
     assert (left.scalarization, left.baseline) == (right.scalarization, right.baseline)
     assert len(left.layers) == len(right.layers)
     for one, other in zip(left.layers, right.layers, strict=True):
-        for field in fields(GraphLayer):
-            a, b = getattr(one, field.name), getattr(other, field.name)
-            if not isinstance(a, Tensor):
-                assert a == b, field.name
-                continue
-            assert (a.dtype, a.shape) == (b.dtype, b.shape), field.name
-            assert torch.equal(bits(a), bits(b)), field.name
+        assert (one.name, one.index, one.tolerance) == (other.name, other.index, other.tolerance)
+        for had, has in ((one.tensors(), other.tensors()), (one.errors, other.errors)):
+            assert had.keys() == has.keys()
+            for name, a in had.items():
+                assert (a.dtype, a.shape) == (has[name].dtype, has[name].shape), name
+                assert torch.equal(bits(a), bits(has[name])), name
 
 
 def everything() -> FlowGraph:
@@ -76,7 +73,7 @@ def still() -> FlowGraph:
     flow = signed_flow(0, 4, 2)
     for part in (flow.attention[:, :, 2], flow.attention_total[..., 2], flow.mlp[:, 2]):  # type: ignore[index]
         part.zero_()
-    for part in (flow.residual[:, 2], flow.layer_total[:, 2], flow.chain[:, :, 2]):  # type: ignore[index]
+    for part in (flow.residual[:, 2], flow.mlp_total[:, 2], flow.chain[:, :, 2]):  # type: ignore[index]
         part.zero_()
     return FlowGraph([flow, signed_flow(1, 4, 2)])
 
@@ -119,7 +116,7 @@ def test_round_trip_keeps_every_bit(graph: FlowGraph, tmp_path: Path, suffix: st
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_numbers_that_are_hard_to_write(tmp_path: Path, suffix: str) -> None:
     graph = signed(torch.float32)
-    hard = [1e-45, 3.4028235e38, 1 / 3, -0.0, 1.17549435e-38, 0.1, math.nan, math.inf, -math.inf]
+    hard = [1e-45, 3.4028235e38, 1 / 3, -0.0, 0.1, math.nan, -math.nan, math.inf, -math.inf]
     layer = graph.layers[0]
     numbers = torch.tensor(hard).repeat(9)[:75]
     tensors: dict[str, Any] = {
@@ -127,7 +124,10 @@ def test_numbers_that_are_hard_to_write(tmp_path: Path, suffix: str) -> None:
         for name, tensor in layer.tensors().items()
         if tensor.is_floating_point()
     }
-    graph.layers[0] = replace(layer, **tensors)
+    errors = {
+        name: numbers[: e.numel()].reshape(e.shape).double() for name, e in layer.errors.items()
+    }
+    graph.layers[0] = replace(layer, **tensors, errors=errors)
     assert_same(graph, FlowGraph.load(graph.save(tmp_path / f"graph{suffix}")))
 
 
@@ -148,7 +148,7 @@ def test_a_graph_with_few_edges_takes_little_room(tmp_path: Path) -> None:
     assert pruned.stat().st_size < 0.2 * graph.nbytes
 
 
-def test_zeros_with_a_sign_are_no_edges(tmp_path: Path) -> None:
+def test_zeros_with_a_sign_are_no_edges() -> None:
     # A product with 0 of a mask has the sign of the other factor.
     flow = signed_flow(0, 4, 2)
     assert flow.attention is not None
@@ -158,52 +158,52 @@ def test_zeros_with_a_sign_are_no_edges(tmp_path: Path) -> None:
     )
     assert torch.signbit(negative.attention.triu(1)).any()  # type: ignore[union-attr]
     for graph in (FlowGraph(plain), FlowGraph(negative)):
-        document = json.loads(graph.save(tmp_path / "graph.json").read_text())
-        assert len(document["edges"]["mlp"]["value"]) == 8
         assert not torch.signbit(graph.layers[0].attention.triu(1)).any()
 
 
+def from_json(tensor: dict[str, Any]) -> Tensor:
+    """A tensor of the file by the format's description."""
+    numbers = torch.tensor(tensor["values"], dtype=torch.float64)
+    if "index" not in tensor:
+        return numbers
+    whole = torch.zeros(math.prod(tensor["shape"]), dtype=torch.float64)
+    whole[torch.tensor(tensor["index"], dtype=torch.long)] = numbers
+    return whole.reshape(tensor["shape"])
+
+
 def test_json_is_what_the_module_documents(graph: FlowGraph, tmp_path: Path) -> None:
-    """Relevance worked out from the file alone, in Python's numbers."""
+    """Relevance worked out from the file alone, edge by edge."""
 
     def refuse(literal: str) -> float:
         raise AssertionError(literal)
 
     document = json.loads(graph.save(tmp_path / "graph.json").read_text(), parse_constant=refuse)
-    assert (document["format"], document["version"]) == ("captum_lig.graph", 1)
+    assert (document["format"], document["version"]) == ("captum_lig.graph", 2)
     assert document["tokens"] == graph.tokens
-    assert document["positions"] == graph.positions.tolist()
+    assert document["tensors"]["positions"]["values"] == graph.positions.tolist()
     assert [layer["index"] for layer in document["layers"]] == list(graph.indices)
-
-    z, u = document["nodes"]["z"], document["nodes"]["u"]
-    for table in (z, u, *document["edges"].values(), document["direct"]):
-        assert len({len(column) for column in table.values()}) == 1
-    last = max(z["layer"])
-    target = max(token for token in range(len(graph.tokens)) if graph.layers[-1].known[token])
-    below: dict[Any, float] = defaultdict(float)
-    below[z["layer"].index(last) + target] = 1.0
-    through: dict[int, float] = defaultdict(float)
-    edges = document["edges"]
-    rows = {kind: list(zip(*(t[c] for c in ("source", "target", "share")), strict=True))
-            for kind, t in edges.items()}  # fmt: skip
-    for layer in reversed(graph.indices):
-        for kind, start, end in (
-            ("residual", below, below),
-            ("mlp", below, through),
-            ("attention", through, below),
-        ):
-            for source, to, share in rows[kind]:
-                level = u["layer"][to] if kind == "attention" else z["layer"][to] - 1
-                if level == layer:
-                    end[source] += share * start[to]
-    first = [below[row] for row in range(len(graph.tokens))]
+    count = len(graph.tokens)
+    target = max(token for token in range(count) if graph.layers[-1].known[token])
+    below = [float(token == target) for token in range(count)]
+    for layer in reversed(document["layers"]):
+        tensors = layer["tensors"]
+        assert tensors["attention"]["axes"] == ["head", "target", "source"]
+        assert tensors["error.mlp"]["axes"] == ["target"]
+        read = {name: from_json(tensor).tolist() for name, tensor in tensors.items()}
+        above, below = below, [0.0] * count
+        for j, carried in enumerate(above):
+            total = read["mlp_sum"][j]
+            stays = float(read["stays"][j])
+            below[j] += carried * (stays + (read["residual"][j] / total if total else 0.0))
+            for head, edges in enumerate(read["attention"]):
+                inner = read["attention_sum"][head][j]
+                for i, edge in enumerate(edges[j]):
+                    if inner and total:
+                        below[i] += carried * edge / inner * read["mlp"][j][head] / total
     torch.testing.assert_close(
-        torch.tensor(first, dtype=torch.float64), graph.relevance(target).tokens[0],
+        torch.tensor(below, dtype=torch.float64), graph.relevance(target).tokens[0],
         rtol=1e-9, atol=1e-9,
     )  # fmt: skip
-    for kind in ("attention", "mlp", "residual"):
-        wanted = set(graph.edges(kind).value.tolist())
-        assert wanted <= set(edges[kind]["value"])
 
 
 # --- networkx -------------------------------------------------------------------------------------
@@ -293,6 +293,11 @@ def test_graphml_read_by_networkx_is_the_same(graph: FlowGraph, tmp_path: Path) 
         node: f"z.{node[0]}.{node[3]}" if node[1] == "z" else f"u.{node[0]}.{node[2]}.{node[3]}"
         for node in made
     }
+    assert found.graph == {
+        "scalarization": "l2", "baseline": graph.baseline,
+        "format": "captum_lig.graph", "version": 2,
+        "node_default": {}, "edge_default": {},
+    }  # fmt: skip
     assert dict(found.nodes(data=True)) == {
         name[node]: data for node, data in made.nodes(data=True)
     }
@@ -356,46 +361,97 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path, suffix: str) -> None:
         FlowGraph.load(tmp_path / f"absent{suffix}")
 
 
-def test_other_version_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 3])
+def test_other_version_is_refused(tmp_path: Path, version: int) -> None:
     path = signed().save(tmp_path / "g.json")
     document = json.loads(path.read_text())
-    path.write_text(json.dumps({**document, "version": 2}))
-    with pytest.raises(LigError, match=r"has version 2 of the format.*reads version 1"):
+    path.write_text(json.dumps({**document, "version": version}))
+    with pytest.raises(LigError, match=rf"has version {version} of the format.*reads version 2"):
         FlowGraph.load(path)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda document: document.pop("tokens"),
-        lambda document: document["tokens"].pop(),
-        lambda document: document["nodes"]["u"].pop("sum"),
-        lambda document: document["edges"]["mlp"]["value"].pop(),
-        lambda document: document["edges"]["mlp"]["value"].__setitem__(0, "many"),
-        lambda document: document["layers"][0].__setitem__("dtype", "float33"),
-        lambda document: document["layers"][0]["has"].append("colour"),
-        lambda document: document.__setitem__("layers", None),
-    ],
-)
-def test_damaged_json_is_refused(tmp_path: Path, damage: Callable[[Any], object]) -> None:
-    path = signed().save(tmp_path / "g.json")
+def tensor_of(document: Any, name: str) -> Any:
+    return document["layers"][0]["tensors"][name]
+
+
+EDITS: list[Callable[[Any], object]] = [
+    lambda document: document.pop("tokens"),
+    lambda document: document["tokens"].pop(),
+    lambda document: document.__setitem__("baseline", None),
+    lambda document: document.__setitem__("layers", []),
+    lambda document: document["layers"].reverse(),
+    lambda document: document["tensors"].pop("positions"),
+    lambda document: document["tensors"]["positions"]["values"].__setitem__(0, -1),
+    lambda document: document["tensors"]["positions"]["values"].__setitem__(0, 1),
+    lambda document: document["layers"][0]["tensors"].pop("mlp_sum"),
+    lambda document: document["layers"][0]["tensors"].pop("attention"),
+    lambda document: document["layers"][0]["tensors"].pop("chain_sum"),
+    lambda document: document["layers"][0]["tensors"].__setitem__("colour", {}),
+    lambda document: tensor_of(document, "mlp")["values"].pop(),
+    lambda document: tensor_of(document, "mlp")["values"][0].__setitem__(0, "many"),
+    lambda document: tensor_of(document, "mlp").__setitem__("dtype", "float33"),
+    lambda document: tensor_of(document, "mlp").__setitem__("dtype", "float32"),
+    lambda document: tensor_of(document, "known").__setitem__("dtype", "int64"),
+    lambda document: tensor_of(document, "attention")["axes"].reverse(),
+    lambda document: tensor_of(document, "attention").__setitem__("shape", [3, 25, 1]),
+    lambda document: tensor_of(document, "attention")["index"].__setitem__(0, -1),
+    lambda document: tensor_of(document, "attention")["index"].__setitem__(-1, 75),
+    lambda document: tensor_of(document, "attention")["index"].__setitem__(1, 0.5),
+    lambda document: tensor_of(document, "attention")["index"].reverse(),
+    lambda document: tensor_of(document, "attention")["index"].pop(),
+    lambda document: tensor_of(document, "attention")["values"].pop(),
+]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_edited_json_is_refused(tmp_path: Path, edit: Callable[[Any], object]) -> None:
+    path = signed().prune(top_k=1).save(tmp_path / "g.json")
     document = json.loads(path.read_text())
-    damage(document)
+    assert "index" in tensor_of(document, "attention")
+    edit(document)
     path.write_text(json.dumps(document))
-    with pytest.raises(LigError, match=r"g\.json' is damaged: save the graph again"):
+    with pytest.raises(LigError, match=r"g\.json' is damaged: save it again \("):
         FlowGraph.load(path)
 
 
-def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
+def test_what_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "g.json"
+    path.write_text('{"layers": ' + "[" * 200_000)
+    with pytest.raises(LigError, match="nested too deeply"):
+        FlowGraph.load(path)
+
+
+def test_edited_safetensors_are_refused(tmp_path: Path) -> None:
+    from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    path = signed().save(tmp_path / "g.safetensors")
-    from safetensors import safe_open
-
+    path = signed().prune(top_k=1).save(tmp_path / "g.safetensors")
     with safe_open(path, framework="pt") as file:
         about = file.metadata()
     tensors = load_file(path)
-    del tensors["layers.5.mlp"]
-    save_file(tensors, path, metadata=about)
-    with pytest.raises(LigError, match=r"g\.safetensors' is damaged"):
-        FlowGraph.load(path)
+    index = tensors["layers.1.attention.index"]
+    for edited in (
+        {name: tensor for name, tensor in tensors.items() if name != "layers.1.mlp"},
+        {**tensors, "layers.1.mlp": tensors["layers.1.mlp"].float()},
+        {**tensors, "layers.1.attention.index": index - 1 - index[0]},
+        {**tensors, "layers.1.attention.index": index + 1000},
+        {**tensors, "layers.1.attention.values": torch.zeros(len(index) + 1)},
+    ):
+        save_file(edited, path, metadata=about)
+        with pytest.raises(LigError, match=r"g\.safetensors' is damaged"):
+            FlowGraph.load(path)
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".graphml"])
+def test_a_large_file_is_warned_of_with_its_size(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = FlowGraph(signed_flows(2, 20, 4))
+    path = graph.save(tmp_path / f"g{suffix}")
+    monkeypatch.setattr("captum_lig.io.codec.LARGE", path.stat().st_size / 1.5)
+    with pytest.warns(UserWarning, match=r"will be about .* MB\. To make it smaller: .*prune"):
+        graph.save(path)
+    monkeypatch.setattr("captum_lig.io.codec.LARGE", 1.5 * path.stat().st_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        graph.save(path)

@@ -23,7 +23,7 @@ from captum_lig import LayerFlow, LayerFlowIG, LigError
 from captum_lig.explain import Explanation
 from captum_lig.io.flows import load_flows, save_flows
 from tests.helpers import families, models
-from tests.model.test_state import Unchanged
+from tests.helpers.state import Unchanged
 
 ENCODER = torch.tensor([[11, 45, 23, 8, 31]])
 DECODER = torch.tensor([[1, 9, 23]])
@@ -362,10 +362,9 @@ def test_the_blocks_own_output_is_compared(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("baseline", "words"),
     [
-        ("target_token", "cross_baseline='target_token': use 'zero' or 'mean'"),
-        (None, "cross_baseline=None"),
-        (True, "cross_baseline=True"),
-        (float("nan"), "cross_baseline=nan is not finite"),
+        ("target_token", "cross_baseline 'target_token' is unknown: use 'zero', 'mean', a number"),
+        (True, "cross_baseline True is a bool"),
+        (float("nan"), "cross_baseline nan is not finite"),
         (torch.full((32,), torch.inf), "not finite"),
         (torch.zeros(3, 32), r"shape \(3, 32\) does not fit .*: use \(32,\) or \(5, 32\)"),
         (torch.zeros(31), r"shape \(31,\) does not fit"),

@@ -15,7 +15,7 @@ from captum_lig import LayerFlow, LayerFlowIG, LigError
 from captum_lig.model.inputs import ModelCall
 from tests.helpers import models
 from tests.helpers.families import drawn, noise
-from tests.model.test_sdpa import LENGTH, WIDTH, Attending, Model
+from tests.helpers.sdpa_blocks import LENGTH, WIDTH, Attending, Model
 
 
 def layer_of(model: Any, inputs: Any, **given: Any) -> Tensor:

@@ -20,7 +20,7 @@ from captum_lig.model.select import Finder
 from captum_lig.model.split import SplitBlock
 from tests.helpers import twins
 from tests.helpers.families import FAMILIES, Family
-from tests.model.test_state import Unchanged
+from tests.helpers.state import Unchanged
 
 NODES = 8
 
@@ -120,7 +120,7 @@ def cut_is_the_block(model: nn.Module, inputs: dict[str, Any], family: Family) -
     call = ModelCall.of(model, inputs)
     with finder.recorded(call) as calls:
         for block, site in zip(calls, family.sites, strict=True):
-            attached = finder.attached(block, call.valid_of(block))
+            attached = finder.attached(block)
             # A newer transformers may have moved a family to its interface, which is as well.
             assert attached.site in (site, "interface")
             cut = SplitBlock(attached, 0, Meter())

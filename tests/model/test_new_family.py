@@ -12,8 +12,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from captum_lig import LayerFlow, LayerFlowIG
 from tests.helpers.families import drawn
-from tests.model.test_sdpa import by_autograd
-from tests.model.test_state import Unchanged
+from tests.helpers.state import Unchanged
+from tests.helpers.twins import by_autograd
 
 
 def eager_attention_forward(

@@ -12,43 +12,9 @@ from torch.nn.functional import scaled_dot_product_attention as by_name
 
 from captum_lig import LayerFlow, LayerFlowIG, LigError
 from captum_lig.model.sdpa import use_sdpa
-from tests.helpers import twins
 from tests.helpers.families import drawn, noise
-
-WIDTH, HEADS, LENGTH = 32, 4, 5
-
-
-class Attending(nn.Module):
-    """A block whose attention is called as a test wants it."""
-
-    def __init__(self, how: dict[str, Any], key_heads: int = HEADS, named: bool = True) -> None:
-        super().__init__()
-        self.how, self.key_heads, self.named = how, key_heads, named
-        inner = key_heads * WIDTH // HEADS
-        self.norm, self.query = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.key, self.value = nn.Linear(WIDTH, inner), nn.Linear(WIDTH, inner)
-        self.out = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        def split(y: Tensor, heads: int) -> Tensor:
-            return y.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-        z = self.norm(x)
-        attend = by_name if self.named else functional.scaled_dot_product_attention
-        keys, values = split(self.key(z), self.key_heads), split(self.value(z), self.key_heads)
-        u = attend(split(self.query(z), HEADS), keys, values, **self.how)
-        return x + self.out(u.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-class Model(nn.Module):
-    def __init__(self, *blocks: nn.Module) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
+from tests.helpers.sdpa_blocks import HEADS, LENGTH, WIDTH, Attending, Model
+from tests.helpers.twins import by_autograd
 
 
 def flow_of(model: nn.Module, x: Tensor, **given: Any) -> LayerFlow:
@@ -90,18 +56,6 @@ def test_every_way_to_call_it(how: dict[str, Any], key_heads: int, named: bool) 
     if "attn_mask" in how or how.get("is_causal"):
         assert bool((flow.layer.triu(1) == 0).all())
         assert bool((flow.attention.triu(1) == 0).all())
-
-
-def by_autograd(block: nn.Module, z: Tensor, n: int) -> Tensor:
-    """The layer map (T, S) of target_token paths, l2, Gauss-Legendre with n nodes."""
-    rows = []
-    for j in range(len(z)):
-        start = z[j].expand_as(z)
-        (means,), _ = twins.mean_gradients(
-            lambda x, j=j: block(x[None])[0, j], (start,), (z,), "l2", *twins.gauss_legendre(n)
-        )
-        rows.append((means * (z - start)).sum(-1))
-    return torch.stack(rows)
 
 
 def test_padding_of_torchs_encoder() -> None:
@@ -147,11 +101,12 @@ def test_the_function_is_put_back(error: type[BaseException] | None) -> None:
     expected = before(q, q, q, is_causal=True)
     try:
         with use_sdpa():
-            assert functional.scaled_dot_product_attention is not before
+            assert functional.scaled_dot_product_attention is before, "others may call it"
+            assert len(torch.overrides._get_current_function_mode_stack()) == 1
             torch.testing.assert_close(by_name(q, q, q, is_causal=True), expected)
             if error is not None:
                 raise error
     except KeyboardInterrupt:
         pass
     assert functional.scaled_dot_product_attention is before
-    assert torch.overrides._get_current_function_mode_stack() == []
+    by_name(q, q, q, dropout_p=0.1)  # refused by ours

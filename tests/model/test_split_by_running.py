@@ -21,38 +21,20 @@ from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.paths import choose as paths
 from captum_lig.paths.choose import Structure
 from tests.helpers import models
-from tests.test_layer_flow_ig import attribute
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+from tests.helpers.attributions import attribute
 
 
 def qwen3() -> PreTrainedModel:
     """Norms on queries and keys: from zero a key along the path takes running the block."""
-    return randomised(Qwen3Model(Qwen3Config(**SHAPE)))
+    return models.randomised(Qwen3Model(Qwen3Config(**models.GROUPED)))
 
 
 def gemma3() -> PreTrainedModel:
     """The same, with sandwich norms and sliding windows."""
     kinds = ["sliding_attention", "full_attention"]
-    return randomised(
-        Gemma3TextModel(Gemma3TextConfig(**SHAPE, sliding_window=2, layer_types=kinds))
+    return models.randomised(
+        Gemma3TextModel(Gemma3TextConfig(**models.GROUPED, sliding_window=2, layer_types=kinds))
     )
-
-
-def randomised(model: PreTrainedModel) -> PreTrainedModel:
-    models._randomise(model, 0)
-    return model.to(torch.float64).eval()
 
 
 @pytest.mark.parametrize("baseline", ["zero", "target_token", 0.4])

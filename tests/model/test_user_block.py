@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from captum_lig import Block, LayerFlow, LayerFlowIG, LigError
 from tests.helpers.families import drawn, noise
-from tests.model.test_sdpa import by_autograd
-from tests.model.test_state import HOOKS
+from tests.helpers.state import HOOKS
+from tests.helpers.twins import by_autograd
 
 WIDTH, HEADS, LENGTH = 16, 4, 5
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2Model
-from transformers.masking_utils import AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from captum_lig import Block, LayerFlowIG, LigError
 from captum_lig.model import hf_attention as interface
 from tests.helpers import models
 from tests.helpers.families import FAMILIES, drawn, noise
-from tests.model.test_sdpa import HEADS, LENGTH, WIDTH, Attending, Model
-from tests.model.test_state import Unchanged
+from tests.helpers.sdpa_blocks import HEADS, LENGTH, WIDTH, Attending, Model
+from tests.helpers.state import Unchanged
 
 
 def refused(model: nn.Module, x: Any, *says: str, **given: Any) -> None:
@@ -102,9 +102,7 @@ def test_a_random_block() -> None:
 
 def test_a_mask_that_gets_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Causality gone without a word: the block is not what it is when nobody looks."""
-    monkeypatch.setitem(
-        AttentionMaskInterface._global_mapping, interface.NAME, lambda *_, **__: None
-    )
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, interface.NAME, lambda *_, **__: None)
     model = models.tiny_gpt2()
     model.set_attn_implementation("eager")
     refused(model, models.tokens(model, 1, 4), "h.0", "GPT2Block", "when it is watched", "eager")

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from captum_lig import LigError
-from captum_lig.integrals.adaptive import Integrable, refine
+from captum_lig.integrals.adaptive import refine
 from captum_lig.integrals.boundaries import AttentionBoundary, LayerBoundary
+from captum_lig.integrals.boundary import Boundary
+from captum_lig.integrals.scalarization import L2, SCALARIZATIONS
+from captum_lig.integrals.settings import Settings
 from captum_lig.paths.autograd import AutogradPath
 from captum_lig.paths.choose import inspect_structure, make_path
 from captum_lig.paths.jvp import jvp
@@ -85,7 +88,7 @@ def assert_equals_twin(
         "layer": twins.layer_map(*args)[0],
         "layer_total": total,
         "vectors": twins.layer_map(*args[:3], "vector", *nodes)[0],
-        "head_vectors": twins.attention_map(*args[:3], "vector", *nodes)[0].permute(1, 2, 0, 3),
+        "head_vectors": twins.attention_map(*args[:3], "vector", *nodes)[0].transpose(0, 1),
     }
     for name, part in expected.items():
         torch.testing.assert_close(found[name], part, rtol=1e-8, atol=1e-10, msg=name)
@@ -102,10 +105,10 @@ def test_every_boundary_equals_the_twin(pre: str, row: str, baseline: str, opens
     cut, block = cut_of(pre, row, opens)
     start, given = start_of(baseline, cut.z)
     scalarization = "projection" if pre == "layer" else "l2"
-    rows = rows_of(cut, start, scalarization)
+    rows = rows_of(cut, start)
     assert type(rows.path) is path_kind(pre, baseline, opens)
     alphas, weights = map(torch.from_numpy, twins.gauss_legendre(3))
-    assert_equals_twin(maps_of(rows, alphas, weights), block, given, scalarization)
+    assert_equals_twin(maps_of(rows, alphas, weights, scalarization), block, given, scalarization)
 
 
 @pytest.mark.parametrize("opens", [True, False], ids=["opened", "autograd"])
@@ -117,8 +120,9 @@ def test_the_limit_where_the_path_starts(row: str, baseline: str, opens: bool) -
     rows = rows_of(cut, start_of(baseline, cut.z)[0])
     one = torch.ones(1, dtype=torch.float64)
     for kind in (AttentionBoundary, LayerBoundary):
-        (at_start,) = kind(rows).sweep(0 * one, one).values()
-        (close_by,) = kind(rows).sweep(1e-8 * one, one).values()
+        boundary = kind.of("map", rows, L2)
+        (at_start,) = boundary.sweep(0 * one, one).values()
+        (close_by,) = boundary.sweep(1e-8 * one, one).values()
         assert at_start.abs().max() > 1e-3
         torch.testing.assert_close(at_start, close_by, rtol=1e-4, atol=1e-5)
 
@@ -135,22 +139,25 @@ def test_rows_are_certified(row: str, baseline: str, opens: bool, dtype: torch.d
         edges = [k / 16 for k in range(17)]
     nodes = twins.panels(edges, 10)
     for boundary, twin in (
-        (AttentionBoundary(rows), twins.attention_map),
-        (LayerBoundary(rows), twins.layer_map),
+        (AttentionBoundary.of("map", rows, L2), twins.attention_map),
+        (LayerBoundary.of("map", rows, L2), twins.layer_map),
     ):
         parts = boundary.sweep(*map(torch.from_numpy, twins.gauss_legendre(2)))
         assert _error(boundary, parts) > 1e-3
-        (refined,) = (found := refine(boundary, parts, 1e-3, 8, 400)).values()
+        settings = Settings.checked(8, "gausslegendre", 1e-3, 400)
+        (refined,) = (found := refine(boundary, parts, settings)).values()
         assert _error(boundary, found) < 1e-3
         expected, total = twin(block, residual_stream(), baseline, "l2", *nodes)
         if expected.dim() == 3:
             expected, total = expected.transpose(0, 1), total.T
+        else:
+            refined = refined[:, 0]
         gap = (refined - expected).abs() / total.clamp_min(1e-9)[..., None]
         assert gap.max() < 1e-3
 
 
-def _error(boundary: Integrable, parts: dict[str, Tensor]) -> float:
-    miss = boundary.miss(boundary.sums(parts), boundary.totals)
+def _error(boundary: Boundary, parts: dict[str, Tensor]) -> float:
+    miss = boundary.error(boundary.sums(parts), boundary.totals)
     return float((miss / boundary.scale.clamp_min(1e-9)).max())
 
 
@@ -194,16 +201,17 @@ def test_a_block_without_attention_is_a_layer_boundary(baseline: str) -> None:
     cut = HandCut(block, residual_stream(), opens=False, has_attention=False)
     start, given = start_of(baseline, cut.z)
     for scalarization in ("l2", "projection"):
-        rows = rows_of(cut, start, scalarization)
+        rows = rows_of(cut, start)
+        boundary = LayerBoundary.of("layer", rows, SCALARIZATIONS[scalarization])
         alphas, weights = twins.gauss_legendre(3)
-        found = LayerBoundary(rows).sweep(torch.from_numpy(alphas), torch.from_numpy(weights))
+        found = boundary.sweep(torch.from_numpy(alphas), torch.from_numpy(weights))
         expected, total = twins.layer_map(
             block, residual_stream(), given, scalarization, alphas, weights
         )
-        torch.testing.assert_close(found["layer"], expected, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(found["layer"][:, 0], expected, rtol=1e-8, atol=1e-10)
         torch.testing.assert_close(rows.layer_total, total)
-        refined = refine(LayerBoundary(rows), found, 1e-5, 4, 1000)
-        assert _error(LayerBoundary(rows), refined) < 1e-5
+        settings = Settings.checked(4, "gausslegendre", 1e-5, 1000)
+        assert _error(boundary, refine(boundary, found, settings)) < 1e-5
 
 
 def test_a_head_that_goes_far_and_comes_back_has_no_total() -> None:
@@ -222,7 +230,8 @@ def test_a_head_that_goes_far_and_comes_back_has_no_total() -> None:
     assert (moved[-1] > 0).any()
     assert (moved[1:3] > 1e-3).any()
     assert (rows.attention_total == 0).all()
-    assert (AttentionBoundary(rows).sweep(alphas, alphas)["attention"] == 0).all()
+    boundary = AttentionBoundary.of("attention", rows, L2)
+    assert (boundary.sweep(alphas, alphas)["attention"] == 0).all()
 
 
 def test_the_layer_boundary_by_autograd_does_not_pay_for_heads() -> None:
@@ -234,7 +243,7 @@ def test_the_layer_boundary_by_autograd_does_not_pay_for_heads() -> None:
     spent = []
     for kind in (LayerBoundary, AttentionBoundary):
         before = cut.meter.passed
-        kind(rows).sweep(*nodes)
+        kind.of("map", rows, L2).sweep(*nodes)
         spent.append(cut.meter.passed - before)
     assert spent[0] == 3 * tokens + LENGTH  # u, u once more for its gradient, back; and post
     assert spent[1] == (2 + cut.heads) * tokens

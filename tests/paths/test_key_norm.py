@@ -22,24 +22,18 @@ from captum_lig.paths.key_norm import NormedKeys
 from captum_lig.paths.per_target import PerTargetPath
 from captum_lig.paths.target_token import TargetTokenPath
 from tests.helpers import models
-from tests.model.test_split_by_running import SHAPE
-from tests.test_layer_flow_ig import attribute
+from tests.helpers.attributions import attribute
 
 FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {
-    "qwen3": lambda **more: Qwen3Model(Qwen3Config(**SHAPE, **more)),
-    "gemma3": lambda **more: Gemma3TextModel(Gemma3TextConfig(**SHAPE, **more)),
-    "olmo2": lambda **more: Olmo2Model(Olmo2Config(**SHAPE, **more)),
+    "qwen3": lambda **more: Qwen3Model(Qwen3Config(**models.GROUPED, **more)),
+    "gemma3": lambda **more: Gemma3TextModel(Gemma3TextConfig(**models.GROUPED, **more)),
+    "olmo2": lambda **more: Olmo2Model(Olmo2Config(**models.GROUPED, **more)),
 }
 ASKED = ("attention", "mlp", "layer", "influence")
 IDS = {
     "mixed": [[7, 9, 4, 11, 3, 8, 5]],
     "repeated": [[7, 9, 7, 9, 7, 9]],  # tokens some places apart are alike
 }
-
-
-def randomised(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    models._randomise(model, 0)
-    return model.to(dtype).eval()
 
 
 @pytest.fixture
@@ -66,7 +60,7 @@ def test_the_closed_form_is_running_the_block(
     paths: list[type],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = randomised(FAMILIES[family](), dtype)
+    model = models.randomised(FAMILIES[family](), dtype)
     inputs = {"input_ids": torch.tensor(IDS[text])}
     closed = attribute(model, 1, inputs, "target_token", boundaries=ASKED)
     monkeypatch.setattr(NormedKeys, "find", lambda *_: None)
@@ -81,7 +75,7 @@ def test_the_closed_form_is_running_the_block(
 
 def test_a_bias_before_the_norm_is_seen(paths: list[type]) -> None:
     """Raw keys are no mixture then: the block is run along each path."""
-    model = randomised(FAMILIES["qwen3"](attention_bias=True), torch.float64)
+    model = models.randomised(FAMILIES["qwen3"](attention_bias=True), torch.float64)
     flow = attribute(
         model, 1, {"input_ids": torch.tensor(IDS["mixed"])}, "target_token", n_steps=24
     )

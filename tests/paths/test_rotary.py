@@ -7,7 +7,7 @@ import torch
 
 from captum_lig.paths import choose as paths
 from tests.helpers import models
-from tests.test_layer_flow_ig import attribute
+from tests.helpers.attributions import attribute
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -43,6 +43,7 @@ from captum_lig.prediction import (
 )
 from captum_lig.prediction.comparison import RelevanceComparison, compare
 from captum_lig.pretrained.minilm import embedded_model_path
+from captum_lig.views.relevance_table import relevance_table
 from tests.helpers import models
 
 FAMILIES = ("bert", "gpt2", "llama")
@@ -73,12 +74,7 @@ def small_causal(seed: int = 0) -> LlamaForCausalLM:
         num_key_value_heads=2,
         intermediate_size=48,
     )
-    return randomised(LlamaForCausalLM(config), seed)
-
-
-def randomised(model: Any, seed: int = 0) -> Any:
-    models._randomise(model, seed)
-    return model.double().eval()
+    return models.randomised(LlamaForCausalLM(config), seed=seed)
 
 
 # --- the twin: Integrated Gradients of the rest of the model, from its definition -----------------
@@ -263,7 +259,7 @@ def test_a_block_that_runs_several_times() -> None:
         num_attention_heads=2,
         intermediate_size=32,
     )
-    model = randomised(AlbertModel(config))
+    model = models.randomised(AlbertModel(config))
     ids = models.tokens(model, 1, 5)
     graph = FlowGraph(flows_of(model, ids))
     comparison = compare_with_layer_integrated_gradients(graph, model, read(model), ids)
@@ -313,7 +309,7 @@ def test_with_the_paths_of_the_baseline_only_what_differs_is_relevant() -> None:
 def test_logits(make: Any) -> None:
     """With and without a model that can leave the logits of other tokens out."""
     config = GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=16)
-    model = make() if make else randomised(GPT2LMHeadModel(config))
+    model = make() if make else models.randomised(GPT2LMHeadModel(config))
     if not make:
         whole, model.forward = model.forward, None
 
@@ -343,7 +339,7 @@ def test_class_logit() -> None:
         label2id={"bad": 0, "good": 1, "neither": 2},
         id2label={0: "bad", 1: "good", 2: "neither"},
     )
-    model = randomised(BertForSequenceClassification(config))
+    model = models.randomised(BertForSequenceClassification(config))
     batch = models.padded_batch(model, (5, 3))
     with torch.no_grad():
         logits = model(**batch).logits
@@ -410,7 +406,7 @@ def test_measures_controls_rows_and_table() -> None:
     assert np.isnan(first["pearson_uniform"])
     assert comparison.rows()[1]["relative_l2_carried"] == 0
     out = io.StringIO()
-    Console(file=out, width=80).print(comparison.table())
+    Console(file=out, width=80).print(relevance_table(comparison))
     text = out.getvalue()
     assert "0.80 (-0.89)" in text
     assert "0.20 (0.77, 0.53)" in text

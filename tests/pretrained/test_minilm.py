@@ -24,7 +24,7 @@ def model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / PACKAGE / "__init__.py").write_text("raise RuntimeError('imported')")
     (folder / "model.safetensors").write_bytes(WEIGHTS)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.setattr(embedded, "_WEIGHTS_SHA256", hashlib.sha256(WEIGHTS).hexdigest())
+    monkeypatch.setattr(embedded, "WEIGHTS_SHA256", hashlib.sha256(WEIGHTS).hexdigest())
     return folder
 
 

@@ -131,11 +131,10 @@ def test_shares_of_a_layer_add_up_and_are_the_flow_s() -> None:
 
 def test_every_completeness_error_is_drawn() -> None:
     found = flows(2, 6, error=1e-5)
-    bad = found[1].delta | {"mlp": found[1].delta["mlp"] + found[1].layer_total * 0.5}
-    found[1] = replace(found[1], delta=bad)
+    found[1] = replace(found[1], residual=found[1].residual + found[1].mlp_total * 0.5)
     figure, axes = plot_completeness(found)
     by_name = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
-    for boundary in ("attention", "mlp", "layer"):
+    for boundary in ("attention", "mlp", "layer", "chain"):
         errors = torch.cat([flow.completeness_error(boundary).flatten() for flow in found])
         np.testing.assert_allclose(by_name[boundary], errors.double().clamp_min(1e-9), rtol=1e-5)
     assert "6 of them above the tolerance" in figure.get_supxlabel()
@@ -261,7 +260,7 @@ def test_hostile_tokens_are_text() -> None:
         (lambda f: plot_compared(f[0], TOKENS, "best"), "composition rule 'best'"),
         (lambda f: plot_shares(f, "product"), "does not see the residual"),
         (lambda f: plot_shares([]), "list of flows is empty"),
-        (lambda f: plot_completeness([replace(f[0], delta={})]), "no row to show"),
+        (lambda f: plot_completeness([replace(f[0], tensors={})]), "no row to show"),
         (lambda f: plot_graph(FlowGraph(f, TOKENS), [1, 2], source=0), "routes go to one"),
     ],
 )
@@ -277,10 +276,10 @@ def test_a_notebook_shows_something_by_itself() -> None:
     assert "2 texts, 6 targets, 6 sources" in shown
     assert "data:image/png;base64," in shown
     assert len(repr(found[1])) < 200  # what a terminal shows
-    assert "layer 1: attention, mlp, layer; 2 texts, 6 targets, 6 sources" in repr(found[1])
+    assert "layer 1: attention, mlp, layer, chain; 2 texts, 6 targets, 6 sources" in repr(found[1])
     worst = float(found[1].completeness_error("attention").max())
     assert f"attention: worst completeness error {worst:.1e}, 24 of 24 rows" in shown
-    assert "<img" not in replace(found[1], layer=None, attention=None, delta={})._repr_html_()
+    assert "<img" not in replace(found[1], layer=None, attention=None)._repr_html_()
     graph = FlowGraph(flows(2, 6, baseline="zero"), ["<script>", *TOKENS[1:]])
     shown = graph._repr_html_()
     assert "&lt;script&gt;" in shown

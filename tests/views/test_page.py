@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,13 +14,10 @@ import torch
 
 from captum_lig import FlowGraph, LigError
 from captum_lig.views.page import page, write_page
-from captum_lig.views.page.numbers import TYPES
+from captum_lig.views.page.numbers import PARTS
 from captum_lig.views.page.write import MODULES
 from tests.helpers.pages import Elements, graph, header, numbers
-from tests.helpers.synthetic import HOSTILE, flows
-
-ATTACK = ["</script><script>hacked=1</script>", "<img src=x onerror=hacked=1>", "<!--", "]]>"]
-ATTACK += ["\"'>`${hacked=1}`", "&lt;b&gt;", "\u05e9\u05dc\u05d5\u05dd", *HOSTILE]
+from tests.helpers.synthetic import ATTACK, flows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -27,20 +25,29 @@ def test_numbers_of_the_page_are_those_of_the_graph(dtype: torch.dtype) -> None:
     given = graph(dtype=dtype)
     found = numbers(page(given))
     for place, layer in enumerate(given.layers):
-        for name, kind in TYPES.items():
-            tensor = getattr(layer, name)
-            narrow = tensor.to(torch.float32) if kind == "float32" else tensor
+        tensors = {name: getattr(layer, name) for name in PARTS}
+        for name, tensor in tensors.items():
+            edges = name in ("attention", "chain", "mlp", "residual", "direct")
+            narrow = tensor.to(torch.float32) if edges else tensor
             assert found.pop((place, name)) == narrow.flatten().tolist()
+        for name, errors in layer.errors.items():
+            assert found.pop((place, f"error.{name}")) == errors.flatten().tolist()
+        for rule in ("conserve", "chain", "product"):
+            weights = layer.weights(rule)
+            for name in ("heads", "residual", "size"):
+                numbers_of = getattr(weights, name).flatten().tolist()
+                assert found.pop((place, f"{rule}.{name}")) == numbers_of
     assert found == {}
 
 
 def test_the_header_says_what_the_numbers_are() -> None:
     given = graph(tokens=4, heads=2)
     said = header(page(given, "a title", "chain"))
-    assert (said["format"], said["version"]) == ("captum_lig.views.page", 1)
+    assert (said["format"], said["version"]) == ("captum_lig.page", 2)
     assert said["title"] == "a title"
     assert said["tokens"] == ["a", "b", "c", "d"]
-    assert said["rules"] == ["conserve", "chain", "product"]
+    assert [rule["name"] for rule in said["rules"]] == ["conserve", "chain", "product"]
+    assert [rule["edges"] for rule in said["rules"]] == ["attention", "chain", "attention"]
     assert said["rule"] == "chain"
     assert (said["scalarization"], said["baseline"], said["tolerance"]) == ("l2", "zero", None)
     assert [layer["index"] for layer in said["layers"]] == [2, 3, 4]
@@ -48,16 +55,13 @@ def test_the_header_says_what_the_numbers_are() -> None:
 
 
 def test_what_a_graph_does_not_hold_is_left_out() -> None:
-    given = flows(2)
-    for flow in given:
-        for name in ("layer", "chain", "chain_total"):
-            object.__setattr__(flow, name, None)
-        del flow.delta["layer"]
+    given = [replace(flow, layer=None, chain=None) for flow in flows(2)]
     without = page(FlowGraph(given))
     names = {name for _, name in numbers(without)}
-    left_out = {"direct", "direct_total", "direct_error", "chain", "chain_error", "chain_sum"}
+    left_out = {"direct", "direct_total", "error.layer", "chain", "error.chain", "chain.heads"}
     assert names.isdisjoint(left_out)
-    assert header(without)["rules"] == ["conserve", "product"]
+    assert [rule["name"] for rule in header(without)["rules"]] == ["conserve", "product"]
+    assert header(without)["layers"][0]["certified"] == ["attention", "mlp"]
     with pytest.raises(LigError, match="layer 0 has no 'chain' boundary"):
         page(FlowGraph(given), rule="chain")
 

@@ -1,17 +1,14 @@
 """Composed maps against direct ones: the consistency experiment of the LIG paper, with controls."""
 
-from captum_lig.experiments.consistency.job import Corpus, run_corpus
-from captum_lig.experiments.consistency.measures import Comparison, compare_maps, uniform_map
-from captum_lig.experiments.consistency.pairings import Record, measure_text
+from captum_lig.experiments.consistency.corpus_run import Corpus, run_corpus
+from captum_lig.experiments.consistency.pairings import Record, measure_text, uniform_map
 from captum_lig.experiments.consistency.ranking import Pooled, Ranked, pool
 
 __all__ = [
-    "Comparison",
     "Corpus",
     "Pooled",
     "Ranked",
     "Record",
-    "compare_maps",
     "measure_text",
     "pool",
     "run_corpus",

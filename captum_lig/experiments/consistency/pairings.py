@@ -1,28 +1,26 @@
 """Composed against direct maps of one text, for every pairing of baselines, starts and rules.
 
-Each path is integrated once: two baselines a layer (zero, target token), each with the mlp
-boundary from both its starts. The pairings are arithmetic on what that gives.
+Two baselines a layer are integrated (zero, target token), each with the mlp boundary from both its
+starts. The pairings are arithmetic on what that gives.
 """
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
-from captum_lig.experiments.consistency.measures import Comparison, compare_maps, uniform_map
+from captum_lig.flow.compare_maps import Comparison, compare_maps
 from captum_lig.flow.layer_flow import MLP_STARTS, RULES, LayerFlow
 from captum_lig.flow.words import add_up
-from captum_lig.integrals.block import Settings, attribute_block
 from captum_lig.layer_flow_ig import LayerFlowIG
-from captum_lig.model.call import BlockCall
-from captum_lig.model.inputs import ModelCall
 
 __all__ = [
     "ALL_ZERO",
@@ -34,18 +32,14 @@ __all__ = [
     "Record",
     "layer_maps",
     "measure_text",
+    "uniform_map",
 ]
 
 LAYER_BASELINES = ("zero", "target_token", "target_token+zero_ratio")
-ATTENTION_BASELINES = (
-    "zero",
-    "target_token",
-    "target_token+map_ratio",
-    "target_token+zero_ratio",
-)
+ATTENTION_BASELINES = (*LAYER_BASELINES[:2], "target_token+map_ratio", LAYER_BASELINES[2])
 ALL_ZERO, UNIFORM = "all_zero", "uniform"
 CONTROLS = (ALL_ZERO, UNIFORM)
-"""Maps that know nothing of the model but, the second, the total of each row."""
+"""Maps made without the model; the second takes the total of each row."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +54,7 @@ class Pairing:
 
 
 PAIRINGS = tuple(
-    Pairing(baseline, start, rule)
-    for baseline in ATTENTION_BASELINES
-    for start in MLP_STARTS
-    for rule in RULES
+    Pairing(*names) for names in itertools.product(ATTENTION_BASELINES, MLP_STARTS, RULES)
 )
 
 
@@ -78,9 +69,9 @@ class LayerMaps:
     """``(S, S)`` by layer baseline."""
     composed: dict[Pairing, Tensor]
     """``(S, S)``"""
-    direct_open: dict[str, Tensor]
+    direct_unconverged: dict[str, Tensor]
     """``(S,)`` targets whose direct row is not within tolerance."""
-    composed_open: dict[Pairing, Tensor]
+    composed_unconverged: dict[Pairing, Tensor]
     """``(S,)`` targets for which a row that the composed map is made of is not."""
 
     def merged(self, words: Tensor) -> LayerMaps:
@@ -98,27 +89,27 @@ class LayerMaps:
             merged(self.visible.long()) > 0,
             {name: merged(x) for name, x in self.direct.items()},
             {pairing: merged(x) for pairing, x in self.composed.items()},
-            {name: any_of(x) for name, x in self.direct_open.items()},
-            {pairing: any_of(x) for pairing, x in self.composed_open.items()},
+            {name: any_of(x) for name, x in self.direct_unconverged.items()},
+            {pairing: any_of(x) for pairing, x in self.composed_unconverged.items()},
         )
 
     def with_controls(self, layer_baseline: str) -> tuple[dict[Pairing, Tensor], Tensor]:
-        """All composed maps for one direct map, the controls after them, and the open rows."""
+        """Composed maps for one direct map, then the controls; and rows that did not converge."""
         direct = self.direct[layer_baseline]
         controls = {
             Pairing(None, None, ALL_ZERO): torch.zeros_like(direct),
             Pairing(None, None, UNIFORM): uniform_map(direct.sum(-1), self.visible),
         }
-        own = self.direct_open[layer_baseline]
-        open_rows = [own | rows for rows in self.composed_open.values()]
-        return self.composed | controls, torch.stack([*open_rows, own, own])
+        direct_rows = self.direct_unconverged[layer_baseline]
+        unconverged = [direct_rows | rows for rows in self.composed_unconverged.values()]
+        return self.composed | controls, torch.stack([*unconverged, direct_rows, direct_rows])
 
 
 @dataclass(frozen=True)
 class Record:
     """One pairing in one layer of one text: means and deviations over its targets.
 
-    A mean over no rows is None. Deviations are those of the rows around their own mean (the
+    A mean over no rows is None. Deviations are those of the rows around their mean (the
     square root of the mean square).
     """
 
@@ -145,6 +136,20 @@ class Record:
     spearman_std: float | None
 
 
+def uniform_map(totals: Tensor, visible: Tensor) -> Tensor:
+    """The map that spreads ``totals (..., T)`` evenly over what each target sees.
+
+    Args:
+        totals: what the rows have to add up to.
+        visible: ``(T, S)``; each target sees something.
+
+    Returns:
+        ``(..., T, S)``.
+    """
+    share = totals / visible.sum(-1)
+    return torch.where(visible, share.unsqueeze(-1), 0.0)
+
+
 def layer_maps(zero: Sequence[LayerFlow], target_token: Sequence[LayerFlow]) -> LayerMaps:
     """The maps of one layer.
 
@@ -155,7 +160,7 @@ def layer_maps(zero: Sequence[LayerFlow], target_token: Sequence[LayerFlow]) -> 
     """
     kept = zero[0].valid[0].nonzero().squeeze(-1)
 
-    def own(x: Tensor) -> Tensor:
+    def unpadded(x: Tensor) -> Tensor:
         return x[0][kept][:, kept].double()
 
     by_zero = [
@@ -163,27 +168,26 @@ def layer_maps(zero: Sequence[LayerFlow], target_token: Sequence[LayerFlow]) -> 
     ]
     by_map = [flow.with_self_term("map_ratio") for flow in target_token]
     variants = dict(zip(ATTENTION_BASELINES, (zero, target_token, by_map, by_zero), strict=True))
-    composed, composed_open = {}, {}
+    composed, composed_unconverged = {}, {}
     for pairing in PAIRINGS:
         assert pairing.attention_baseline is not None
         start = [flow.mlp_start for flow in zero].index(str(pairing.mlp_start))
         flow = variants[pairing.attention_baseline][start]
-        composed[pairing] = own(flow.compose(pairing.rule))
-        open_rows = _open(flow, pairing.rule)
+        composed[pairing] = unpadded(flow.compose(pairing.rule))
+        rows = _unconverged(flow, pairing.rule)
         if pairing.attention_baseline.endswith("zero_ratio"):
-            open_rows = open_rows | _open(zero[start], pairing.rule)
-        composed_open[pairing] = open_rows[kept]
+            rows = rows | _unconverged(zero[start], pairing.rule)
+        composed_unconverged[pairing] = rows[kept]
     directs = dict(zip(LAYER_BASELINES, (zero[0], target_token[0], by_zero[0]), strict=True))
     of_zero, of_token = (~flows[0].converged["layer"][0, kept] for flows in (zero, target_token))
+    unconverged = (of_zero, of_token, of_zero | of_token)
     return LayerMaps(
         index=zero[0].index,
         visible=_visible(zero[0])[kept][:, kept],
-        direct={name: own(_layer(flow)) for name, flow in directs.items()},
+        direct={name: unpadded(flow.need("layer")) for name, flow in directs.items()},
         composed=composed,
-        direct_open=dict(
-            zip(LAYER_BASELINES, (of_zero, of_token, of_zero | of_token), strict=True)
-        ),
-        composed_open=composed_open,
+        direct_unconverged=dict(zip(LAYER_BASELINES, unconverged, strict=True)),
+        composed_unconverged=composed_unconverged,
     )
 
 
@@ -200,17 +204,9 @@ def measure_text(
 ) -> list[Record]:
     """Compare composed and direct maps of one text, in the engine's layers.
 
-    Args:
-        engine: the model and its layers.
-        inputs: what the model is called with, one text.
-        words: ``(S,)`` which word each token belongs to, to compare maps between words; see
-            :func:`captum_lig.flow.words.word_groups`. None: between tokens.
-        n_steps: as in :meth:`LayerFlowIG.attribute`, and so are ``method``, ``tolerance`` and
-            ``dtype``.
-        method: see there.
-        tolerance: see there. Rows that do not make it are counted, not left out.
-        dtype: see there.
-        show_progress: show a progress bar over layers.
+    ``words (S,)`` says which word each token belongs to, to compare maps between words, see
+    :func:`captum_lig.flow.words.word_groups`; None: between tokens. The settings are those of
+    :meth:`LayerFlowIG.attribute`. Rows that are not within tolerance are counted, not left out.
 
     Returns:
         A record for each layer, layer baseline, and pairing or control.
@@ -220,39 +216,44 @@ def measure_text(
             attributed.
     """
     words = None if words is None else torch.as_tensor(words)
-    settings = Settings.checked(
-        engine.scalarization,
-        n_steps,
-        method,
-        tolerance,
-        max_steps=max(1024, n_steps),
-        boundaries=("attention", "mlp", "layer"),
-        internal_batch_size=None,
-        output_indices=None,
-        dtype=dtype,
-    )
-    settings = replace(settings, mlp_starts=MLP_STARTS)
-    call = ModelCall.of(engine.forward_func, inputs, None)
-    records: list[Record] = []
-    with engine.blocks(call) as blocks:
-        for block in tqdm(
-            blocks, desc="layers", unit="layer", disable=not show_progress, leave=False
-        ):
-            _one_text(block, words)
-            zero, target_token = (
-                attribute_block(block, baseline, settings, call.valid_of(block))
-                for baseline in ("zero", "target_token")
+
+    def flows(baseline: str, mlp_start: str) -> list[LayerFlow]:
+        # The layer boundary is the same whatever the mlp boundary starts from.
+        boundaries = ("attention", "mlp", *(("layer",) if mlp_start == MLP_STARTS[0] else ()))
+        with warnings.catch_warnings():
+            # They are counted in the records.
+            warnings.filterwarnings("ignore", message=".*rows are not within tolerance")
+            found = engine.attribute(
+                inputs,
+                baselines=baseline,
+                n_steps=n_steps,
+                method=method,
+                tolerance=tolerance,
+                max_steps=max(1024, n_steps),
+                dtype=dtype,
+                show_progress=show_progress,
+                boundaries=boundaries,
+                mlp_start=mlp_start,
             )
-            maps = layer_maps(zero, target_token)
-            if words is not None:
-                kept = zero[0].valid[0].cpu()
-                maps = maps.merged(torch.unique(words[kept], return_inverse=True)[1])
-            records += _records(maps)
+        return [found] if isinstance(found, LayerFlow) else found
+
+    records: list[Record] = []
+    by_baseline = (
+        zip(*(flows(baseline, start) for start in MLP_STARTS), strict=True)
+        for baseline in ("zero", "target_token")
+    )
+    for zero, target_token in zip(*by_baseline, strict=True):
+        _one_text(zero[0], words)
+        maps = layer_maps(zero, target_token)
+        if words is not None:
+            kept = zero[0].valid[0].cpu()
+            maps = maps.merged(torch.unique(words[kept], return_inverse=True)[1])
+        records += _records(maps)
     return records
 
 
-def _one_text(block: BlockCall, words: Tensor | None) -> None:
-    texts, tokens, _ = block.hidden.shape
+def _one_text(flow: LayerFlow, words: Tensor | None) -> None:
+    texts, tokens = flow.valid.shape
     if texts != 1:
         raise LigError(f"{texts} texts were given: compare the maps of one text at a time.")
     if words is not None and (words.shape != (tokens,) or words.is_floating_point()):
@@ -265,59 +266,50 @@ def _one_text(block: BlockCall, words: Tensor | None) -> None:
 def _visible(zero: LayerFlow) -> Tensor:
     """``(T, S)`` what each target can see: what the mask leaves of the layer's attention.
 
-    A source that the mask forbids has an attention weight of exactly 0 all along the zero path, in
+    A source that the mask forbids has an attention weight of exactly 0 on the whole zero path, in
     every head; near the start of that path attention is spread over everything else.
     """
-    assert zero.attention is not None
-    seen = (zero.attention[0] != 0).any(0)
+    seen = (zero.need("attention")[0] != 0).any(0)
     seen[torch.arange(len(zero.targets), device=seen.device), zero.targets] = True
     return seen
 
 
-def _open(flow: LayerFlow, rule: str) -> Tensor:
+def _unconverged(flow: LayerFlow, rule: str) -> Tensor:
     """``(T,)`` targets for which a row of the rule's boundaries is not within tolerance."""
     heads = flow.converged["chain" if rule == "chain" else "attention"][0]
     return ~(heads.all(0) & flow.converged["mlp"][0])
 
 
-def _layer(flow: LayerFlow) -> Tensor:
-    assert flow.layer is not None
-    return flow.layer
-
-
 def _records(maps: LayerMaps) -> list[Record]:
     records = []
     for layer_baseline in LAYER_BASELINES:
-        composed, open_rows = maps.with_controls(layer_baseline)
+        composed, unconverged = maps.with_controls(layer_baseline)
         found = compare_maps(
             maps.direct[layer_baseline], torch.stack(list(composed.values())), maps.visible
         )
-        uncertified = open_rows.sum(-1).tolist()
-        for place, pairing in enumerate(composed):
-            one = Comparison(*(measure[place] for measure in vars(found).values()))
+        uncertified = unconverged.sum(-1).tolist()
+        for row, pairing in enumerate(composed):
+            one = Comparison(*(measure[row] for measure in vars(found).values()))
             records.append(
                 Record(
                     layer=maps.index,
                     layer_baseline=layer_baseline,
-                    attention_baseline=pairing.attention_baseline,
-                    mlp_start=pairing.mlp_start,
-                    rule=pairing.rule,
+                    **vars(pairing),
                     rows=len(one.l2),
-                    uncertified_rows=uncertified[place],
+                    uncertified_rows=uncertified[row],
                     relative_rows=int((~one.relative_l2.isnan()).sum()),
                     correlation_rows=int((~one.pearson.isnan()).sum()),
-                    **{
-                        f"{name}_{key}": number
-                        for name, measure in vars(one).items()
-                        for key, number in _mean_and_std(measure).items()
-                    },
+                    **_means_and_stds(vars(one)),
                 )
             )
     return records
 
 
-def _mean_and_std(measure: Tensor) -> dict[str, float | None]:
-    found = measure[~measure.isnan()]
-    if len(found) == 0:
-        return {"mean": None, "std": None}
-    return {"mean": float(found.mean()), "std": float(found.std(correction=0))}
+def _means_and_stds(measures: dict[str, Tensor]) -> dict[str, Any]:
+    """The numbers of a record, None where no row has the measure."""
+    numbers = {}
+    for name, measure in measures.items():
+        rows = measure[~measure.isnan()]
+        numbers[f"{name}_mean"] = float(rows.mean()) if len(rows) else None
+        numbers[f"{name}_std"] = float(rows.std(correction=0)) if len(rows) else None
+    return numbers

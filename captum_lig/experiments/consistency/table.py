@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from captum_lig.experiments.consistency.job import Corpus
+from captum_lig.experiments.consistency.corpus_run import Corpus
 from captum_lig.experiments.consistency.pairings import LAYER_BASELINES, Pairing
 from captum_lig.experiments.consistency.ranking import MEASURES, Pooled, Ranked
 
@@ -112,8 +112,8 @@ def _over(measure: tuple[float, float] | None) -> str:
 
 def _rows(ranking: Sequence[Ranked]) -> str:
     one = ranking[0]
-    still = one.rows - one.relative_rows
-    return f"{one.rows} rows" + (f", {still} of them with a direct row of 0" if still else "")
+    zeros = one.rows - one.relative_rows
+    return f"{one.rows} rows" + (f", {zeros} of them with a direct row of 0" if zeros else "")
 
 
 def _by_layer(pooled: Pooled, baseline: str, ranking: Sequence[Ranked]) -> Table:

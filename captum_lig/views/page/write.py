@@ -11,30 +11,18 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from captum_lig.errors import LigError
 from captum_lig.flow.tokens import readable_text, readable_token
+from captum_lig.graph import FlowGraph
+from captum_lig.io.codec import warn_if_large, writing
 from captum_lig.views.page.numbers import pack
-
-if TYPE_CHECKING:
-    from captum_lig.graph import FlowGraph
 
 __all__ = ["page", "write_page"]
 
-MODULES = (
-    "numbers",
-    "graph",
-    "routes",
-    "words",
-    "model",
-    "ink",
-    "flow",
-    "maps",
-    "node",
-    "tables",
-    "main",
-)
+MODULES = ["numbers", "graph", "routes", "words", "model", "ink", "flow", "maps", "node", "tables"]
+MODULES += ["main"]
 """The scripts, each after those that it imports."""
 
 
@@ -85,8 +73,9 @@ def write_page(
     if path.suffix.lower() != ".html":
         raise LigError(f"{str(path)!r} does not end in .html: name the page so.")
     document = page(graph, title, rule)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(document, encoding="utf-8")
+    warn_if_large(path, len(document))
+    with writing(path) as beside:
+        beside.write_text(document, encoding="utf-8")
     return path
 
 

@@ -1,50 +1,20 @@
 // What the flow graph says: shares by rule, what they hand down, and how far maps are apart.
-// The same definitions as captum_lig.graph, in double precision. Matrices are [target, source].
+// In double precision; the weights of the rules come from captum_lig.graph. Matrices are
+// [target, source].
 
 /**
- * The share of each target that each route carries through one layer.
+ * The share of each target that each route carries through one layer: edges times row weights.
+ * @param rule {name, edges}
  * @returns {{heads: Float64Array, residual: Float64Array, size: Float64Array}} `heads` is
  *   [head, target, source]; a share times `size` of its target is the attribution itself
  */
 export function shares(layer, tokens, rule) {
-  const { attention, chain, mlp, residual, stays } = layer;
-  const size = sizes(layer, tokens, rule);
-  const heads = new Float64Array(attention.length);
-  const own = new Float64Array(tokens);
-  for (let head = 0; head < layer.heads; head++) {
-    for (let target = 0; target < tokens; target++) {
-      const row = (head * tokens + target) * tokens;
-      const part = mlp[target * layer.heads + head];
-      const inner = layer.attention_sum[head * tokens + target];
-      const passed = by(part, size[target]);
-      for (let place = row; place < row + tokens; place++) {
-        if (rule === "conserve") heads[place] = by(attention[place], inner) * passed;
-        else if (rule === "chain") heads[place] = by(chain[place], size[target]);
-        else heads[place] = by(attention[place] * part, size[target]);
-      }
-    }
+  const weights = layer[`${rule.name}.heads`];
+  const heads = Float64Array.from(layer[rule.edges]);
+  for (let place = 0; place < heads.length; place++) {
+    heads[place] *= weights[Math.floor(place / tokens)];
   }
-  for (let target = 0; target < tokens; target++) {
-    own[target] = (rule === "product" ? 0 : by(residual[target], size[target])) + stays[target];
-  }
-  return { heads, residual: own, size };
-}
-
-/** What a target's shares are shares of. */
-function sizes(layer, tokens, rule) {
-  if (rule === "product") return productSize(layer, tokens);
-  return rule === "chain" ? layer.chain_sum : layer.mlp_sum;
-}
-
-function productSize(layer, tokens) {
-  const size = new Float64Array(tokens);
-  for (let head = 0; head < layer.heads; head++) {
-    for (let target = 0; target < tokens; target++) {
-      const part = Math.abs(layer.mlp[target * layer.heads + head]);
-      size[target] += layer.attention_size[head * tokens + target] * part;
-    }
-  }
-  return size;
+  return { heads, residual: layer[`${rule.name}.residual`], size: layer[`${rule.name}.size`] };
 }
 
 function by(part, sum) {
@@ -144,8 +114,8 @@ export function carried(matrices, tokens, pin, first, last) {
 /** How a layer's rows are certified: how many there are, how many missed, the worst error. */
 export function certificate(layer, tokens, tolerance) {
   const found = { rows: 0, missed: 0, worst: 0, flagged: new Uint8Array(tokens) };
-  for (const boundary of ["attention", "mlp", "chain", "direct"]) {
-    const errors = layer[`${boundary}_error`] ?? [];
+  for (const boundary of layer.certified) {
+    const errors = layer[`error.${boundary}`];
     for (let place = 0; place < errors.length; place++) {
       const target = place % tokens;
       if (!layer.known[target]) continue;

@@ -55,7 +55,7 @@ class Page {
     options("map-layer", layers);
     options(
       "rule",
-      page.rules.map((rule) => [rule, rule]),
+      page.rules.map(({ name }) => [name, name]),
     );
     const heads = Math.max(...page.layers.map((layer) => layer.heads));
     options("head", [["", "all heads"], ...[...Array(heads).keys()].map((h) => [h, `head ${h}`])]);

@@ -60,8 +60,8 @@ export class Model {
 
   /** Shares of every layer by the rule. */
   get shares() {
-    const { rule } = this.state;
-    return this.kept(`shares ${rule}`, () =>
+    const rule = this.page.rules.find(({ name }) => name === this.state.rule);
+    return this.kept(`shares ${rule.name}`, () =>
       this.page.layers.map((layer) => shares(layer, this.tokens, rule)),
     );
   }
@@ -218,8 +218,7 @@ export class Model {
     const { layers } = this.page;
     const of = layers[layer];
     const worst = (name) => {
-      const errors = of[`${name}_error`];
-      if (!errors) return Number.NaN;
+      const errors = of[`error.${name}`];
       let most = 0;
       for (let place = target; place < errors.length; place += this.tokens) {
         most = Math.max(most, errors[place]);
@@ -229,9 +228,7 @@ export class Model {
     return {
       known: of.known[target] === 1,
       total: of.mlp_sum[target],
-      errors: ["attention", "mlp", "chain", "direct"]
-        .filter((name) => of[`${name}_error`])
-        .map((name) => ({ name, error: worst(name) })),
+      errors: of.certified.map((name) => ({ name, error: worst(name) })),
       flagged: this.certificates[layer].flagged[target] === 1,
       distance: this.distances(layer)?.[target] ?? Number.NaN,
     };

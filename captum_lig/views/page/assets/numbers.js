@@ -4,7 +4,7 @@ const TYPES = { float32: Float32Array, float64: Float64Array, uint8: Uint8Array 
 
 /**
  * Read what the page holds.
- * @param {object} header what `captum_lig.page.data` wrote; its tensors say where each one begins
+ * @param {object} header what `captum_lig.views.page.numbers` wrote; says where each tensor begins
  * @param {string} packed base64 of the deflated bytes
  * @returns the header, its layers with their tensors by name
  */

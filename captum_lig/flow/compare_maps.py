@@ -1,4 +1,4 @@
-"""How far two maps ``[target, source]`` are apart, row by row; and maps that know nothing."""
+"""How far two maps ``[target, source]`` are apart, row by row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_lig.errors import LigError
 
-__all__ = ["Comparison", "compare_maps", "uniform_map"]
+__all__ = ["Comparison", "compare_maps"]
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,6 @@ def compare_maps(direct: Tensor, composed: Tensor, visible: Tensor | None = None
         pearson=torch.where(varied, _correlation(direct, composed, seen), torch.nan),
         spearman=torch.where(varied, _correlation(*ranks, seen), torch.nan),
     )
-
-
-def uniform_map(totals: Tensor, visible: Tensor) -> Tensor:
-    """The map that spreads ``totals (..., T)`` evenly over what each target sees.
-
-    Args:
-        totals: what the rows have to add up to.
-        visible: ``(T, S)``; each target sees something.
-
-    Returns:
-        ``(..., T, S)``.
-    """
-    share = totals / visible.sum(-1)
-    return torch.where(visible, share.unsqueeze(-1), 0.0)
 
 
 def _varies(x: Tensor, seen: Tensor) -> Tensor:

@@ -1,0 +1,140 @@
+"""The one form of a boundary.
+
+A boundary maps nodes to the outputs of ``R`` rows (targets). It knows how the outputs change along
+the path, and at some points of the path what each node contributes to them per unit of the path
+(its rate). What its attributions add up to is the scalarization's value of the whole change.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from captum_lig._types import Parts
+from captum_lig.integrals.scalarization import Scalarization
+
+__all__ = ["Boundary", "sweep"]
+
+
+class Boundary(ABC):
+    """A map from nodes to the outputs of ``R`` rows. ``K`` sums of each row are certified.
+
+    Results are tensors by name, rows first.
+    """
+
+    scalarization: Scalarization
+
+    # --- what it maps ---
+
+    @property
+    @abstractmethod
+    def step(self) -> Tensor:
+        """``(R, K, E)`` change of the outputs along the whole path."""
+
+    @abstractmethod
+    def change(self, a: float) -> Tensor:
+        """``(R, K, E)`` change of the outputs from the start of the path to a point of it."""
+
+    @property
+    @abstractmethod
+    def path(self) -> object:
+        """Boundaries with the same path are integrated together, and see the same points."""
+
+    @abstractmethod
+    def at(self, a: Tensor) -> Any:
+        """The points of the path at ``a (P,)``."""
+
+    @abstractmethod
+    def rates(self, at: Any, a: Tensor, w: Tensor, starts: bool) -> Parts:
+        """Contributions of all nodes at some points, times their weights, summed over the points.
+
+        Args:
+            at: the points.
+            a: ``(P,)`` where they are.
+            w: ``(P,)`` their weights.
+            starts: whether the first of them is the start of the path.
+        """
+
+    @abstractmethod
+    def sums(self, parts: Parts) -> Tensor:
+        """Sums over the nodes, ``(R, K)``, or ``(R, K, E)`` for vectors."""
+
+    def results(self, parts: Parts) -> Parts:
+        """What is kept of the integrals, under the names that it has in a flow."""
+        return parts
+
+    # --- what its rows add up to ---
+
+    @property
+    def totals(self) -> Tensor:
+        """What the sums have to be, ``(R, K)``, or ``(R, K, E)`` for vectors."""
+        return self.scalarization.value(self.step)
+
+    @property
+    def scale(self) -> Tensor:
+        """``(R, K or 1)`` what errors are measured against: by default the size of the totals."""
+        length: Tensor = torch.linalg.vector_norm(self.step, dim=-1)
+        return length
+
+    def value(self, a: float) -> Tensor:
+        """What sums over the path up to ``a`` have to be, as ``totals``."""
+        return self.scalarization.value(self.change(a))
+
+    def error(self, sums: Tensor, change: Tensor) -> Tensor:
+        """``(R, K)`` what sums miss of a change, to compare with ``scale``."""
+        return self.scalarization.error(sums, change)
+
+    # --- which rows, and how exactly ---
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of rows ``R``."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> Self:
+        """Some of the rows: ``(R',)`` indices into them."""
+
+    def precise(self) -> Self:
+        """The same in the best precision there is."""
+        return self
+
+    def across(self) -> tuple[Boundary, Tensor | float] | None:
+        """Another boundary of the same rows, and a factor, or None.
+
+        Its errors, times the factor, count too where the path starts. A fixed cotangent does not
+        see what happens across it: where a path starts from zero, scale-invariant norms turn the
+        outputs round before they grow, and nodes trade contributions that cancel in the sum. Only
+        the length shows an unresolved start.
+        """
+        return None
+
+    @property
+    def pairs_at_once(self) -> int:
+        """How many pairs of a path point and a row to evaluate at once."""
+        return 2**62
+
+    def sweep(self, alphas: Tensor, weights: Tensor) -> Parts:
+        """The integrals by one rule: nodes ``alphas (P,)`` with ``weights (P,)``."""
+        return sweep([self], alphas, weights)[0]
+
+
+def sweep(boundaries: Sequence[Boundary], alphas: Tensor, weights: Tensor) -> list[Parts]:
+    """Integrate boundaries that share their path, whose points are evaluated once."""
+    first = boundaries[0]
+    found: list[Parts] = [{} for _ in boundaries]
+    starts = float(alphas[0]) == 0.0
+    at_once = min(boundary.pairs_at_once for boundary in boundaries)
+    points = max(1, at_once // max(1, len(first)))
+    nodes = (x.to(first.step.device).split(points) for x in (alphas, weights))
+    for a, w in zip(*nodes, strict=True):
+        at = first.at(a)
+        for boundary, parts in zip(boundaries, found, strict=True):
+            for name, part in boundary.rates(at, a, w, starts).items():
+                parts[name] = parts[name] + part if name in parts else part
+        starts = False
+    return found

@@ -1,0 +1,62 @@
+"""How path integrals are to be computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from captum_lig._arguments import fraction, whole_number
+from captum_lig.integrals.quadrature import nodes_and_weights
+
+__all__ = ["Settings"]
+
+MEMORY = 2**28
+"""Bytes that the path points and targets in flight may take, if nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The first rule, and when a row is done."""
+
+    alphas: Tensor
+    """``(P,)`` nodes of the first rule, ascending, float64."""
+    weights: Tensor
+    """``(P,)`` their weights."""
+    tolerance: float | None
+    """Completeness error of a row, relative to its scale; None: the first rule is all."""
+    max_steps: int
+    """Most nodes for one row."""
+    internal_batch_size: int | None
+    """Most pairs of a path point and a target at once; None chooses by memory."""
+
+    @classmethod
+    def checked(
+        cls,
+        n_steps: int,
+        method: str,
+        tolerance: float | None = None,
+        max_steps: int = 1024,
+        internal_batch_size: int | None = None,
+    ) -> Settings:
+        """Settings from what the caller gave.
+
+        Raises:
+            LigError: for anything unknown or out of range.
+        """
+        alphas, weights = nodes_and_weights(method, n_steps)
+        if internal_batch_size is not None:
+            whole_number("internal_batch_size", internal_batch_size, 1)
+        if tolerance is not None:
+            fraction("tolerance", tolerance)
+            whole_number("max_steps", max_steps, n_steps)
+        return cls(alphas, weights, tolerance, max_steps, internal_batch_size)
+
+    def pairs_at_once(self, floats: int, size: int) -> int:
+        """How many pairs of a path point and a target to work on at once.
+
+        Args:
+            floats: about how many numbers each takes.
+            size: bytes that a number takes.
+        """
+        return self.internal_batch_size or max(1, MEMORY // (floats * size))

@@ -277,6 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--write", action="store_true", help="rewrite docs/families.md")
     asked = parser.parse_args(arguments)
+    if asked.write and asked.only and asked.json is None:
+        parser.error("--write with --only needs --json FILE, where the other families are kept")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     tested = [family.name for family in FAMILIES]

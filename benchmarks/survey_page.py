@@ -136,7 +136,7 @@ def _plain(reason: str) -> str:
         (r"block '[^']*' \(\w+ of \w+\)", "a block"),
         (r"\d+ of the \d+ modules in '[^']*' \([^)]*\) were", "some modules of a list were"),
         (r" \(off by [^)]*\)", ""),
-        (r" [:;]? ?[Aa]sk for its layer boundary alone.*| Ask for its layer.*", "."),
+        (r"[.:;,]? [Aa]sk for its layer boundary alone.*", "."),
         (r" Load the model with attn_implementation.*", ""),
         (r"transformers' ", "transformers "),
         (r"torch's ", "torch "),

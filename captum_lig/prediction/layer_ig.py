@@ -125,8 +125,8 @@ def last_layer_relevance(
         additional_forward_args: further arguments after ``inputs``, without baselines.
         layer: another block, at whose output to attribute, for a graph that ends there.
         return_convergence_delta: also return Captum's convergence delta.
-        settings: of the integral: ``n_steps``, ``method``, ``internal_batch_size`` and further ones of
-            :class:`~captum_lig.SetToSetIG`, as there.
+        settings: of the integral, as in Captum: ``n_steps`` (50), ``method``
+            (``"gausslegendre"``) and ``internal_batch_size`` (None: all points at once).
 
     Returns:
         ``(N,)`` float64, padding left out, as the tokens of a graph; with

@@ -344,6 +344,7 @@ class _Problem:
                 path_points=meter.pairs / sum(map(len, kept)),
                 forward_equivalents=meter.passed / (batch * sources),
                 seconds=time.perf_counter() - began,
+                path=meter.path,
             ),
             mlp_start=self.asked.mlp_start,
             cross_baseline=describe(self.cross_baseline)

@@ -24,13 +24,8 @@ from captum_lig.model.find_blocks import elements
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder
 from captum_lig.model.split import SplitBlock
-from captum_lig.paths.autograd import AutogradPath
-from captum_lig.paths.base import AttentionPath
 from captum_lig.paths.baselines import Start
-from captum_lig.paths.choose import inspect_structure, make_path
-from captum_lig.paths.qkv import QKVClosedForm
-from captum_lig.paths.shared import SharedPath
-from captum_lig.paths.target_token import TargetTokenPath
+from captum_lig.paths.choose import choose_structure, inspect_structure, make_path
 from captum_lig.pretrained.load import load_model
 
 __all__ = ["inspect_model", "inspect_pretrained"]
@@ -142,22 +137,28 @@ def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
         )
         rows = kept[torch.linspace(0, len(kept) - 1, min(len(kept), MOST_ROWS)).round().long()]
         starts = {"zero": Start(shared=torch.zeros_like(z)), "target_token": Start()}
-        paths = {name: make_path(cut, structure, start, rows) for name, start in starts.items()}
+        chosen = {
+            baseline: choose_structure(cut, start, kept, with_output=False)
+            for baseline, start in starts.items()
+        }
         end = torch.ones(1, device=z.device, dtype=torch.float64)
-        ends = [path.at(end).u[0] for path in paths.values()]
+        ends = [make_path(cut, chosen[name], starts[name], rows).at(end).u[0] for name in starts]
         errors = {"attention": max(_gap(u, attended[rows]) for u in ends)}
         report = replace(
             report,
-            paths={baseline: _kind(path) for baseline, path in paths.items()},
+            paths={name: chosen[name].path(start) for name, start in starts.items()},
             forward_error=errors,
         )
         for u in ends:
-            cut.check(rows, u, with_post=False)
+            cut.check(rows, u)
         report = replace(report, boundaries=("attention",))
         # Reversed: what follows the attention must not depend on other tokens or on positions.
         back = rows.flip(0)
-        errors["block"] = _gap(cut.post(attended[back], z[back]), cut.output[back])
-        cut.check(rows, attended[rows])
+        output = cut.post(attended[back], z[back]).flip(0)
+        errors["block"] = _gap(output, cut.output[rows])
+        cut.check(rows, attended[rows], output)
+        for start in starts.values():
+            choose_structure(cut, start, kept)
     except Exception as error:  # an unknown block may raise anything when called again
         return replace(report, not_supported=_sentence(error, call))
     return replace(report, boundaries=("attention", "mlp", "layer", "influence"))
@@ -204,13 +205,6 @@ def mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:
     if not torch.equal(allowed, inside & (back >= 0) if causal else inside):
         return "other", None, bias
     return "causal" if causal else "full", reach if reach < len(allowed) - 1 else None, bias
-
-
-def _kind(path: AttentionPath) -> str:
-    if isinstance(path, AutogradPath):
-        return "autograd"
-    mixed = isinstance(path, SharedPath) and isinstance(path.along, QKVClosedForm)
-    return "closed_form" if mixed or isinstance(path, TargetTokenPath) else "run_block"
 
 
 def _gap(found: Tensor, expected: Tensor) -> float:

@@ -78,8 +78,9 @@ class BlockReport:
     """Whether a token's key depends on its position, as with rotary encodings."""
     values_know_position: bool | None = None
     paths: dict[str, str] | None = None
-    """By baseline: how keys and values along the path are had, ``"closed_form"`` from tables at its
-    two ends, ``"run_block"`` by running the block at each point; ``"autograd"``: they are not."""
+    """By baseline: how the attention is had along the path, ``"closed_form"`` from tables at its
+    two ends, ``"run_block"`` by running the block up to its attention core at each point,
+    ``"autograd"`` by running its attention, too: the first that is what the block does there."""
     forward_error: dict[str, float] | None = None
     """Largest difference between the cut block and the block, as part of the largest entry:
     ``attention``, our attention arithmetic at the ends of both paths against the model's;

@@ -12,8 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from captum_lig._types import QKV, Parts
-from captum_lig.cost import Meter
+from captum_lig._types import Parts
 from captum_lig.integrals.adaptive import integrate
 from captum_lig.integrals.boundaries import KINDS, Asked
 from captum_lig.integrals.boundary import Boundary
@@ -21,52 +20,34 @@ from captum_lig.integrals.rows import Rows
 from captum_lig.integrals.settings import Settings
 from captum_lig.paths import choose
 from captum_lig.paths.baselines import Start
-from captum_lig.paths.cross_attention import CrossPath
-from captum_lig.paths.norm import recognise_norm
-from captum_lig.paths.qkv import QKVByRunning, QKVClosedForm
-from captum_lig.paths.softmax import RowFunction
+from captum_lig.paths.cross_attention import CrossBlock, cross_path
 
 __all__ = ["CrossSplit", "Split", "attribute_cross", "attribute_text"]
 
 
-class Split(choose.Block, Protocol):
+class Split(choose.WholeBlock, Protocol):
     """A block split at its attention, for one text."""
 
-    has_attention: bool
-    """Whether it has an attention that is reached; without, it counts as one head."""
-    epsilons: list[float]
-    """Values of eps of the norms inside."""
     visible: Tensor | None
     """``(1 or H, T, S)`` False where the mask forbids a source; None: nothing is forbidden."""
 
-    def post(self, u: Tensor, z: Tensor) -> Tensor:
-        """What follows the attention: ``u (M, H, d)`` and ``z (M, D)`` to ``(M, D)``."""
+    def attends(self, rows: Tensor, u: Tensor) -> bool:
+        """Whether its attention gives ``u (R, H, d)`` for rows of the text itself."""
 
-    def check(self, rows: Tensor, u: Tensor, with_post: bool = True) -> None:
-        """Compare attention outputs ``u (R, H, d)`` at the text with the block's own."""
+    def check(self, rows: Tensor, u: Tensor, output: Tensor | None = None) -> None:
+        """Compare attention outputs ``u (R, H, d)`` at the text with the block's own.
+
+        And ``output (R, D)``, what ``post`` makes of them, if it is used.
+        """
 
 
-class CrossSplit(Protocol):
+class CrossSplit(CrossBlock, Protocol):
     """The cross-attention of a block, for one text."""
 
     z: Tensor
     """``(1, T, D)`` the block's tokens."""
-    states: Tensor
-    """``(S, D)`` the encoder's states."""
-    query: Tensor
-    """``(H, T, d)``"""
-    mask: Tensor | None
-    """``(1 or H, T, S)``"""
     visible: Tensor | None
     """``(1 or H, T, S)`` False where the mask forbids a source; None: nothing is forbidden."""
-    scaling: float
-    softcap: float | None
-    sinks: Tensor | None
-    epsilons: list[float]
-    meter: Meter
-
-    def pre(self, states: Tensor) -> QKV:
-        """Queries, keys and values of ``states (N, S, D)``."""
 
     def check(self, rows: Tensor, u: Tensor) -> None:
         """Compare attention outputs ``u (R, H, d)`` with the block's own."""
@@ -87,26 +68,19 @@ def attribute_text(
     Returns:
         Results by name, targets first.
     """
-    moved = len(targets) if start.is_target_token else 0
-    structure = choose.inspect_structure(split, split.epsilons, moved)
+    with_outputs = any(KINDS[name].needs_outputs for name in asked.boundaries)
+    structure = choose.choose_structure(split, start, targets, with_outputs)
     floats = choose.floats_per_pair(split, structure, start)
     at_once = settings.pairs_at_once(floats, split.z.element_size())
-    with_outputs = any(KINDS[name].needs_outputs for name in asked.boundaries)
     chunks = []
     for chunk in torch.arange(len(targets), device=targets.device).split(at_once):
         positions, begin = targets[chunk], start.select(chunk)
-        rows = Rows.between(
-            path=choose.make_path(split, structure, begin, positions),
-            post=split.post,
-            start=begin.residual(split.z, positions),
-            end=split.z[positions],
-            unmoved=_unmoved(split, begin, positions),
-            pairs_at_once=at_once,
-            meter=split.meter,
-            with_outputs=with_outputs,
-            has_heads=split.has_attention,
-        )
-        split.check(positions, rows.u_start + rows.u_step, with_outputs)
+        rows = _rows(split, structure, begin, positions, at_once, with_outputs)
+        if structure.opens and not split.attends(positions, rows.u_start + rows.u_step):
+            structure = choose.run_attention(split)
+            rows = _rows(split, structure, begin, positions, at_once, with_outputs)
+        output = rows.y_start + rows.y_step if with_outputs else None
+        split.check(positions, rows.u_start + rows.u_step, output)
         found: Parts = {}
         if split.has_attention:
             found["attention_total"] = rows.attention_total
@@ -137,26 +111,21 @@ def attribute_cross(
     Returns:
         Results by name, targets first.
     """
-    with torch.no_grad():
-        norm = recognise_norm(lambda x: split.pre(x)[1:], split.states, split.epsilons)
-        qkv = (
-            QKVByRunning(split.pre, start, split.states)
-            if norm is None
-            else QKVClosedForm.between(norm, split.pre, start, split.states)
-        )
+    path = cross_path(split, start, targets)
     floats = 10 * split.query.shape[0] * len(split.states)
-    if norm is None:
+    if path.kind != "closed_form":
         floats += 20 * split.states.numel()
     at_once = settings.pairs_at_once(floats, split.states.element_size())
+    moves = (start != split.states).any(-1)
     chunks = []
-    for chunk in targets.split(at_once):
-        mask = None if split.mask is None else split.mask[:, chunk]
-        moves = (start != split.states).any(-1).expand(len(chunk), -1)
-        seen = moves if split.visible is None else moves & split.visible[:, chunk].any(0)
-        query, row = split.scaling * split.query[:, chunk], RowFunction(split.softcap, split.sinks)
+    for some in torch.arange(len(targets), device=targets.device).split(at_once):
+        own, chunk = path.select(some), targets[some]
+        seen = moves.expand(len(chunk), -1)
+        if split.visible is not None and own.kind != "autograd":
+            seen = seen & split.visible[:, chunk].any(0)
         z = split.z[0, chunk]
         rows = Rows.between(
-            path=CrossPath(qkv, query, mask, row, ~moves),
+            path=own,
             post=lambda _, z: z,  # nothing of it is asked for
             start=z,
             end=z,
@@ -184,10 +153,32 @@ def _integrated(rows: Rows, asked: Asked, settings: Settings) -> Parts:
     return {name: part for name, part in found.items() if not name.startswith("_")}
 
 
-def _unmoved(split: Split, start: Start, rows: Tensor) -> Tensor:
+def _rows(
+    split: Split,
+    structure: choose.Structure,
+    start: Start,
+    positions: Tensor,
+    at_once: int,
+    with_outputs: bool,
+) -> Rows:
+    """The rows of the targets at ``positions (R,)``."""
+    return Rows.between(
+        path=choose.make_path(split, structure, start, positions),
+        post=split.post,
+        start=start.residual(split.z, positions),
+        end=split.z[positions],
+        unmoved=_unmoved(split, structure, start, positions),
+        pairs_at_once=at_once,
+        meter=split.meter,
+        with_outputs=with_outputs,
+        has_heads=split.has_attention,
+    )
+
+
+def _unmoved(split: Split, structure: choose.Structure, start: Start, rows: Tensor) -> Tensor:
     """``(R,)`` rows that see no source that the path moves, and are not moved themselves."""
     moves = ~start.frozen(split.z, rows)
     themselves = moves[torch.arange(len(rows), device=rows.device), rows]
-    if split.visible is not None:
+    if split.visible is not None and structure.opens:
         moves = moves & split.visible[:, rows].any(0)
     return ~(moves.any(-1) | themselves)

@@ -133,7 +133,11 @@ def _flow(layer: Section) -> LayerFlow:
     return LayerFlow(
         targets=targets,
         valid=valid,
-        cost=None if cost is None else Cost(**{n: take(cost, n, float) for n in cost}),
+        cost=None if cost is None else _cost(cost),
         tensors=tensors,
         **facts,
     )
+
+
+def _cost(about: dict[str, Any]) -> Cost:
+    return Cost(**{name: take(about, name, str if name == "path" else float) for name in about})

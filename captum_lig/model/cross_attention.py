@@ -19,9 +19,10 @@ from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, allowed, handle_with, read_sources
 from captum_lig.model.call import BlockCall, place_of_hidden
+from captum_lig.model.compare import deviation, nearly_equal
 from captum_lig.model.hooks import stoppable
 from captum_lig.model.sdpa import use_sdpa
-from captum_lig.model.split import deviation, epsilons, nearly_equal
+from captum_lig.model.split import epsilons
 
 __all__ = ["Cross", "SplitCrossAttention", "find_cross", "without_cross"]
 
@@ -131,6 +132,11 @@ class SplitCrossAttention:
         k, v = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*found, strict=True))
         return k[..., :0], k, v
 
+    def attend(self, states: Tensor) -> Tensor:
+        """The outputs of the heads ``(N, T, H, e)`` for ``states (N, S, D)``."""
+        found = [call.eager() for call in self._reached(states)]
+        return torch.cat(found) if len(found) > 1 else found[0]
+
     def check(self, rows: Tensor, u: Tensor) -> None:
         """Make sure that the block's own cross-attention gives what our arithmetic gives.
 
@@ -142,11 +148,12 @@ class SplitCrossAttention:
             LigError: if they differ.
         """
         own = self.output[rows]
-        if not nearly_equal(u, own):
+        if not nearly_equal(u, own, self.output):
+            gap = deviation(u, own, self.output)
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention over the encoder's "
-                f"states (its output differs by {deviation(u, own):.1e} from softmax(q k^T * "
-                "scale + mask) v): leave 'cross' out of boundaries."
+                f"states (its output differs by {gap:.1e} from softmax(q k^T * scale + mask) v): "
+                "leave 'cross' out of boundaries."
             )
 
     def _reached(self, states: Tensor) -> Iterator[AttentionCall]:

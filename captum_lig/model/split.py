@@ -20,11 +20,12 @@ from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, allowed, handle_with
 from captum_lig.model.call import Attention, BlockCall
+from captum_lig.model.compare import deviation, deviations, nearly_equal
 from captum_lig.model.hooks import hooked, replaced_forward, stoppable
 from captum_lig.model.output_projection import LINEAR, replace_input
 from captum_lig.model.sdpa import use_sdpa
 
-__all__ = ["SplitBlock", "deviation", "epsilons", "nearly_equal"]
+__all__ = ["SplitBlock", "epsilons"]
 
 AtCore = Callable[[Callable[[], Tensor], AttentionCall | None], Tensor]
 """What to do at the core: given the block's own output there, ``(N, T, H, e)`` when called, and
@@ -70,6 +71,11 @@ class SplitBlock:
         self._until(z, note)
         q, k, v = _joined(seen)
         return q, k, v
+
+    @cached_property
+    def tables(self) -> QKV:
+        """Queries, keys and values of the zero vector and of the text's tokens, two of each."""
+        return self.pre(torch.stack([torch.zeros_like(self.z), self.z]))
 
     def inside(self, z: Tensor) -> list[Tensor]:
         """What the modules inside the block get, up to the attention core, for ``z (N, S, D)``."""
@@ -130,6 +136,24 @@ class SplitBlock:
     def whole(self, z: Tensor) -> Tensor:
         """The block itself, ``(N, S, D)`` to ``(N, S, D)``."""
         return self._run(z, lambda own, _: own())
+
+    def run(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Heads' outputs ``(N, S, H, e)`` and the block's ``(N, S, D)``, of one run on ``z``."""
+        if not self.has_attention:
+            output = self.whole(z)
+            return output.unsqueeze(2), output
+        if self._parts is not None:
+            return self.attend(z), self.whole(z)
+        seen: list[tuple[Tensor]] = []
+
+        def keep(own: Callable[[], Tensor], _: AttentionCall | None) -> Tensor:
+            seen.append((own(),))
+            return seen[-1][0]
+
+        parts = z.split(1) if self.call.spread == "one by one" else (z,)
+        output = torch.cat([self._run(part, keep) for part in parts])
+        (u,) = _joined(seen)
+        return u, output
 
     # --- running it ---
 
@@ -192,6 +216,11 @@ class SplitBlock:
                 )
             return self.call.on(z)
 
+    @property
+    def own(self) -> Tensor:
+        """``(S, H, e)`` the outputs of the heads for the text itself."""
+        return self._attended[0]
+
     @cached_property
     def _attended(self) -> tuple[Tensor, dict[nn.Module, int]]:
         """The block's own attention output for the text, and what ran before it.
@@ -228,52 +257,80 @@ class SplitBlock:
         u, seen = self._attended
         with skipping(seen):
             without = self.with_u(u[None], self.z[None])[0]
-        same = deviation(without, self.output) <= (1e-9 if u.dtype == torch.float64 else 1e-5)
+        eps = torch.finfo(u.dtype).eps
+        same = deviations(without, self.output, rounding=4 * eps).max() <= 64 * eps
         return seen if same else {}
 
     # --- making sure of it ---
 
-    def check(self, rows: Tensor, u: Tensor, with_post: bool = True) -> None:
+    def attends(self, rows: Tensor, u: Tensor) -> bool:
+        """Whether its attention gives ``u (R, H, e)`` for the tokens ``rows (R,)`` of the text."""
+        return nearly_equal(u, self.own[rows], self.own)
+
+    def check(self, rows: Tensor, u: Tensor, output: Tensor | None = None) -> None:
         """Make sure that the cut is the block: same attention output, same block output.
 
         Args:
             rows: ``(R,)`` the tokens compared (not padding).
             u: ``(R, H, e)`` what our attention arithmetic gives for them at the text itself.
-            with_post: whether ``post`` is going to be used, and so is to be compared, too.
+            output: ``(R, D)`` what ``post`` makes of it, or None if ``post`` is not used.
 
         Raises:
             LigError: if the attention is not the softmax of scaled dot products plus a mask, or
                 if the block, fed ``u`` at the cut, does not give what it gave in the model.
         """
+        own_output = self.output[rows]
         if not self.has_attention:
-            if not nearly_equal(u[:, 0], self.output[rows]):
+            if not nearly_equal(u[:, 0], own_output, self.output):
                 raise LigError(
                     f"{self.call.describe()} gives something else when it is called again (off by "
-                    f"{deviation(u[:, 0], self.output[rows]):.1e})."
+                    f"{deviation(u[:, 0], own_output, self.output):.1e})."
                 )
             return
-        own = self._attended[0][rows]
-        if not nearly_equal(u, own):
+        if not self.attends(rows, u):
+            gap = deviation(u, self.own[rows], self.own)
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention (its output differs "
-                f"by {deviation(u, own):.1e} from softmax(q k^T * scale + mask) v): ask for its "
-                "layer boundary alone, with layer=[captum_lig.Block(module)] and "
+                f"by {gap:.1e} from softmax(q k^T * scale + mask) v): ask "
+                "for its layer boundary alone, with layer=[captum_lig.Block(module)] and "
                 "boundaries=('layer',)."
             )
-        if not with_post:
-            return
-        # Reversed, so that a part after the attention that looks across tokens, or at a token's
-        # place, shows here too.
-        back = torch.arange(len(rows) - 1, -1, -1, device=rows.device)
-        output = self.post(own[back], self.z[rows][back])[back]
-        if not nearly_equal(output, self.output[rows]):
-            raise LigError(
-                f"{self.call.describe()} cannot be cut at its attention: fed its own attention "
-                f"output it gives something else (off by {deviation(output, self.output[rows]):.1e}"
-                "). What follows the attention has to treat each token by itself. Ask for its "
-                "layer boundary alone, with layer=[captum_lig.Block(module)] and "
-                "boundaries=('layer',)."
-            )
+        if output is not None and not nearly_equal(output, own_output, self.output):
+            raise self.not_by_token(deviation(output, own_output, self.output))
+
+    def check_post(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Make sure that ``post`` is what follows the attention in the block, token by token.
+
+        Args:
+            z: ``(S, D)`` a point of a path.
+            rows: ``(R,)`` the tokens compared, there and at the text itself (not padding).
+
+        Returns:
+            ``(S, H, e)`` the outputs of the heads there.
+
+        Raises:
+            LigError: if it is not.
+        """
+        u, output = (x[0] for x in self.run(z[None]))
+        text = self.own, self.z, self.output
+        both = [torch.cat([x[rows], y[rows]]) for x, y in zip((u, z, output), text, strict=True)]
+        # One sequence of them, hardly a token where it was and none beside its neighbours.
+        count, generator = len(both[0]), torch.Generator().manual_seed(0)
+        order = (torch.randperm(max(len(z), count), generator=generator) % count)[: len(z)]
+        some, points, expected = (x[order.to(x.device)] for x in both)
+        found = self.post(some, points)
+        if not nearly_equal(found, expected, self.output):
+            raise self.not_by_token(deviation(found, expected, self.output))
+        return u
+
+    def not_by_token(self, deviation: float) -> LigError:
+        """What to say if what follows the attention does not treat each token by itself."""
+        return LigError(
+            f"{self.call.describe()} cannot be cut at its attention: fed its own attention output "
+            f"beside other tokens it gives something else (off by {deviation:.1e}). What follows "
+            "the attention has to treat each token by itself. Ask for its layer boundary alone, "
+            "with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
+        )
 
 
 def _joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -288,18 +345,6 @@ def skipping(modules: dict[nn.Module, int]) -> AbstractContextManager[None]:
         return lambda x, *_, **__: x.new_zeros(*x.shape[:-1], width)
 
     return replaced_forward({module: zeros(width) for module, width in modules.items()})
-
-
-def deviation(a: Tensor, b: Tensor) -> float:
-    """Largest difference, relative to the largest entry of ``b``."""
-    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
-
-
-def nearly_equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same, up to what models round inside."""
-    # Families round inside (a softmax or a norm in float32), whatever the dtype of the model.
-    tolerance = 1e-5 if a.dtype == torch.float64 else 1e-3
-    return deviation(a, b) <= tolerance
 
 
 def epsilons(block: nn.Module) -> list[float]:

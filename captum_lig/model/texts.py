@@ -10,7 +10,8 @@ import torch
 
 from captum_lig.cost import Meter
 from captum_lig.model.call import BlockCall
-from captum_lig.model.split import SplitBlock, deviation, nearly_equal
+from captum_lig.model.compare import deviation, nearly_equal
+from captum_lig.model.split import SplitBlock
 
 __all__ = ["with_readings"]
 

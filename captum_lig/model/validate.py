@@ -15,11 +15,12 @@ from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import allowed
 from captum_lig.model.call import BlockCall, Spread, first_tensor
+from captum_lig.model.compare import deviation, deviations, nearly_equal, sizes
 from captum_lig.model.hooks import hooked
 from captum_lig.model.output_projection import find_projection
 from captum_lig.model.padding import reads_own_tokens
 from captum_lig.model.sdpa import use_sdpa
-from captum_lig.model.split import SplitBlock, deviation, nearly_equal
+from captum_lig.model.split import SplitBlock
 from captum_lig.model.user_block import Span, check_span
 
 __all__ = ["compare_with_model", "validate_block"]
@@ -53,7 +54,6 @@ def compare_with_model(calls: list[BlockCall], run: Callable[[], Any]) -> None:
     for call in calls:
         own = outputs[call.module][call.turn]
         kept = call.valid
-        difference = (own[kept] - call.output[kept]).double().norm() / own[kept].double().norm()
         if not bool(torch.isfinite(own[kept]).all()):
             raise LigError(
                 f"{call.describe()} has activations that are not finite when the model runs by "
@@ -61,11 +61,24 @@ def compare_with_model(calls: list[BlockCall], run: Callable[[], Any]) -> None:
                 "dtype or attention implementation, or give texts one at a time, without padding."
             )
         half = own.dtype not in (torch.float32, torch.float64)
-        if not bool(difference <= (5e-2 if half else 1e-4)):
+        difference = _difference(call.output[kept], own[kept])
+        if not difference <= (5e-2 if half else 1e-4):
             raise LigError(
                 f"{call.describe()} gives something else when it is watched (off by "
-                f"{float(difference):.1e}): {_reason(call)}"
+                f"{difference:.1e}): {_reason(call)}"
             )
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """How far tokens ``(M, D)`` are from what they should be, as a root mean square.
+
+    Of all of them together, and with every entry held against its own size.
+    """
+    gap, own = (found - expected).double(), expected.double()
+    # An entry is rounded with what it is a sum of, and the largest part may be common to all.
+    rounding = torch.finfo(expected.dtype).eps * own.abs().amax(-1, keepdim=True)
+    relative = (gap.abs() - rounding).clamp_min(0) / sizes(own).clamp_min(1e-30)
+    return max(float(gap.norm() / own.norm()), float(relative.square().mean().sqrt()))
 
 
 def _reason(call: BlockCall) -> str:
@@ -120,7 +133,7 @@ def validate_block(call: BlockCall) -> BlockCall:
             )
         other = _whole(one, moved)
         call = replace(call, spread=_spread(one, torch.cat([z, moved]), torch.cat([own, other])))
-        changed = (other - own)[0].abs().amax(-1)
+        changed = deviations(other[0], own[0]) > 1e-5
         if call.attention is not None:
             _check_reach(call, source, places, changed)
         elif not call.described and (found := find_projection(call)) is not None:
@@ -187,19 +200,20 @@ def _spread(one: BlockCall, z: Tensor, expected: Tensor) -> Spread:
             output = _whole(replace(one, spread=spread), z)
         except Exception:  # shapes that do not go together, in the block's own words
             continue
-        if output.shape == expected.shape and nearly_equal(output, expected):
+        if output.shape == expected.shape and nearly_equal(
+            output.flatten(0, 1), expected.flatten(0, 1)
+        ):
             return spread
     return "one by one"
 
 
 def _check_reach(call: BlockCall, source: int, places: Tensor, changed: Tensor) -> None:
-    """What a change of one source changes ``(S,)``, against the mask and the cut."""
+    """The targets that a change of one source changes ``(S,)``, against the mask and the cut."""
     cut = SplitBlock(call, 0, Meter())
-    scale = cut.output[places].abs().max()
     if cut.mask is not None:
         forbidden = ~allowed(cut.mask)[:, :, source].any(0)
         forbidden[source] = False  # it reaches itself past the attention
-        seen = (forbidden & (changed > 1e-5 * scale))[places]
+        seen = (forbidden & changed)[places]
         if bool(seen.any()):
             raise LigError(
                 f"{call.describe()}: target {int(places[seen][0])} depends on source {source}, "
@@ -210,7 +224,7 @@ def _check_reach(call: BlockCall, source: int, places: Tensor, changed: Tensor) 
     u = cut.attend(cut.z[None])
     step = u.std().clamp_min(1e-3)
     through = (cut.with_u(u + step, cut.z[None])[0] - cut.output).abs().amax(-1)
-    elsewhere = (changed > 1e-5 * scale) & (through == 0)
+    elsewhere = changed & (through == 0)
     elsewhere[source] = False
     if bool(elsewhere[places].any()):
         raise LigError(
@@ -221,13 +235,7 @@ def _check_reach(call: BlockCall, source: int, places: Tensor, changed: Tensor) 
     # Each token twice, so that no sequence is what it was: what follows must not mind.
     twice = cut.post(u[0].repeat_interleave(2, 0), cut.z.repeat_interleave(2, 0))[::2]
     if not nearly_equal(twice[places], cut.output[places]):
-        raise LigError(
-            f"{call.describe()} cannot be cut at its attention: fed its own attention output "
-            "beside other tokens it gives something else (off by "
-            f"{deviation(twice[places], cut.output[places]):.1e}). What follows the attention has "
-            "to treat each token by itself. Ask for its layer boundary alone, with "
-            "layer=[captum_lig.Block(module)] and boundaries=('layer',)."
-        )
+        raise cut.not_by_token(deviation(twice[places], cut.output[places]))
 
 
 def _reached(call: BlockCall) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from captum_lig._types import Attend
-from captum_lig.cost import Meter
+from captum_lig.cost import PATHS, Meter
 from captum_lig.paths.jvp import jvp
 
 __all__ = ["AutogradPath", "AutogradPoints"]
@@ -41,6 +41,11 @@ class AutogradPath:
     """Counts the tokens that go backward (``attend`` counts those that go forward)."""
     in_double: bool = False
     """Whether what follows is to be computed in float64; the block runs as it is."""
+
+    @property
+    def kind(self) -> str:
+        """One of :data:`captum_lig.cost.PATHS`."""
+        return PATHS[2]
 
     @property
     def sources(self) -> int:

@@ -1,7 +1,12 @@
-"""Choosing the path of a block: closed form where the self-check allows it, else by running it."""
+"""Choosing the path of a block: the cheapest one that is what the block does along it.
+
+A closed form, from tables at the ends of the path; else running the block up to its attention core
+at each point; else running the block with its attention, by autograd, which assumes nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,7 +14,8 @@ import torch
 from torch import Tensor
 
 from captum_lig._types import QKV
-from captum_lig.cost import Meter
+from captum_lig.cost import PATHS, Meter
+from captum_lig.errors import LigError
 from captum_lig.paths.autograd import AutogradPath
 from captum_lig.paths.base import AttentionPath
 from captum_lig.paths.baselines import Start
@@ -21,8 +27,18 @@ from captum_lig.paths.rotary import RotaryMaps, probes_needed
 from captum_lig.paths.shared import SharedPath
 from captum_lig.paths.softmax import RowFunction
 from captum_lig.paths.target_token import PairWeights, TargetTokenPath
+from captum_lig.paths.validate import Sample, mixes_tokens, observe
 
-__all__ = ["Block", "Structure", "floats_per_pair", "inspect_structure", "make_path"]
+__all__ = [
+    "Block",
+    "Structure",
+    "WholeBlock",
+    "choose_structure",
+    "floats_per_pair",
+    "inspect_structure",
+    "make_path",
+    "run_attention",
+]
 
 
 class Block(Protocol):
@@ -45,11 +61,33 @@ class Block(Protocol):
     def pre(self, z: Tensor) -> QKV:
         """Queries, keys and values of ``z (N, S, D)``."""
 
+    @property
+    def tables(self) -> QKV:
+        """``pre`` of the zero vector and of ``z``, two of them."""
+
     def inside(self, z: Tensor) -> list[Tensor]:
         """What its modules get on the way to the attention core, for ``z (1, S, D)``."""
 
     def attend(self, z: Tensor) -> Tensor:
         """Attention outputs ``(N, S, H, d)`` of ``z (N, S, D)``, differentiable."""
+
+
+class WholeBlock(Block, Protocol):
+    """What is needed to validate paths of a block, too."""
+
+    has_attention: bool
+    """Whether it has an attention that is reached; without, it counts as one head."""
+    epsilons: list[float]
+    """Values of eps of the norms inside."""
+
+    def post(self, u: Tensor, z: Tensor) -> Tensor:
+        """What follows the attention: ``u (M, H, d)`` and ``z (M, D)`` to ``(M, D)``."""
+
+    def check_post(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Make sure at a point ``z (S, D)`` that ``post`` is what follows the attention, by token.
+
+        Returns the heads' outputs there, ``(S, H, d)``.
+        """
 
 
 @dataclass(frozen=True)
@@ -65,6 +103,17 @@ class Structure:
     """What places do to keys, if that was worth finding out."""
     normed_keys: NormedKeys | None = None
     """The norm that keys have of their own: then there is a closed form for target tokens alone."""
+    opens: bool = True
+    """Whether the attention is our arithmetic on queries, keys and values; if not, it is run."""
+
+    def path(self, start: Start) -> str:
+        """How the attention is had along paths from a start, one of ``PATHS``."""
+        closed = self.norm is not None and (
+            not self.values_know_position
+            if start.is_target_token
+            else start.shared is not None and self.normed_keys is None
+        )
+        return PATHS[0 if closed else 1] if self.opens else PATHS[2]
 
 
 def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> Structure:
@@ -76,7 +125,7 @@ def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> 
         targets: number of targets whose content will have to be put at each place.
     """
     if not block.opens:
-        return Structure(None)
+        return Structure(None, opens=False)
     with torch.no_grad():
         norm, normed_keys = recognise_norm(block.pre, block.z, epsilons), None
         if norm is None and targets:
@@ -84,20 +133,65 @@ def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> 
             normed_keys = None if norm is None else NormedKeys.find(block, norm, epsilons)
             if normed_keys is None:
                 norm = None
-        flipped = block.pre(torch.stack([block.z, block.z.flip(0)]))
-        keys, values = (not _same_flipped(table) for table in flipped[1:])
+        flipped = block.pre(block.z.flip(0)[None])
+        pairs = zip(block.tables, flipped, strict=True)
+        keys, values = [not _same_flipped(table[1], x[0]) for table, x in pairs][1:]
         if norm is None:
             return Structure(None, keys, values)
-        _, key_heads, _, width = flipped[1].shape
+        _, key_heads, _, width = block.tables[1].shape
         places = None
         if keys and not values and targets > 2 * probes_needed(key_heads, width):
-            bias = block.pre(torch.zeros_like(block.z)[None])[1]
+            bias = block.tables[1][:1]
             places = RotaryMaps.find(lambda x: block.pre(x)[1] - bias, block.z, key_heads, width)
     return Structure(norm, keys, values, places, normed_keys)
 
 
-def _same_flipped(table: Tensor) -> bool:
-    gap = (table[0] - table[1].flip(1)).abs().max()
+def choose_structure(
+    block: WholeBlock, start: Start, rows: Tensor, with_output: bool = True
+) -> Structure:
+    """The structure whose paths are cheapest, of those that are what the block does along them.
+
+    Args:
+        block: the block.
+        start: where the paths start, of each of the rows.
+        rows: ``(R,)`` the rows that are going to be attributed.
+        with_output: whether what follows the attention is going to be used, too.
+
+    Raises:
+        LigError: if what follows the attention does not treat each token by itself.
+    """
+    found = _validated(block, start, rows, with_output)
+    block.meter.takes(found.path(start))
+    return found
+
+
+def run_attention(block: Block) -> Structure:
+    """The structure of a block whose attention is run as it is, noted by its meter."""
+    block.meter.takes(PATHS[2])
+    return Structure(None, opens=False)
+
+
+def _validated(block: WholeBlock, start: Start, rows: Tensor, with_output: bool) -> Structure:
+    found = inspect_structure(block, block.epsilons, len(rows) if start.is_target_token else 0)
+    if not block.has_attention or not (found.opens or with_output):
+        return found
+    with torch.no_grad():
+        sample = Sample.of(start, block.z, rows, block.epsilons)
+        first = block.check_post(sample.z[0], rows) if with_output else None
+        if not found.opens or mixes_tokens(block.pre, block.tables, block.z, sample.z[0]):
+            return Structure(None, opens=False)
+        seen = observe(block.attend, sample, first)
+    run = Structure(None, found.keys_know_position, found.values_know_position)
+    few = start.select(sample.few)
+    for structure in (found, run) if found.norm is not None else (run,):
+        with contextlib.suppress(LigError):  # it cannot be differentiated along a direction
+            if seen.agrees(make_path(block, structure, few, sample.rows)):
+                return structure
+    return Structure(None, opens=False)
+
+
+def _same_flipped(table: Tensor, flipped: Tensor) -> bool:
+    gap = (table - flipped.flip(1)).abs().max()
     return bool(gap <= (1e-6 if table.dtype == torch.float64 else 1e-4) * table.abs().max())
 
 
@@ -107,29 +201,24 @@ def floats_per_pair(block: Block, structure: Structure, start: Start) -> int:
     # The activations that the backward pass of what follows the attention core keeps: the hidden
     # layer is some times the width.
     after = 64 * width
-    if not block.opens:
+    if not structure.opens:
         return after
     core = 10 * block.heads * sources
     if structure.normed_keys is not None:
         core += 10 * block.heads * sources
-    closed = start.shared is not None or (start.is_target_token and _in_closed_form(structure))
+    closed = start.shared is not None or structure.path(start) == PATHS[0]
     # Its own residual stream, and queries, keys, values and their derivatives.
     return after + core + (0 if closed else 20 * sources * width)
-
-
-def _in_closed_form(structure: Structure) -> bool:
-    """Whether target-token paths have a closed form."""
-    return structure.norm is not None and not structure.values_know_position
 
 
 def make_path(block: Block, structure: Structure, start: Start, rows: Tensor) -> AttentionPath:
     """The path of the attention core for ``rows (R,)``, from ``start`` to the block's input."""
     z, norm = block.z, structure.norm
     frozen = start.frozen(z, rows)
-    own = start.per_target
-    if start.is_target_token and not _in_closed_form(structure):
+    own, closed = start.per_target, structure.path(start) == PATHS[0]
+    if start.is_target_token and not closed:
         own = z[rows][:, None]
-    if not block.opens:
+    if not structure.opens:
         begin = own if start.shared is None else start.shared[None]
         assert begin is not None
         return AutogradPath(block.attend, begin, z, rows, frozen, block.meter)
@@ -137,9 +226,9 @@ def make_path(block: Block, structure: Structure, start: Start, rows: Tensor) ->
     with torch.no_grad():
         if start.shared is not None:
             along = (
-                QKVByRunning(block.pre, start.shared, z)
-                if norm is None or structure.normed_keys is not None
-                else QKVClosedForm.between(norm, block.pre, start.shared, z)
+                QKVClosedForm.between(norm, block.pre, start.shared, z)
+                if closed and norm is not None
+                else QKVByRunning(block.pre, start.shared, z)
             )
             return SharedPath(along, rows, block.scaling, block.mask, row, frozen)
         if own is not None:
@@ -153,8 +242,7 @@ def _target_token_path(
     block: Block, norm: Norm, structure: Structure, rows: Tensor, row: RowFunction, frozen: Tensor
 ) -> TargetTokenPath:
     z, scaling = block.z, block.scaling
-    q, k, v = (t[0] for t in block.pre(z[None]))
-    _, key_bias, value_bias = (t[0] for t in block.pre(torch.zeros_like(z)[None]))
+    (_, q), (key_bias, k), (value_bias, v) = (t.unbind() for t in block.tables)
     groups = q.shape[0] // k.shape[0]
     q = scaling * q[:, rows]  # (H, R, d)
 

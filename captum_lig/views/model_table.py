@@ -26,7 +26,7 @@ SIDE_BY_SIDE = 2
 NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
 PATHS = {
     "closed_form": "closed form",
-    "run_block": "by running the block",
+    "run_block": "by running what precedes the attention",
     "autograd": "by autograd through the block",
 }
 SITES = {

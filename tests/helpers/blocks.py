@@ -50,6 +50,10 @@ class HandCut:
         q, k, v = (torch.stack(t) for t in zip(*self._each(self.twin.pre, z), strict=True))
         return q, k[:, ::2], v[:, ::2]
 
+    @property
+    def tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.pre(torch.stack([torch.zeros_like(self.z), self.z]))
+
     def inside(self, z: Tensor) -> list[Tensor]:
         return [x[None].to(z) for x in self.twin.inside(z[0].double())]
 

@@ -344,19 +344,26 @@ def test_blocks_without_a_second_attention() -> None:
             assert word in str(caught.value)
 
 
-def test_the_blocks_own_output_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A core that is no softmax of what it gets is refused."""
+@pytest.mark.parametrize("kind", ["sharper", "biased"])
+def test_a_core_that_is_run_as_it_is(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another formula, or logits with a bias made of the encoder's values: by autograd."""
     own = modeling_bart.eager_attention_forward
 
-    def sharper(module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
-        across = query.shape[-2] != key.shape[-2]
-        return own(module, (1.5 if across else 1.0) * query, key, *args, **kwargs)
+    def core(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **more: Any) -> Any:
+        if query.shape[-2] == key.shape[-2]:
+            return own(module, query, key, value, mask, **more)
+        if kind == "sharper":
+            return own(module, 1.5 * query, key, value, mask, **more)
+        bias = torch.tanh(value.sum((1, 3)))[:, None, None].expand(-1, 1, query.shape[-2], -1)
+        return own(module, query, key, value, bias if mask is None else mask + bias, **more)
 
-    monkeypatch.setattr(modeling_bart, "eager_attention_forward", sharper)
+    monkeypatch.setattr(modeling_bart, "eager_attention_forward", core)
     model = BART.model()
     model.set_attn_implementation("eager")
-    with pytest.raises(LigError, match="plain softmax attention over the encoder's states"):
-        LayerFlowIG(model, 2).attribute(texts(), boundaries=("cross",))
+    (flow,) = LayerFlowIG(model, [2]).attribute(texts(), boundaries=("cross",))
+    assert flow.cost is not None
+    assert flow.cost.path == "autograd"
+    assert float(flow.completeness_error("cross").max()) <= 1e-3
 
 
 @pytest.mark.parametrize(

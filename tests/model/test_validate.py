@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2Model
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from captum_lig import Block, LayerFlowIG, LigError
+from captum_lig import Block, LayerFlow, LayerFlowIG, LigError, SetToSetIG
 from captum_lig.model import hf_attention as interface
 from tests.helpers import models
 from tests.helpers.families import FAMILIES, drawn, noise
@@ -109,6 +109,7 @@ def test_a_mask_that_gets_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_attention_of_another_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no softmax of scaled products is run as it is."""
     from transformers.models.gpt2 import modeling_gpt2
 
     own = modeling_gpt2.eager_attention_forward
@@ -122,7 +123,15 @@ def test_attention_of_another_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     model.set_attn_implementation("eager")
     ids = models.tokens(model, 1, 4)
     with Unchanged(model, {"input_ids": ids}):
-        refused(model, ids, "h.0", "GPT2Block of GPT2Model", "not use plain softmax", "Block(")
+        flow = LayerFlowIG(model, 0).attribute(ids, "zero", n_steps=5, tolerance=None)
+    assert isinstance(flow, LayerFlow)
+    assert flow.cost is not None
+    assert flow.cost.path == "autograd"
+    z = models.block_input_output(model, 0, input_ids=ids)[0]
+    mask = torch.full((4, 4), -1e30, dtype=z.dtype).triu(1)[None, None]
+    block = models.blocks(model)[0]
+    expected = SetToSetIG(lambda x: block(x, attention_mask=mask)).attribute(z, n_steps=5)
+    torch.testing.assert_close(flow.layer, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_a_stack_in_a_stack() -> None:

@@ -14,13 +14,14 @@ import warnings
 from typing import Any
 
 import torch
-import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.common import short, stamp, table, use_threads
-from captum_lig import FlowGraph, LayerFlowIG
+from benchmarks.patching import entered, patched
+from benchmarks.texts import flows_from, load
+from captum_lig import FlowGraph
 from captum_lig.flow.compare_maps import compare_maps
-from captum_lig.prediction import direct_relevance, layer_baselines, logit_difference
+from captum_lig.prediction import direct_relevance, logit_difference
 from captum_lig.prediction.comparison import compare
 
 TEXT, OTHER, MOVED, WORDS = "The keys to the cabinet", "The key to the cabinet", 1, (" are", " is")
@@ -28,45 +29,21 @@ RULES = ("conserve", "chain")
 SHOWN = 10
 
 
-def heads_off(model: Any, blocks: list[str], scalar: Any, inputs: Any, other: Any) -> Tensor:
-    """``(2, L, H)``: the scalar less what it is with a head's output 0, or as in the other text."""
-    heads = model.config.num_attention_heads
-    outputs: dict[str, Tensor] = {}
-    projections = {name: model.get_submodule(name).self_attn.o_proj for name in blocks}
-
-    def keep(name: str) -> Any:
-        return lambda module, args: outputs.__setitem__(name, args[0].detach())
-
-    handles = [p.register_forward_pre_hook(keep(name)) for name, p in projections.items()]
+def heads_off(model: Any, blocks: list[str], scalar: Any, inputs: Any, other: Any) -> list[Tensor]:
+    """Two ``(L, H)``: what the scalar loses with a head's output 0, or as in the other text."""
+    projections = [model.get_submodule(name).self_attn.o_proj for name in blocks]
+    heads = torch.arange(projections[0].in_features).chunk(model.config.num_attention_heads)
     with torch.no_grad():
-        scalar(**other)
-    for handle in handles:
-        handle.remove()
-
-    def value(name: str, head: int, to: Tensor) -> float:
-        width = to.shape[-1] // heads
-
-        def off(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-            u = args[0].clone()
-            u[..., head * width : (head + 1) * width] = to[..., head * width : (head + 1) * width]
-            return (u,)
-
-        handle = projections[name].register_forward_pre_hook(off)
-        try:
-            return float(scalar(**inputs))
-        finally:
-            handle.remove()
-
-    with torch.no_grad():
-        whole = float(scalar(**inputs))
-        drops = [
-            [
-                [whole - value(name, head, factor * outputs[name]) for head in range(heads)]
-                for name in blocks
-            ]
+        outputs = entered(projections, lambda: scalar(**other))
+        return [
+            patched(
+                lambda: float(scalar(**inputs)),
+                projections,
+                [(..., head) for head in heads],
+                [factor * output for output in outputs],
+            )
             for factor in (0.0, 1.0)
         ]
-    return torch.tensor(drops, dtype=torch.float64)
 
 
 def place_of(values: Tensor, at: int) -> int:
@@ -79,28 +56,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     folder = parser.parse_args().model
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     use_threads(1)
     warnings.filterwarnings("ignore", message=".*not within tolerance.*")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer, model = load(folder, causal=True)
     inputs, other = (dict(tokenizer(text, return_tensors="pt")) for text in (TEXT, OTHER))
     words = [tokenizer(word)["input_ids"][0] for word in WORDS]
     scalar = logit_difference(model, *words)
     tokens = [tokenizer.decode(i) for i in inputs["input_ids"][0]]
     direct = direct_relevance(model, scalar, inputs, other["input_ids"])
-    starts = {
-        "zero": "zero",
-        "target_token": "target_token",
-        "layer_baselines": layer_baselines(model, inputs, other["input_ids"]),
-    }
-    graphs = {
-        name: FlowGraph(
-            LayerFlowIG(model).attribute(inputs, start, boundaries=("attention", "mlp")), tokens
-        )
-        for name, start in starts.items()
-    }
+    flows = flows_from(model, inputs, other["input_ids"])
+    graphs = {name: FlowGraph(some, tokens) for name, some in flows.items()}
     blocks = [layer.name for layer in graphs["zero"].layers]
     zeroed, exchanged = heads_off(model, blocks, scalar, inputs, other)
     count = zeroed.shape[-1]

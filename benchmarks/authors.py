@@ -16,8 +16,8 @@ from benchmarks.worker import STEPS, Case, Done, serve
 # Compiling takes longer than all the rest on a processor.
 os.environ.setdefault("PTB_USE_TORCH_COMPILE", "false")
 
-ATTENTION_TARGETS = 1
-MLP_TARGETS = 4
+TARGETS = {"attention": 1, "mlp": 4}
+"""How many, spread over the text, the slow maps are measured on."""
 BASELINES = {"zero": "zero", "target_token": "self_input_token"}
 MLP_BASELINES = {"zero": "zero", "target_token": "att_itb_a0"}
 
@@ -31,17 +31,18 @@ def ready(case: Case) -> Callable[[], Done]:
     inputs = adapter.tokenize(case.text)
     adapter.forward_hidden_states(inputs)
     count = int(inputs["input_ids"].shape[1])
-    asked: dict[str, Any] = {"model": case.model, "num_steps": STEPS, "layers": [case.layer]}
-    if case.boundary == "layer":
-        asked |= {"granularity": "layer", "baseline_layer": BASELINES[case.baseline]}
-        targets = list(range(count))
-    elif case.boundary == "attention":
-        asked |= {"granularity": "att", "baseline_att": BASELINES[case.baseline]}
-        targets = _spread(ATTENTION_TARGETS, count)
-    else:
-        asked |= {"granularity": "mlp", "baseline_mlp": MLP_BASELINES[case.baseline]}
-        targets = _spread(MLP_TARGETS, count)
-    asked["target_tokens"] = targets
+    name = "att" if case.boundary == "attention" else case.boundary
+    start = MLP_BASELINES if case.boundary == "mlp" else BASELINES
+    some = TARGETS.get(case.boundary, count)
+    targets = [(2 * k + 1) * count // (2 * some) for k in range(some)]
+    asked: dict[str, Any] = {
+        "model": case.model,
+        "num_steps": STEPS,
+        "layers": [case.layer],
+        "granularity": name,
+        f"baseline_{name}": start[case.baseline],
+        "target_tokens": targets,
+    }
 
     def work() -> Done:
         found = explain(case.text, **asked)["layers"][str(case.layer)]
@@ -49,10 +50,6 @@ def ready(case: Case) -> Callable[[], Done]:
         return Done(rows, sums, len(targets) / count)
 
     return work
-
-
-def _spread(some: int, count: int) -> list[int]:
-    return [(2 * k + 1) * count // (2 * some) for k in range(some)]
 
 
 def _rows(

@@ -20,18 +20,16 @@ import torch
 import transformers
 from torch import nn
 
+from benchmarks.texts import load, sentences
 from captum_lig import LayerFlowIG
-from captum_lig.pretrained.minilm import embedded_model_path
+from captum_lig.pretrained.minilm import EMBEDDED_MODEL
 
 BASELINES = ("target_token", "zero")
 
 
-def sentences(corpus: Path, count: int) -> list[str]:
+def spread(corpus: Path, count: int) -> list[str]:
     """``count`` sentences of 8 to 30 words, spread over the corpus."""
-    lines = corpus.read_text(encoding="utf-8").splitlines()
-    if corpus.suffix == ".conllu":
-        lines = [line.removeprefix("# text = ") for line in lines if line.startswith("# text = ")]
-    fitting = [line for line in lines if 8 <= len(line.split()) <= 30]
+    fitting = [line for line in sentences(corpus) if 8 <= len(line.split()) <= 30]
     return fitting[:: max(1, len(fitting) // count)][:count]
 
 
@@ -100,18 +98,14 @@ def main() -> None:
     parser.add_argument("--model", default=None)
     parser.add_argument("--random", action="store_true")
     asked = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     if asked.random:
         ids = torch.randint(3, 200, (1, 16), generator=torch.Generator().manual_seed(1))
         for name, model in random_models():
             certify(name, model, [ids])
     if asked.corpus is not None:
-        source = asked.model or embedded_model_path()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        model = transformers.AutoModel.from_pretrained(source, dtype=torch.float32).eval()
-        texts = sentences(asked.corpus, asked.sentences)
-        name = Path(str(asked.model)).name if asked.model else "all-MiniLM-L6-v2"
+        tokenizer, model = load(asked.model)
+        texts = spread(asked.corpus, asked.sentences)
+        name = Path(str(asked.model)).name if asked.model else EMBEDDED_MODEL
         certify(name, model, [tokenizer(text, return_tensors="pt") for text in texts])
 
 

@@ -8,6 +8,7 @@ others run. With more threads it is the time on the wall.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import platform
@@ -16,14 +17,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
 Work = Callable[[], object]
 GIB = 2**30
+PACKAGES = ("torch", "transformers", "captum")
+"""What does the work."""
 
 
 def use_threads(count: int) -> None:
@@ -89,29 +94,25 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def packages() -> str:
-    """Versions of what does the work."""
-    names = ("torch", "transformers", "captum")
-    return ", ".join(f"{name} {_version(name)}" for name in names)
+def measured(work: Callable[[], T]) -> tuple[T, float, int]:
+    """What a call gives, its seconds, and the most bytes held meanwhile beyond those before."""
+    forget_peak()
+    before, began = resident_bytes(), now()
+    done = work()
+    return done, now() - began, peak_bytes() - before
 
 
 def machine() -> str:
     """The machine in words, without its name."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    packages = ", ".join(f"{n} {version(n).split('+')[0]}" for n in PACKAGES)
     threads = torch.get_num_threads()
     clock = "one thread, processor time" if threads == 1 else f"{threads} threads, wall time"
     return (
         f"{os.cpu_count()} cores ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}),"
         f" {memory:.0f} GiB of memory, {clock}, float32;"
-        f" Python {platform.python_version()}, {packages()}"
+        f" Python {platform.python_version()}, {packages}"
     )
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name).split("+")[0]
-    except PackageNotFoundError:
-        return "(absent)"
 
 
 def stamp() -> str:
@@ -135,8 +136,36 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def section(title: str, name: str, *paragraphs: str) -> str:
+    """A section of docs/benchmarks.md, written by the script of this name."""
+    return "\n\n".join([f"## {title}", f"`python -m benchmarks.{name}`. {stamp()}", *paragraphs])
+
+
 def finish(missed: Sequence[str], check: bool) -> int:
     """Name the bounds that were missed; an exit status that is not 0 only if they are checked."""
     for one in missed:
         print(f"missed: {one}", file=sys.stderr)
     return 1 if missed and check else 0
+
+
+def command(
+    doc: str, run: Callable[..., tuple[str, list[str]]], options: Mapping[str, Mapping[str, Any]]
+) -> int:
+    """Run a part of docs/benchmarks.md from the command line and print its section.
+
+    Args:
+        doc: the script's own description.
+        run: gives the section and the bounds that were missed; its arguments are the options.
+        options: by name, what argparse takes.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    for name, settings in options.items():
+        parser.add_argument(f"--{name}", **settings)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--check", action="store_true", help="fail if a bound is missed")
+    given = vars(parser.parse_args())
+    check = given.pop("check")
+    use_threads(given.pop("threads"))
+    text, missed = run(**given)
+    print(text)
+    return finish(missed, check)

@@ -91,12 +91,7 @@ def _rows_of(flow: LayerFlow, boundary: str) -> Done:
         sums = flow.mlp.sum(-1) + flow.residual
     else:
         sums = getattr(flow, boundary).sum(-1)
-    return Done(_indices(sums[0]), sums[0].flatten().tolist(), 1.0)
-
-
-def _indices(rows: Tensor) -> list[list[int]]:
-    found: list[list[int]] = torch.ones_like(rows).nonzero().tolist()
-    return found
+    return Done(torch.ones_like(sums[0]).nonzero().tolist(), sums[0].flatten().tolist(), 1.0)
 
 
 SOME = 3
@@ -125,13 +120,20 @@ def captum_loop(case: Case) -> Callable[[], Done]:
 def captum_row(bert: Bert, boundary: str, baseline: str, head: int | None, target: int) -> Tensors:
     """One row of a map by Captum, an attribution for each input of the boundary."""
     inputs, starts, function = _problem(bert, boundary, baseline, head, target)
+    return attribute_distance(function, inputs, starts, STEPS)
+
+
+def attribute_distance(
+    function: Callable[..., Tensor], inputs: Tensors, starts: Tensors, n_steps: int
+) -> Tensors:
+    """Captum's attributions of how far an output is from where it starts."""
     with torch.no_grad():
         y_start = function(*starts)
 
     def distance(*at: Tensor) -> Tensor:
         return torch.linalg.vector_norm(function(*at) - y_start, dim=-1)
 
-    found: Tensors = IntegratedGradients(distance).attribute(inputs, starts, n_steps=STEPS)
+    found: Tensors = IntegratedGradients(distance).attribute(inputs, starts, n_steps=n_steps)
     return found
 
 

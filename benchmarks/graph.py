@@ -7,59 +7,29 @@ SmolLM2-135M, causal, with 64.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.common import forget_peak, now, peak_bytes, resident_bytes, use_threads
+from benchmarks.common import Work, measured, peak_bytes, resident_bytes, seconds, use_threads
 from captum_lig import FlowGraph, LayerFlow
+from tests.helpers.synthetic import signed_flow
 
 MIB = 2**20
 
 
 def random_flow(index: int, tokens: int, heads: int, causal: bool) -> LayerFlow:
     """Signed entries, and totals that they add up to."""
-    random = torch.Generator().manual_seed(index)
-
-    def rows(*shape: int, total: torch.Tensor | None = None) -> torch.Tensor:
-        parts = torch.randn(*shape, generator=random)
-        if causal and shape[-1] == tokens:
-            parts = parts.tril()
-        gap = parts.norm(dim=-1) if total is None else total
-        parts[..., 0] += gap - parts.sum(-1)
-        return parts
-
-    attention = rows(1, heads, tokens, tokens)
-    outputs = rows(1, tokens, heads + 1)
-    mlp, residual = outputs[..., :-1], outputs[..., -1]
-    layer = rows(1, tokens, tokens, total=outputs.sum(-1))
-    return LayerFlow(
-        name=f"layer.{index}",
-        index=index,
-        targets=torch.arange(tokens),
-        valid=torch.ones(1, tokens, dtype=torch.bool),
-        scalarization="l2",
-        baseline="zero",
-        attention=attention,
-        attention_total=attention.sum(-1),
-        mlp=mlp,
-        residual=residual,
-        layer=layer,
-        layer_total=outputs.sum(-1),
-        mlp_total=outputs.sum(-1),
-        chain=rows(1, heads, tokens, tokens, total=mlp.transpose(1, 2)),
-        chain_total=mlp.transpose(1, 2),
-    )
+    flow = signed_flow(index, tokens, heads, dtype=torch.float32, causal=causal)
+    return replace(flow, layer=flow.compose("chain"))
 
 
 def measure(name: str, layers: int, tokens: int, heads: int, causal: bool) -> None:
     """Print what each step takes."""
     flows = [random_flow(index, tokens, heads, causal) for index in range(layers)]
-    forget_peak()
     before = resident_bytes()
-    began = now()
-    graph = FlowGraph(flows)
-    built = now() - began
+    graph, built, _ = measured(lambda: FlowGraph(flows))
     print(f"\n{name}: {layers} layers, {heads} heads, {tokens} tokens")
     print(f"  edges       {sum(graph.edge_counts.values()):,}")
     print(f"  tensors     {graph.nbytes / MIB:.0f} MiB")
@@ -90,12 +60,9 @@ def measure(name: str, layers: int, tokens: int, heads: int, causal: bool) -> No
     print(f"  most memory held  {peak_bytes() / MIB:.0f} MiB")
 
 
-def report(what: str, work: object) -> None:
+def report(what: str, work: Work) -> None:
     """Print the seconds of one call."""
-    assert callable(work)
-    began = now()
-    work()
-    print(f"  {what}  {now() - began:.3f} s", flush=True)
+    print(f"  {what}  {seconds(work):.3f} s", flush=True)
 
 
 if __name__ == "__main__":

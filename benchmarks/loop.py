@@ -9,18 +9,16 @@ time is taken for a few targets and multiplied, or with ``--full`` taken for all
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from statistics import median
 
 import torch
-from captum.attr import IntegratedGradients
-from torch import Tensor
 
-from benchmarks.common import finish, in_turns, ratio, say, stamp, table, use_threads
+from benchmarks.common import command, in_turns, ratio, say, section, table
+from benchmarks.contenders import attribute_distance
 from benchmarks.passes import attribution
-from benchmarks.shapes import Layer, bert_base, token_ids
+from benchmarks.shapes import SHAPES, Layer, token_ids
 
 TITLE = "A layer map against the loop over targets"
 TOKENS = 128
@@ -29,33 +27,24 @@ BOUND = 5.0
 """Most passes of the layer per path point."""
 
 
-def captum_row(layer: Layer, target: int, n_steps: int) -> Tensor:
-    """Attributions ``(T,)`` of one target's distance from its output at a zero baseline."""
-    start = torch.zeros_like(layer.z)
-    with torch.no_grad():
-        y_start = layer(start)[:, target]
-
-    def distance(z: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(layer(z)[:, target] - y_start, dim=-1)
-
-    attributions = IntegratedGradients(distance).attribute(layer.z, start, n_steps=n_steps)
-    row: Tensor = attributions[0].sum(-1)
-    return row
-
-
 def captum_rows(layer: Layer, targets: list[int]) -> None:
+    """Attributions of the distance of some targets from their output at a zero baseline."""
     for target in targets:
-        captum_row(layer, target, STEPS)
+        attribute_distance(
+            lambda z, target=target: layer(z)[:, target],
+            (layer.z,),
+            (torch.zeros_like(layer.z),),
+            STEPS,
+        )
 
 
 def run(
-    tokens: int = TOKENS, measured: int = 3, rounds: int = 3, threads: int = 1
+    tokens: int = TOKENS, measured: int = 3, full: bool = False, rounds: int = 3
 ) -> tuple[str, list[str]]:
     """The section, and the bounds that were missed."""
-    use_threads(threads)
-    model = bert_base(tokens)
+    model = SHAPES["BERT-base"](tokens)
     layer = Layer.of(model, token_ids(tokens))
-    targets = torch.linspace(0, tokens - 1, measured).long().tolist()
+    targets = torch.linspace(0, tokens - 1, tokens if full else measured).long().tolist()
     taken = in_turns(
         {
             "pass": layer.forward_backward,
@@ -80,34 +69,24 @@ def run(
             f"{median(taken['loop']) * share:.1f}",
         ],
     ]
-    section = "\n\n".join(
-        [
-            f"## {TITLE}",
-            f"`python -m benchmarks.loop`. {stamp()}",
-            f"The T x T layer map of a BERT-base-shaped layer, T = {tokens}, zero baseline, "
-            f"{STEPS} path points. A pass is one forward and backward of the layer for one text; "
-            f"the bound is {BOUND:.0f} of them per path point, and a loop over targets needs "
-            f"{tokens} if it does nothing else (it can need fewer passes of one text, as it "
-            "batches path points).",
-            table(["", "ratio", "passes per path point", "seconds"], rows),
-        ]
+    text = section(
+        TITLE,
+        "loop",
+        f"The T x T layer map of a BERT-base-shaped layer, T = {tokens}, zero baseline, "
+        f"{STEPS} path points. A pass is one forward and backward of the layer for one text; "
+        f"the bound is {BOUND:.0f} of them per path point, and a loop over targets needs "
+        f"{tokens} if it does nothing else (it can need fewer passes of one text, as it "
+        "batches path points).",
+        table(["", "ratio", "passes per path point", "seconds"], rows),
     )
-    return section, [f"{ours:.2f} passes (at most {BOUND})"] if ours > BOUND else []
+    return text, [f"{ours:.2f} passes (at most {BOUND})"] if ours > BOUND else []
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=TOKENS)
-    parser.add_argument("--measured", type=int, default=3, help="targets the loop is timed on")
-    parser.add_argument("--full", action="store_true", help="time the loop on all targets")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--check", action="store_true", help="fail if the bound is missed")
-    given = parser.parse_args()
-    measured = given.tokens if given.full else given.measured
-    section, missed = run(given.tokens, measured, threads=given.threads)
-    print(section)
-    return finish(missed, given.check)
-
+OPTIONS = {
+    "tokens": {"type": int, "default": TOKENS},
+    "measured": {"type": int, "default": 3, "help": "targets the loop is timed on"},
+    "full": {"action": "store_true", "help": "time the loop on all targets"},
+}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(__doc__, run, OPTIONS))

@@ -8,50 +8,21 @@ loaded and had run once, so the model and the libraries are not in it.
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 
 import torch
-from torch import nn
 
-from benchmarks.common import (
-    GIB,
-    finish,
-    forget_peak,
-    now,
-    peak_bytes,
-    resident_bytes,
-    say,
-    stamp,
-    table,
-    use_threads,
-)
-from benchmarks.shapes import bert_base, llama_1b, token_ids
+from benchmarks.common import GIB, command, measured, say, section, table, use_threads
+from benchmarks.shapes import SHAPES, token_ids
 from captum_lig import LayerFlowIG
 
 TITLE = "Memory"
 ALL = ("attention", "mlp", "layer")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One attribution, and the most it may take."""
-
-    name: str
-    model: Callable[[int], nn.Module]
-    shape: str
-    tokens: int
-    baseline: str
-    boundaries: tuple[str, ...] = ("layer",)
-    targets: tuple[int, ...] | None = None
-    internal_batch_size: int | None = None
-    n_steps: int = 16
-    gib: float | None = None
-    """Most GiB beyond the model."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +33,31 @@ class Used:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Case:
+    """One attribution, and the most it may take."""
+
+    name: str
+    shape: str
+    tokens: int
+    baseline: str
+    boundaries: tuple[str, ...] = ("layer",)
+    targets: tuple[int, ...] | None = None
+    internal_batch_size: int | None = None
+    gib: float | None = None
+    """Most GiB beyond the model."""
+
+    def missed(self, used: Used) -> bool:
+        return self.gib is not None and used.bytes > self.gib * GIB
+
+
 def bert(name: str, baseline: str = "target_token", at_once: int | None = None) -> Case:
     gib = 2.5 if at_once is None else None
-    return Case(name, bert_base, "BERT-base", 512, baseline, internal_batch_size=at_once, gib=gib)
+    return Case(name, "BERT-base", 512, baseline, internal_batch_size=at_once, gib=gib)
 
 
 def llama(name: str, baseline: str) -> Case:
-    return Case(name, llama_1b, "Llama 1B", 4096, baseline, targets=(4095,), gib=8.0)
+    return Case(name, "Llama 1B", 4096, baseline, targets=(4095,), gib=8.0)
 
 
 CASES = {
@@ -76,7 +65,7 @@ CASES = {
     for case in (
         bert("bert-zero", "zero"),
         bert("bert"),
-        Case("bert-all", bert_base, "BERT-base", 512, "target_token", ALL, gib=2.5),
+        Case("bert-all", "BERT-base", 512, "target_token", ALL, gib=2.5),
         bert("bert-256", at_once=256),
         bert("bert-64", at_once=64),
         llama("llama-zero", "zero"),
@@ -87,34 +76,33 @@ CASES = {
 DEFAULT = [name for name in CASES if name != "llama-zero"]  # which takes minutes, and no more
 
 
-def measure(case: Case) -> Used:
+def measure(case: Case, threads: int) -> Used:
     """Run a case, here and now."""
-    model, ids = case.model(case.tokens), token_ids(case.tokens)
+    use_threads(threads)
+    model, ids = SHAPES[case.shape](case.tokens), token_ids(case.tokens)
     with torch.no_grad():
         model(input_ids=ids, use_cache=False)
-    forget_peak()
-    before, began = resident_bytes(), now()
-    LayerFlowIG(model, layer=0).attribute(
+    work = partial(
+        LayerFlowIG(model, layer=0).attribute,
         ids,
         baselines=case.baseline,
-        n_steps=case.n_steps,
+        n_steps=16,
         boundaries=case.boundaries,
         output_indices=case.targets,
         internal_batch_size=case.internal_batch_size,
         tolerance=None,
     )
-    return Used(peak_bytes() - before, now() - began)
+    _, seconds, peak = measured(work)
+    return Used(peak, seconds)
 
 
-def measure_apart(case: Case, threads: int) -> Used | str:
+def measure_apart(case: Case) -> Used | str:
     """Run a case in a process of its own; what went wrong, if it did."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--threads", str(threads)]
-    done = subprocess.run(
-        [*command, "--here", case.name], stdout=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode != 0:
-        return f"failed with status {done.returncode}"
-    return Used(**json.loads(done.stdout))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, case, torch.get_num_threads()).result()
+        except Exception as error:  # among them that the process was ended
+            return f"failed: {type(error).__name__}: {error}"
 
 
 def _row(case: Case, used: Used | str) -> list[str]:
@@ -125,64 +113,43 @@ def _row(case: Case, used: Used | str) -> list[str]:
     if isinstance(used, str):
         return [used, bound, *where, at_once, ""]
     peak = f"{used.bytes / GIB:.2f} GiB"
-    over = case.gib is not None and used.bytes > case.gib * GIB
-    return [f"**{peak}**" if over else peak, bound, *where, at_once, f"{used.seconds:.1f}"]
+    return [
+        f"**{peak}**" if case.missed(used) else peak,
+        bound,
+        *where,
+        at_once,
+        f"{used.seconds:.1f}",
+    ]
 
 
-HEADER = [
-    "peak",
-    "at most",
-    "shape",
-    "T",
-    "targets",
-    "boundaries",
-    "baseline",
-    "internal_batch_size",
-    "seconds",
-]
+HEADER = ["peak", "at most", "shape", "T", "targets", "boundaries", "baseline"]
+HEADER += ["internal_batch_size", "seconds"]
 
 
-def run(names: Sequence[str] = tuple(DEFAULT), threads: int = 1) -> tuple[str, list[str]]:
+def run(case: Sequence[str] = tuple(DEFAULT)) -> tuple[str, list[str]]:
     """The section, and the bounds that were missed."""
-    use_threads(threads)
     rows, missed = [], []
-    for case in (CASES[name] for name in names):
-        used = measure_apart(case, threads)
-        rows.append(_row(case, used))
+    for one in (CASES[name] for name in case):
+        used = measure_apart(one)
+        rows.append(_row(one, used))
         say(f"memory: {', '.join(rows[-1][:6])}")
         if isinstance(used, str):
-            missed.append(f"{case.name} {used}")
-        elif case.gib is not None and used.bytes > case.gib * GIB:
-            missed.append(f"{case.name}: {used.bytes / GIB:.2f} GiB (at most {case.gib:g})")
-    section = "\n\n".join(
-        [
-            f"## {TITLE}",
-            f"`python -m benchmarks.memory`. {stamp()}",
-            "Peak of the process beyond what it held once the model was loaded and had run once, "
-            "each case in a process of its own, 16 path points. *Llama 1B* is a layer 2048 wide "
-            "with 32 heads on 8 key heads. Left to itself the library chooses how many pairs of a "
-            "path point and a target it works on at once; `internal_batch_size` sets it.",
-            table(HEADER, rows),
-        ]
+            missed.append(f"{one.name} {used}")
+        elif one.missed(used):
+            missed.append(f"{one.name}: {used.bytes / GIB:.2f} GiB (at most {one.gib:g})")
+    text = section(
+        TITLE,
+        "memory",
+        "Peak of the process beyond what it held once the model was loaded and had run once, "
+        "each case in a process of its own, 16 path points. *Llama 1B* is a layer 2048 wide "
+        "with 32 heads on 8 key heads. Left to itself the library chooses how many pairs of a "
+        "path point and a target it works on at once; `internal_batch_size` sets it.",
+        table(HEADER, rows),
     )
-    return section, missed
+    return text, missed
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", nargs="+", choices=CASES, default=DEFAULT)
-    parser.add_argument("--here", choices=CASES, help="measure one case in this process, as JSON")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--check", action="store_true", help="fail if a bound is missed")
-    given = parser.parse_args()
-    if given.here:
-        use_threads(given.threads)
-        print(json.dumps(asdict(measure(CASES[given.here]))))
-        return 0
-    section, missed = run(given.case, given.threads)
-    print(section)
-    return finish(missed, given.check)
-
+OPTIONS = {"case": {"nargs": "+", "choices": CASES, "default": DEFAULT}}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(__doc__, run, OPTIONS))

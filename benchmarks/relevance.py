@@ -17,25 +17,24 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean
+from statistics import median_high
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-import transformers
 from torch import Tensor, nn
 
 from benchmarks.common import say, stamp, table, use_threads
-from captum_lig import FlowGraph, LayerFlow, LayerFlowIG
+from benchmarks.texts import flows_from, load, sentences
+from captum_lig import FlowGraph
 from captum_lig.prediction import (
     DirectRelevance,
     cosine,
     direct_relevance,
-    layer_baselines,
     logit_difference,
     token_baseline,
 )
-from captum_lig.prediction.comparison import MAPS, compare
-from captum_lig.pretrained.minilm import embedded_model_path
+from captum_lig.prediction.comparison import RelevanceComparison, compare
 
 BASELINES = ("zero", "target_token", "target_token+zero_ratio", "layer_baselines")
 HOW = (("conserve", False), ("chain", False), ("conserve", True), ("chain", True))
@@ -43,6 +42,7 @@ FEWEST, MOST = 8, 20
 UNSURE = 0.05
 """Direct relevances that miss their sum by more than this part of their absolute sum tell nothing:
 Captum's integral has not converged there."""
+CONTROLS = {"stays": "left on its token", "uniform": "uniform"}
 MEASURES = ("pearson", "spearman", "relative_l2")
 
 
@@ -54,18 +54,10 @@ class Case(NamedTuple):
     scalar: Any
 
 
-def texts_of(corpus: Path) -> Iterator[str]:
-    for line in corpus.read_text(encoding="utf-8").splitlines():
-        if corpus.suffix != ".conllu":
-            yield line
-        elif line.startswith("# text = "):
-            yield line.removeprefix("# text = ")
-
-
 def cases(model: nn.Module, tokenizer: Any, corpus: Path, count: int) -> Iterator[Case]:
     """The first sentences of the corpus that have between 8 and 20 tokens."""
     fitting = []
-    for text in texts_of(corpus):
+    for text in sentences(corpus):
         encoded = dict(tokenizer(text, return_tensors="pt"))
         if FEWEST <= encoded["input_ids"].shape[1] <= MOST:
             fitting.append(encoded)
@@ -92,15 +84,7 @@ def decided(model: Any, inputs: dict[str, Tensor], baseline: Tensor) -> Any:
 
 def graphs(model: nn.Module, case: Case) -> dict[str, FlowGraph]:
     """The text's graph by the baseline of its layers' paths."""
-    lig, wanted = LayerFlowIG(model), {"boundaries": ("attention", "mlp")}
-    matched = layer_baselines(model, case.inputs, case.baseline)
-    starts: dict[str, Any] = {"zero": "zero", "target_token": "target_token"}
-    starts["layer_baselines"] = matched
-    flows: dict[str, list[LayerFlow]] = {}
-    for name, start in starts.items():
-        found = lig.attribute(case.inputs, start, **wanted)
-        assert isinstance(found, list)
-        flows[name] = found
+    flows = flows_from(model, case.inputs, case.baseline)
     pairs = zip(flows["target_token"], flows["zero"], strict=True)
     flows["target_token+zero_ratio"] = [f.with_self_term("zero_ratio", zero) for f, zero in pairs]
     return {name: FlowGraph(flows[name]) for name in BASELINES}
@@ -108,7 +92,7 @@ def graphs(model: nn.Module, case: Case) -> dict[str, FlowGraph]:
 
 def measured(direct: DirectRelevance, case_graphs: dict[str, FlowGraph]) -> list[dict[str, Any]]:
     """One row a graph, rule and depth, and one for each control and depth."""
-    rows = []
+    found: list[tuple[tuple[str, str], str, RelevanceComparison, Tensor]] = []
     misses = direct.delta.abs() / direct.tokens.abs().sum(-1)
     for name, graph in case_graphs.items():
         for rule, absolute in HOW:
@@ -117,19 +101,15 @@ def measured(direct: DirectRelevance, case_graphs: dict[str, FlowGraph]) -> list
             comparison = compare(graph, direct, rule, absolute)
             gross = comparison.carried.abs().sum(-1)
             lost = (comparison.carried.sum(-1) - comparison.carried[-1].sum()).abs() / gross
-            carried = (name, rule + (", absolute" if absolute else ""))
-            found = zip(comparison.rows(), lost.tolist(), misses.tolist(), strict=True)
-            rows += [
-                {"map": carried, "of": "carried", "lost": gap, "misses": miss, **row}
-                for row, gap, miss in found
-            ]
-    for control in MAPS[1:]:
-        name = ("control", {"stays": "left on its token", "uniform": "uniform"}[control])
-        found = zip(comparison.rows(), misses.tolist(), strict=True)
-        rows += [
-            {"map": name, "of": control, "lost": 0.0, "misses": miss, **row} for row, miss in found
-        ]
-    return rows
+            names = (name, rule + (", absolute" if absolute else ""))
+            found.append((names, "carried", comparison, lost))
+    for control, name in CONTROLS.items():
+        found.append((("control", name), control, comparison, torch.zeros_like(misses)))
+    return [
+        {"map": names, "of": of, "lost": float(lost[i]), "misses": float(misses[i]), **row}
+        for names, of, comparison, lost in found
+        for i, row in enumerate(comparison.rows())
+    ]
 
 
 def report(rows: list[dict[str, Any]]) -> str:
@@ -140,29 +120,28 @@ def report(rows: list[dict[str, Any]]) -> str:
         if row["layer"] != end and row["misses"] <= UNSURE:
             groups[row["map"]].append(row)
     layers = sorted({row["layer"] for row in rows} - {end})
-    header = ["path of the layers", "rule", "Pearson", "Spearman", "L2 / norm: mean", "median"]
-    lines = []
-    for (baseline, rule), group in groups.items():
-        values = {m: [row[f"{m}_{row['of']}"] for row in group] for m in MEASURES}
-        numbers = {m: [v for v in values[m] if v == v] for m in MEASURES}
-        cells = [f"{mean(numbers[m]):.2f}" if numbers[m] else "" for m in MEASURES]
-        middle = sorted(numbers["relative_l2"])[len(numbers["relative_l2"]) // 2]
-        lines.append([baseline, rule, *cells, f"{middle:.2f}"])
-    by_layer = []
-    for (baseline, rule), group in groups.items():
-        cells = []
-        for layer in layers:
-            here = [row[f"spearman_{row['of']}"] for row in group if row["layer"] == layer]
-            there = [row[f"pearson_{row['of']}"] for row in group if row["layer"] == layer]
-            here, there = ([v for v in part if v == v] for part in (here, there))
-            cells.append(f"{mean(there):.2f}, {mean(here):.2f}" if here and there else "")
+    lines, by_layer = [], []
+    for names, group in groups.items():
+        values = np.array([[row[f"{m}_{row['of']}"] for m in MEASURES] for row in group])
+        at = np.array([row["layer"] for row in group])
+        middle = median_high(values[~np.isnan(values[:, -1]), -1].tolist())
+        lines.append([*names, *map(mean, values.T), f"{middle:.2f}"])
+        cells = [", ".join(filter(None, map(mean, values[at == n, :2].T))) for n in layers]
         if any(cells):
-            by_layer.append([baseline, rule, *cells])
-    columns = ["path of the layers", "rule", *(f"entering {layer}" for layer in layers)]
+            by_layer.append([*names, *cells])
+    header = ["path of the layers", "rule"]
     return (
-        f"Over all depths:\n\n{table(header, lines)}\n\n"
-        f"Pearson, Spearman where tokens enter a layer:\n\n{table(columns, by_layer)}"
+        "Over all depths:\n\n"
+        f"{table([*header, 'Pearson', 'Spearman', 'L2 / norm: mean', 'median'], lines)}\n\n"
+        "Pearson, Spearman where tokens enter a layer:\n\n"
+        f"{table([*header, *(f'entering {layer}' for layer in layers)], by_layer)}"
     )
+
+
+def mean(values: np.ndarray[Any, Any]) -> str:
+    """Of those that are there."""
+    values = values[~np.isnan(values)]
+    return f"{values.mean():.2f}" if len(values) else ""
 
 
 def run(model: nn.Module, tokenizer: Any, asked: argparse.Namespace) -> None:
@@ -206,13 +185,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="compare at every so many layers")
     parser.add_argument("--n-steps", type=int, default=50)
     asked = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     use_threads(1)
-    source = asked.model or embedded_model_path()
-    kind = transformers.AutoModelForCausalLM if asked.model else transformers.AutoModel
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    model = kind.from_pretrained(source, dtype=torch.float32).eval()
+    tokenizer, model = load(asked.model, causal=asked.model is not None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*within tolerance.*")
         run(model, tokenizer, asked)

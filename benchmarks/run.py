@@ -10,22 +10,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks import loop, memory, passes, side_by_side
-from benchmarks.common import finish, say
+from benchmarks.common import finish, say, use_threads
 from benchmarks.worker import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 
-PARTS = {
-    "loop": loop.TITLE,
-    "passes": passes.TITLE,
-    "memory": memory.TITLE,
-    "side_by_side": side_by_side.TITLE,
-}
+PARTS = {part.__name__.rpartition(".")[2]: part for part in (loop, passes, memory, side_by_side)}
 
 PREAMBLE = """# Benchmarks
 
@@ -52,23 +46,19 @@ def sections(page: str) -> dict[str, str]:
 def write(page: dict[str, str]) -> None:
     """Write the page, its parts in their order."""
     PAGE.parent.mkdir(exist_ok=True)
-    parts = [page[title] for title in PARTS.values() if title in page]
+    parts = [page[part.TITLE] for part in PARTS.values() if part.TITLE in page]
     PAGE.write_text("\n\n".join([PREAMBLE.strip(), *parts]) + "\n", encoding="utf-8")
 
 
 def run(names: Iterable[str], authors: Path) -> list[str]:
     """Run some parts and put them on the page; the bounds that were missed."""
-    parts: dict[str, Callable[[], tuple[str, list[str]]]] = {
-        "loop": loop.run,
-        "passes": passes.run,
-        "memory": memory.run,
-        "side_by_side": partial(side_by_side.run, authors),
-    }
+    use_threads(1)
     page = sections(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
     missed: list[str] = []
     for name in names:
         began = time.monotonic()
-        page[PARTS[name]], over = parts[name]()
+        part = PARTS[name]
+        page[part.TITLE], over = part.run(authors) if part is side_by_side else part.run()
         missed += over
         write(page)
         say(f"{name}: {time.monotonic() - began:.0f} seconds")

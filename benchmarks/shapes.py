@@ -8,64 +8,49 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
+from transformers import AutoModel, BertConfig, GPT2Config, LlamaConfig, PreTrainedConfig
 
 VOCABULARY = 1000
 
 
-def bert_base(positions: int) -> nn.Module:
-    """768 wide, 12 heads, post-norm."""
-    config = BertConfig(
-        vocab_size=VOCABULARY, num_hidden_layers=1, max_position_embeddings=positions
-    )
-    return _drawn(BertModel(config, add_pooling_layer=False))
+def one_layer(config: type[PreTrainedConfig], **settings: int) -> Callable[[int], nn.Module]:
+    """A model for so many positions. Biases are drawn, too: a new layer's are zero, which makes a
+    zero baseline special."""
+
+    def build(positions: int) -> nn.Module:
+        sizes = {"num_hidden_layers": 1, "max_position_embeddings": positions}
+        model = AutoModel.from_config(config(vocab_size=VOCABULARY, **sizes, **settings))
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                nn.init.normal_(parameter, std=0.1, generator=generator)
+        return model.eval()
+
+    return build
 
 
-def gpt2(positions: int) -> nn.Module:
-    """768 wide, 12 heads, pre-norm, causal."""
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_layer=1, n_positions=positions, bos_token_id=1, eos_token_id=2
-    )
-    return _drawn(GPT2Model(config))
-
-
-def llama_base(positions: int) -> nn.Module:
-    """768 wide, 12 heads on 4 key heads, rotary positions, gated feed-forward."""
-    return llama(positions, width=768, heads=12, key_heads=4, inner=2048)
-
-
-def llama_1b(positions: int) -> nn.Module:
-    """A layer of the size of Llama 3.2 1B: 2048 wide, 32 heads on 8 key heads."""
-    return llama(positions, width=2048, heads=32, key_heads=8, inner=8192)
-
-
-def llama(positions: int, width: int, heads: int, key_heads: int, inner: int) -> nn.Module:
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        num_hidden_layers=1,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        intermediate_size=inner,
-        max_position_embeddings=positions,
-    )
-    return _drawn(LlamaModel(config))
-
-
-SHAPES: dict[str, Callable[[int], nn.Module]] = {
-    "BERT-base": bert_base,
-    "GPT-2": gpt2,
-    "Llama": llama_base,
+SHAPES = {
+    # 768 wide, 12 heads: post-norm
+    "BERT-base": one_layer(BertConfig),
+    # pre-norm, causal
+    "GPT-2": one_layer(GPT2Config, bos_token_id=1, eos_token_id=2),
+    # 4 key heads, rotary positions, gated feed-forward
+    "Llama": one_layer(
+        LlamaConfig,
+        hidden_size=768,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        intermediate_size=2048,
+    ),
+    # a layer of Llama 3.2 1B
+    "Llama 1B": one_layer(
+        LlamaConfig,
+        hidden_size=2048,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        intermediate_size=8192,
+    ),
 }
-
-
-def _drawn(model: nn.Module) -> nn.Module:
-    """Biases are drawn, too: a new layer's are zero, which makes a zero baseline special."""
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            nn.init.normal_(parameter, std=0.1, generator=generator)
-    return model.eval()
 
 
 def token_ids(tokens: int) -> Tensor:
@@ -94,10 +79,8 @@ class Layer:
             z = args[0] if args else named.pop("hidden_states")
             calls.append(cls(module, z.detach(), args[1:], named))
 
-        handle = module.register_forward_pre_hook(record, with_kwargs=True)
-        with torch.no_grad():
+        with module.register_forward_pre_hook(record, with_kwargs=True), torch.no_grad():
             model(input_ids=ids, use_cache=False)
-        handle.remove()
         return calls[0]
 
     def __call__(self, z: Tensor) -> Tensor:

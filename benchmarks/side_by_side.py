@@ -9,17 +9,16 @@ that are computed apart, in float64.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import GIB, ratio, say, short, stamp, table, use_threads
+from benchmarks.common import GIB, command, ratio, say, section, short, table
 from benchmarks.contenders import Bert
 from benchmarks.worker import ROOT, STEPS, Answer, Case, Done, Worker, started
 from captum_lig.pretrained.minilm import EMBEDDED_MODEL, embedded_model_path
@@ -40,34 +39,6 @@ CONTENDERS = {
 }
 PATIENCE = 45.0
 """Seconds after which a case has no further round."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One contender at one case."""
-
-    who: str
-    answers: list[Answer]
-    """The first is a warm-up."""
-    errors: Tensor
-
-    @property
-    def times(self) -> list[float]:
-        return [answer.whole for answer in self.answers[1:]]
-
-    def cells(self, reference: Line) -> list[str]:
-        done = self.answers[0].done
-        about = "" if done.share == 1 else "≈ "
-        rows = round(len(done.rows) / done.share)
-        return [
-            CONTENDERS[self.who],
-            f"{about}{short(ratio(self.times, reference.times))}",
-            f"{about}{short(median(self.times))}",
-            f"{float(self.errors.max()):.1e}",
-            f"{float(self.errors.median()):.1e}",
-            f"{self.answers[0].peak / GIB * 1024:.0f} MiB",
-            f"{len(done.rows)} of {rows}",
-        ]
 
 
 def totals(bert: Bert, case: Case) -> Tensor:
@@ -111,29 +82,41 @@ def errors(bert: Bert, case: Case, done: Done) -> Tensor:
     return (torch.tensor(done.sums, dtype=total.dtype) - total).abs() / total
 
 
-def compare(bert: Bert, case: Case, authors: Path, rounds: int) -> list[Line | str]:
-    """All contenders at one case; of one that did not run, its name."""
+def compare(bert: Bert, case: Case, authors: Path, rounds: int) -> list[list[str]]:
+    """All contenders at one case: rows of the table."""
     with ExitStack() as stack:
-        workers = [
-            stack.enter_context(started(python, module, replace(case, who=who)))
-            for who, python, module in _processes(authors)
-        ]
+        workers = []
+        for who in CONTENDERS:
+            here = Path(sys.executable), "benchmarks.contenders"
+            python, module = (authors, "benchmarks.authors") if who == "authors" else here
+            if python.exists():
+                process = started(python, module, replace(case, who=who))
+                workers.append(stack.enter_context(process))
         answers = _in_turns([worker for worker in workers if worker.ready()], rounds)
+    if "ours" not in answers:
+        raise RuntimeError("captum_lig itself did not run")
     return [
-        Line(who, answers[who], errors(bert, replace(case, who=who), answers[who][0].done))
+        _row(bert, replace(case, who=who), answers[who], answers["ours"])
         if who in answers
-        else who
-        for who in CONTENDERS
+        else [name, "did not run", "", "", "", "", ""]
+        for who, name in CONTENDERS.items()
     ]
 
 
-def _processes(authors: Path) -> list[tuple[str, Path, str]]:
-    here = [
-        (who, Path(sys.executable), "benchmarks.contenders")
-        for who in CONTENDERS
-        if who != "authors"
+def _row(bert: Bert, case: Case, answers: list[Answer], reference: list[Answer]) -> list[str]:
+    """Of the answers the first is a warm-up."""
+    done, error = answers[0].done, errors(bert, case, answers[0].done)
+    times, other = ([answer.whole for answer in some[1:]] for some in (answers, reference))
+    about = "" if done.share == 1 else "≈ "
+    return [
+        CONTENDERS[case.who],
+        f"{about}{short(ratio(times, other))}",
+        f"{about}{short(median(times))}",
+        f"{float(error.max()):.1e}",
+        f"{float(error.median()):.1e}",
+        f"{answers[0].peak / GIB * 1024:.0f} MiB",
+        f"{len(done.rows)} of {round(len(done.rows) / done.share)}",
     ]
-    return [*here, ("authors", authors, "benchmarks.authors")] if authors.exists() else here
 
 
 def _in_turns(workers: list[Worker], rounds: int) -> dict[str, list[Answer]]:
@@ -157,27 +140,15 @@ HEADER = ["", "ratio", "seconds", "worst error", "median error", "peak memory", 
 
 
 def _section(bert: Bert, case: Case, authors: Path, rounds: int) -> str:
-    lines = compare(bert, case, authors, rounds)
-    reference = lines[0]
-    if isinstance(reference, str):
-        raise RuntimeError("captum_lig itself did not run")
-    rows = [
-        [CONTENDERS[line], "did not run", "", "", "", "", ""]
-        if isinstance(line, str)
-        else line.cells(reference)
-        for line in lines
-    ]
+    rows = compare(bert, case, authors, rounds)
     for row in rows:
         say(f"{case.boundary}, {case.baseline}: {', '.join(row)}")
     return f"### {case.boundary}, {case.baseline}\n\n{table(HEADER, rows)}"
 
 
-def run(
-    authors: Path = AUTHORS, layer: int = 3, rounds: int = 3, threads: int = 1
-) -> tuple[str, list[str]]:
+def run(authors: Path = AUTHORS, layer: int = 3, rounds: int = 3) -> tuple[str, list[str]]:
     """The section; there are no bounds here."""
-    use_threads(threads)
-    folder = str(embedded_model_path())
+    folder, threads = str(embedded_model_path()), torch.get_num_threads()
     case = Case("ours", "layer", "zero", layer, SENTENCE, folder, threads)
     bert = Bert.load(case).double()
     sections = [
@@ -185,13 +156,9 @@ def run(
         for boundary in BOUNDARIES
         for baseline in BASELINES
     ]
-    return "\n\n".join([*_preamble(bert, layer), *sections]), []
-
-
-def _preamble(bert: Bert, layer: int) -> list[str]:
-    return [
-        f"## {TITLE}",
-        f"`python -m benchmarks.side_by_side`. {stamp()}",
+    text = section(
+        TITLE,
+        "side_by_side",
         f"Maps of all targets of layer {layer} of {EMBEDDED_MODEL}, one sentence of "
         f"{bert.z.shape[1]} tokens. *captum_lig* is `LayerFlowIG` as it comes (16 path points, "
         "then every row refined until its completeness error is within 1e-3), and once more with "
@@ -207,21 +174,16 @@ def _preamble(bert: Bert, layer: int) -> list[str]:
         "`zero` and `att_itb_a0`. Their attention map takes what enters the layer for what enters "
         "the embedding's norm, runs the layers below, and gives norms over the features of an "
         "attribution.",
-    ]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--authors", type=Path, default=AUTHORS, help="python that has the authors' package"
+        *sections,
     )
-    parser.add_argument("--layer", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    print(run(given.authors, given.layer, given.rounds, given.threads)[0])
-    return 0
+    return text, []
 
+
+OPTIONS = {
+    "authors": {"type": Path, "default": AUTHORS, "help": "python that has the authors' package"},
+    "layer": {"type": int, "default": 3},
+    "rounds": {"type": int, "default": 3},
+}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(__doc__, run, OPTIONS))

@@ -17,15 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from benchmarks.common import (
-    forget_peak,
-    now,
-    packages,
-    peak_bytes,
-    resident_bytes,
-    say,
-    use_threads,
-)
+from benchmarks.common import measured, say, use_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 32
@@ -83,14 +75,10 @@ def serve(ready: Callable[[Case], Callable[[], Done]]) -> None:
     case = Case(**json.loads(sys.argv[1]))
     use_threads(case.threads)
     work = ready(case)
-    print(json.dumps({"packages": packages()}), file=answers, flush=True)
-    forget_peak()
-    before = resident_bytes()
+    print("ready", file=answers, flush=True)
     for _ in sys.stdin:
-        began = now()
-        done = work()
-        taken = now() - began
-        answer = {"done": asdict(done), "seconds": taken, "peak": peak_bytes() - before}
+        done, taken, peak = measured(work)
+        answer = {"done": asdict(done), "seconds": taken, "peak": peak}
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -101,13 +89,10 @@ class Worker:
     name: str
     process: subprocess.Popen[str]
     log: IO[str]
-    packages: str = ""
 
     def ready(self) -> bool:
         """Wait until it is; False if it ended instead."""
-        line = self._line()
-        self.packages = json.loads(line)["packages"] if line else ""
-        return line is not None
+        return self._line() is not None
 
     def run(self) -> Answer | None:
         """Have the case measured once; None if the worker ended instead."""

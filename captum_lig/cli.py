@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,25 +19,31 @@ from captum_lig.errors import LigError
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Layer-wise Integrated Gradients: how tokens flow through each layer of a Transformer.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
 
+
+def _option(metavar: str, help: str, default: str | bool = True) -> Any:
+    """An option; ``default`` is how its default value is shown, or False: not at all."""
+    return typer.Option(help=help, metavar=metavar, show_default=default)
+
+
+EMBEDDED = "the embedded all-MiniLM-L6-v2"
 Model = Annotated[
-    str | None,
-    typer.Option(
-        help="Name on the Hugging Face hub, or a folder.",
-        metavar="NAME|FOLDER",
-        show_default="the embedded all-MiniLM-L6-v2",
-    ),
+    str | None, _option("NAME|FOLDER", "Name on the Hugging Face hub, or a folder.", EMBEDDED)
 ]
+Layers = Annotated[str, _option("LIST|all", "Layers to look at, such as 0,2,4-5.")]
+Scalarization = Annotated[str, _option("l2|projection", "What is attributed of an output vector.")]
+Steps = Annotated[int, _option("N", "First nodes of the quadrature.")]
+Tolerance = Annotated[float, _option("X", "Largest completeness error of a row.")]
 
 DATA_SUFFIXES = (".json", ".safetensors")
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 PAGE_SUFFIX = ".html"
+SUFFIXES = (*DATA_SUFFIXES, *PICTURE_SUFFIXES, PAGE_SUFFIX)
 
 
 def _show_version(wanted: bool) -> None:
@@ -68,51 +74,35 @@ def _options(
 def explain(
     text: Annotated[str, typer.Argument(help="The text to explain.", metavar="TEXT")],
     model: Model = None,
-    layers: Annotated[
-        str, typer.Option(help="Layers to attribute, such as 0,2,4-5.", metavar="LIST|all")
-    ] = "all",
+    layers: Layers = "all",
     baseline: Annotated[
         str,
-        typer.Option(
-            help="What a path starts from: for each target that target token, or a constant.",
-            metavar="target_token|zero|NUMBER",
+        _option(
+            "target_token|zero|NUMBER",
+            "What a path starts from: for each target that target token, or a constant.",
         ),
     ] = "target_token",
-    scalarization: Annotated[
-        str, typer.Option(help="What is attributed of an output vector.", metavar="l2|projection")
-    ] = "l2",
+    scalarization: Scalarization = "l2",
     rule: Annotated[
         str,
-        typer.Option(
-            help="How attention and mlp boundaries compose into one map.",
-            metavar="conserve|chain|product",
-        ),
+        _option("conserve|chain|product", "How attention and mlp boundaries compose into one map."),
     ] = "conserve",
-    steps: Annotated[int, typer.Option(help="First nodes of the quadrature.", metavar="N")] = 16,
+    steps: Steps = 16,
     method: Annotated[
-        str,
-        typer.Option(
-            help="Rule of the first nodes; rows that need it are refined.", metavar="NAME"
-        ),
+        str, _option("NAME", "Rule of the first nodes; rows that need it are refined.")
     ] = "gausslegendre",
-    tolerance: Annotated[
-        float, typer.Option(help="Largest completeness error of a row.", metavar="X")
-    ] = 1e-3,
+    tolerance: Tolerance = 1e-3,
     self_term: Annotated[
         str | None,
-        typer.Option(
-            help="Estimate what targets owe to themselves; for the baseline target_token.",
-            metavar="map_ratio|zero_ratio",
-            show_default="none, it is 0",
+        _option(
+            "map_ratio|zero_ratio",
+            "Estimate what targets owe to themselves; for the baseline target_token.",
+            "none, it is 0",
         ),
     ] = None,
     out: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="File to write: .json, .safetensors, .png, .pdf, .svg or .html. May be repeated.",
-            metavar="FILE",
-            show_default=False,
-        ),
+        _option("FILE", f"File to write: {', '.join(SUFFIXES)}. May be repeated.", False),
     ] = None,
 ) -> None:
     """Attribute every layer for TEXT: a table here, data, pictures and a page with --out.
@@ -122,9 +112,12 @@ def explain(
     [bold]captum-lig explain "The cat sat on the mat" --out flow.json --out flow.html[/bold]
     """
     with _one_sentence():
+        from captum_lig.flow.layer_flow import RULES
+
         outputs = out or []
         _check_outputs(outputs)
-        _check_rule(rule)
+        if rule not in RULES:
+            raise LigError(f"--rule {rule!r} is unknown: use one of {', '.join(RULES)}.")
         indices, start = parse_layers(layers), parse_baseline(baseline)
         _check_page(outputs, layers, indices)
 
@@ -170,17 +163,14 @@ def inspect_(
         typer.Argument(
             help="Name on the Hugging Face hub, or a folder.",
             metavar="MODEL",
-            show_default="the embedded all-MiniLM-L6-v2",
+            show_default=EMBEDDED,
         ),
     ] = None,
     text: Annotated[
-        str, typer.Option(help="What the model is run on to be looked at.", metavar="TEXT")
+        str, _option("TEXT", "What the model is run on to be looked at.")
     ] = "The keys to the cabinet are on the table.",
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="File to write the findings to, .json.", metavar="FILE", show_default=False
-        ),
+        Path | None, _option("FILE", "File to write the findings to, .json.", False)
     ] = None,
 ) -> None:
     """Show what MODEL is made of and what of it can be attributed, without attributing anything.
@@ -213,46 +203,28 @@ def consistency(
             help="Plain text, one sentence a line, or CoNLL-U (.conllu).", metavar="CORPUS"
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="File to write the records to: .parquet or .csv.",
-            metavar="FILE",
-            show_default=False,
-        ),
-    ],
+    out: Annotated[Path, _option("FILE", "File to write the records to: .parquet or .csv.", False)],
     model: Model = None,
-    layers: Annotated[
-        str, typer.Option(help="Layers to compare, such as 0,2,4-5.", metavar="LIST|all")
-    ] = "all",
+    layers: Layers = "all",
     limit: Annotated[
-        int | None,
-        typer.Option(help="Stop after N sentences.", metavar="N", show_default="the whole corpus"),
+        int | None, _option("N", "Stop after N sentences.", "the whole corpus")
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(
-            help="Skip sentences with more tokens, special ones included.",
-            metavar="N",
-            show_default="what the model takes",
+        _option(
+            "N",
+            "Skip sentences with more tokens, special ones included.",
+            "what the model takes",
         ),
     ] = None,
     merge_words: Annotated[
         bool, typer.Option("--merge-words", help="Compare maps between words, not tokens.")
     ] = False,
-    scalarization: Annotated[
-        str, typer.Option(help="What is attributed of an output vector.", metavar="l2|projection")
-    ] = "l2",
-    steps: Annotated[int, typer.Option(help="First nodes of the quadrature.", metavar="N")] = 16,
-    tolerance: Annotated[
-        float, typer.Option(help="Largest completeness error of a row.", metavar="X")
-    ] = 1e-3,
+    scalarization: Scalarization = "l2",
+    steps: Steps = 16,
+    tolerance: Tolerance = 1e-3,
     rank_by: Annotated[
-        str,
-        typer.Option(
-            help="Measure that the tables are ordered by.",
-            metavar="l2|relative_l2|pearson|spearman",
-        ),
+        str, _option("l2|relative_l2|pearson|spearman", "Measure that the tables are ordered by.")
     ] = "l2",
     by_layer: Annotated[
         bool, typer.Option("--by-layer", help="Show the best pairings layer by layer, too.")
@@ -293,11 +265,7 @@ def consistency(
 
 
 def parse_layers(given: str) -> list[int] | None:
-    """``"0,2,4-5"`` is ``[0, 2, 4, 5]``, ``"all"`` is None.
-
-    Raises:
-        LigError: if it is neither.
-    """
+    """``"0,2,4-5"`` is ``[0, 2, 4, 5]``, ``"all"`` is None, all else a LigError."""
     if given.strip() == "all":
         return None
     indices: set[int] = set()
@@ -311,11 +279,7 @@ def parse_layers(given: str) -> list[int] | None:
 
 
 def parse_baseline(given: str) -> str | float:
-    """A name stays a name, a number becomes one.
-
-    Raises:
-        LigError: if it is neither ``zero``, ``target_token`` nor a finite number.
-    """
+    """``zero`` and ``target_token`` stay, a finite number becomes one, all else is a LigError."""
     if given in ("zero", "target_token"):
         return given
     try:
@@ -329,13 +293,6 @@ def parse_baseline(given: str) -> str | float:
     return number
 
 
-def _check_rule(rule: str) -> None:
-    from captum_lig.flow.layer_flow import RULES
-
-    if rule not in RULES:
-        raise LigError(f"--rule {rule!r} is unknown: use one of {', '.join(RULES)}.")
-
-
 def _check_page(paths: list[Path], given: str, indices: list[int] | None) -> None:
     """A page joins its layers, so none between them may be missing."""
     pages = [path for path in paths if path.suffix.lower() == PAGE_SUFFIX]
@@ -346,17 +303,12 @@ def _check_page(paths: list[Path], given: str, indices: list[int] | None) -> Non
         )
 
 
-def _check_outputs(
-    paths: list[Path], suffixes: tuple[str, ...] = (*DATA_SUFFIXES, *PICTURE_SUFFIXES, PAGE_SUFFIX)
-) -> None:
+def _check_outputs(paths: list[Path], suffixes: tuple[str, ...] = SUFFIXES) -> None:
     """Fail before the work rather than after it."""
     for path in paths:
         if path.suffix.lower() not in suffixes:
-            raise LigError(
-                f"--out {str(path)!r} has no known suffix: use "
-                + ("one of " if len(suffixes) > 1 else "")
-                + f"{', '.join(suffixes)}."
-            )
+            use = "one of " * (len(suffixes) > 1) + ", ".join(suffixes)
+            raise LigError(f"--out {str(path)!r} has no known suffix: use {use}.")
         new = not os.path.lexists(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

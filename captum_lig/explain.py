@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from captum_lig.errors import LigError
 from captum_lig.flow.explanation import Explanation
@@ -57,15 +58,13 @@ def explain(
     engine = LayerFlowIG(
         loaded.network, layer=None if layers is None else list(layers), scalarization=scalarization
     )
-    result = engine.attribute(
-        encoding,
-        baselines=baseline,
-        n_steps=n_steps,
-        method=method,
-        tolerance=tolerance,
-        self_term=self_term,
-        show_progress=show_progress,
-    )
+    settings: dict[str, Any] = {
+        "n_steps": n_steps,
+        "method": method,
+        "tolerance": tolerance,
+        "self_term": self_term,
+    }
+    result = engine.attribute(encoding, baseline, show_progress=show_progress, **settings)
     flows = [result] if isinstance(result, LayerFlow) else result
     return Explanation(
         flows=flows,
@@ -76,9 +75,6 @@ def explain(
             "layers": [flow.index for flow in flows],
             "baseline": baseline,
             "scalarization": scalarization,
-            "n_steps": n_steps,
-            "method": method,
-            "tolerance": tolerance,
-            "self_term": self_term,
+            **settings,
         },
     )

@@ -8,16 +8,17 @@ A wheel is found, not imported: none of its code runs, and nothing in it is unpi
 from __future__ import annotations
 
 import argparse
-import importlib.util
-from pathlib import Path
 
 import torch
+from models import folder_of  # of the tutorials
 from transformers import GPT2LMHeadModel, RobertaConfig, RobertaForMaskedLM
+
+REQUIREMENTS = "docs/requirements-pictures.txt"
 
 
 def mgm() -> tuple[dict[str, int], GPT2LMHeadModel]:
     """MGM, a GPT-2 of 8 layers and 8 heads over genera of bacteria: vocabulary and model."""
-    folder = _package("mgm") / "resources"
+    folder = folder_of("mgm", REQUIREMENTS) / "resources"
     rows = (folder / "phylogeny.csv").read_text().splitlines()[1:]
     names = ["<pad>", "<mask>", "<bos>", "<eos>", *(row.split(",")[0] for row in rows)]
     model = GPT2LMHeadModel.from_pretrained(folder / "general_model", weights_only=True)
@@ -27,7 +28,7 @@ def mgm() -> tuple[dict[str, int], GPT2LMHeadModel]:
 def sapiens() -> tuple[dict[str, int], RobertaForMaskedLM]:
     """Sapiens for heavy chains, a RoBERTa of 4 layers and 8 heads: vocabulary and model."""
     with torch.serialization.safe_globals([argparse.Namespace]):
-        file = _package("sapiens") / "models" / "v1" / "checkpoint_vh.pt"
+        file = folder_of("sapiens", REQUIREMENTS) / "models" / "v1" / "checkpoint_vh.pt"
         saved = torch.load(file, map_location="cpu", weights_only=True)["model"]
     model = RobertaForMaskedLM(
         RobertaConfig(
@@ -65,13 +66,3 @@ def sapiens() -> tuple[dict[str, int], RobertaForMaskedLM]:
     model.load_state_dict(weights)
     names = ["<s>", "<pad>", "</s>", "<unk>", *"ACDEFGHIKLMNPQRSTVWY", "<mask>"]
     return {name: number for number, name in enumerate(names)}, model.eval()
-
-
-def _package(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.submodule_search_locations is None:
-        raise ModuleNotFoundError(
-            f"{name} is not installed: pip install --no-deps --require-hashes "
-            "-r docs/requirements-pictures.txt"
-        )
-    return Path(spec.submodule_search_locations[0])

@@ -11,8 +11,7 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,11 @@ from captum_lig.prediction import last_layer_relevance, layer_baselines, logit_d
 from captum_lig.pretrained.minilm import embedded_model_path
 from captum_lig.views.plots import plot_graph, plot_map
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tutorials")]
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("docs", "tutorials", "")]
 import biology
 import models
+
+from benchmarks.patching import entered, entering, patched
 
 Example = tuple[Figure, list[str]]
 
@@ -37,34 +38,6 @@ warnings.filterwarnings("ignore", message=".*rows are not within tolerance")
 
 
 # --- asking the model itself ----------------------------------------------------------------------
-
-
-@contextmanager
-def entering(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Let `change` see what enters a module, and replace it if it returns something."""
-
-    def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        found = change(args[0] if args else kwargs["hidden_states"])
-        if found is None:
-            return None
-        return ((found, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": found})
-
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def entered(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list[Tensor]:
-    """What enters each of the modules in one run."""
-    found: list[Tensor] = []
-    if not modules:
-        run()
-        return found
-    with entering(modules[0], lambda z: found.append(z.clone())):
-        rest = entered(modules[1:], run)
-    return found + rest
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
@@ -92,23 +65,9 @@ class Swap:
             return float(self.scalar(input_ids=ids))
 
     def patched(self, modules: Sequence[nn.Module], places: Sequence[Any]) -> Tensor:
-        """How much of the scalar it costs to take over a place of the other text.
-
-        `(modules, places)`: the place, of what enters the module, is what it is for that text.
-        """
+        """`(modules, places)`: what it costs to take over what enters a module, at a place."""
         theirs = entered(modules, lambda: self(self.other))
-        lost = torch.zeros(len(modules), len(places))
-        for m, module in enumerate(modules):
-            for p, place in enumerate(places):
-
-                def change(z: Tensor, m: int = m, place: Any = place) -> Tensor:
-                    z = z.clone()
-                    z[place] = theirs[m][place]
-                    return z
-
-                with entering(module, change):
-                    lost[m, p] = self.value - self(self.ids)
-        return lost
+        return patched(lambda: self(self.ids), modules, places, theirs)
 
 
 # --- MiniLM ---------------------------------------------------------------------------------------
@@ -192,7 +151,7 @@ def smollm2() -> Example:
             f"{theirs[last]:7.2f}"
         )
     # The tokens before the country are the same in both texts, and can have no part.
-    both = torch.stack([swap.trace.tokens[:-1, 3:].float().flatten(), patched[:, 3:].flatten()])
+    both = torch.stack([swap.trace.tokens[:-1, 3:].double().flatten(), patched[:, 3:].flatten()])
     lines.append(f"correlation over the 2 tokens in 30 layers: {torch.corrcoef(both)[0, 1]:.4f}")
     width = model.config.hidden_size // model.config.num_attention_heads
     outputs = [block.self_attn.o_proj for block in blocks]
@@ -397,9 +356,5 @@ def vit() -> Example:
 
 
 EXAMPLES: dict[str, Callable[[], Example]] = {
-    "minilm": minilm,
-    "smollm2": smollm2,
-    "mgm": mgm,
-    "sapiens": sapiens,
-    "vit": vit,
+    example.__name__: example for example in (minilm, smollm2, mgm, sapiens, vit)
 }

@@ -281,3 +281,17 @@ def test_layers_that_are_none(given: str) -> None:
 )
 def test_parse_baseline(given: str, expected: str | float) -> None:
     assert parse_baseline(given) == expected
+
+
+@pytest.mark.parametrize("command", [["explain"], ["inspect", "--text"]])
+def test_text_that_is_not_utf8(tiny: Path, command: list[str]) -> None:
+    """Bytes of another encoding, as a terminal gives them, are one sentence."""
+    model = ["--model", str(tiny)] if command == ["explain"] else [str(tiny)]
+    program = [sys.executable, "-c", "from captum_lig.cli import main; main()"]
+    arguments = [*command[:1], *model, *command[1:], b"caf\xe9"]
+    done = subprocess.run([*program, *arguments], capture_output=True, check=False)
+    assert done.returncode == 2
+    message = done.stderr.decode()
+    assert "Traceback" not in message
+    assert "caf\\udce9" in message
+    assert "not UTF-8 (character 4)" in message

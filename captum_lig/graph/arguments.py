@@ -1,4 +1,4 @@
-"""Checks of what a caller of the graph gave: flows, layers, tokens, relevance."""
+"""Checks of what a caller of the graph gave; each raises a LigError if it does not fit."""
 
 from __future__ import annotations
 
@@ -24,11 +24,7 @@ __all__ = [
 
 
 def check_flows(flows: list[LayerFlow], text: int | None) -> int:
-    """The index of the text, if the flows can be joined.
-
-    Raises:
-        LigError: if they cannot.
-    """
+    """The index of the text, if the flows can be joined."""
     if not flows:
         raise LigError("there is no flow to make a graph of: the list of flows is empty.")
     indices = [flow.index for flow in flows]
@@ -61,11 +57,7 @@ def check_flows(flows: list[LayerFlow], text: int | None) -> int:
 
 
 def layer_range(layers: list[GraphLayer], wanted: tuple[int, int] | None) -> list[GraphLayer]:
-    """The layers from a first to a last index, or all.
-
-    Raises:
-        LigError: if they are no range of them.
-    """
+    """The layers from a first to a last index, or all."""
     if wanted is None:
         return layers
     first, last = layers[0].index, layers[-1].index
@@ -83,11 +75,7 @@ def layer_range(layers: list[GraphLayer], wanted: tuple[int, int] | None) -> lis
 
 
 def token_indices(given: int | Sequence[int] | Tensor, count: int, name: str) -> list[int]:
-    """Tokens, negative ones from the end, as indices among ``count``.
-
-    Raises:
-        LigError: if there are no such tokens.
-    """
+    """Tokens, negative ones from the end, as indices among ``count``."""
     listed = [given] if isinstance(given, int) else given
     indices = [int(i) for i in index_list(listed, count, torch.device("cpu"), "tokens", name)]
     if len(set(indices)) != len(indices):
@@ -96,11 +84,7 @@ def token_indices(given: int | Sequence[int] | Tensor, count: int, name: str) ->
 
 
 def one_token(given: int, count: int, name: str) -> int:
-    """The same for one token.
-
-    Raises:
-        LigError: if there is no such token, or if there are several.
-    """
+    """The same for one token."""
     indices = token_indices(given, count, name)
     if len(indices) != 1:
         raise LigError(f"{name}={brief(given)}: a route goes from one token to one: give one.")
@@ -108,11 +92,7 @@ def one_token(given: int, count: int, name: str) -> int:
 
 
 def check_whole(layers: list[GraphLayer], tokens: Sequence[str]) -> None:
-    """Check that what reaches a token above goes on below: all but the last layer have all edges.
-
-    Raises:
-        LigError: if a token was no target of the attribution in a layer below the last.
-    """
+    """Check that all tokens are targets in all layers but the last: what reaches them goes on."""
     for layer in layers[:-1]:
         if not bool(layer.known.all()):
             raise no_target(layer, int((~layer.known).nonzero()[0]), tokens)
@@ -133,31 +113,20 @@ def start_relevance(
     count: int,
     name: str,
 ) -> Tensor:
-    """Relevance ``(N,)`` to start from, float64: 1 at each of ``tokens``, or what ``start`` says.
-
-    Raises:
-        LigError: if tokens and start do not fit, or start is not finite.
-    """
-    values = None if start is None else _numbers(start)
-    if tokens is None:
-        if values is None:
-            raise LigError("give a target, or a start for all tokens, or both.")
-        indices = list(range(count))
-    else:
-        indices = token_indices(tokens, count, name)
-    if values is not None and len(values) != len(indices):
+    """Relevance ``(N,)`` to start from, float64: 1 at each token, or what ``start`` says."""
+    if tokens is None and start is None:
+        raise LigError("give a target, or a start for all tokens, or both.")
+    indices = list(range(count)) if tokens is None else token_indices(tokens, count, name)
+    try:
+        values = torch.as_tensor(1.0 if start is None else start).detach().double().flatten().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LigError(f"start={brief(start)}: give numbers, one for each token.") from error
+    if start is not None and len(values) != len(indices):
         raise LigError(
             f"start holds {len(values)} numbers for {len(indices)} tokens: give one for each."
         )
-    if values is not None and not bool(torch.isfinite(values).all()):
+    if not bool(torch.isfinite(values).all()):
         raise LigError("start holds numbers that are not finite: give finite ones.")
     relevance = torch.zeros(count, dtype=torch.float64)
-    relevance[indices] = 1.0 if values is None else values.cpu()
+    relevance[indices] = values
     return relevance
-
-
-def _numbers(start: Tensor | Sequence[float]) -> Tensor:
-    try:
-        return torch.as_tensor(start).detach().double().flatten()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise LigError(f"start={brief(start)}: give numbers, one for each token.") from error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
-from captum_lig.graph.layer import GraphLayer, Shares
+from captum_lig.graph.layer import GraphLayer
 
 __all__ = ["KINDS", "Edges", "edges_of", "only_heads", "only_strong"]
 
@@ -40,11 +40,7 @@ KINDS: dict[str, Callable[[GraphLayer], Tensor]] = {
 
 
 def edges_of(layers: list[GraphLayer], kind: str) -> Edges:
-    """The edges of one kind.
-
-    Raises:
-        LigError: for an unknown kind.
-    """
+    """The edges of one kind; a LigError for an unknown one."""
     if kind not in KINDS:
         raise LigError(f"edges of kind {brief(kind)}: use one of {', '.join(KINDS)}.")
     columns: list[tuple[Tensor, ...]] = []
@@ -64,9 +60,10 @@ def edges_of(layers: list[GraphLayer], kind: str) -> Edges:
 
 
 def only_strong(
-    layer: GraphLayer, shares: Shares, threshold: float | None, top_k: int | None
+    layer: GraphLayer, rule: str, threshold: float | None, top_k: int | None
 ) -> GraphLayer:
     """Edges that carry a share of at least ``threshold``, or the ``top_k`` into each target."""
+    shares = layer.shares(rule, False)
     heads, residual = shares.heads.abs(), shares.residual.abs()
     if threshold is not None:
         return layer.where(heads >= threshold, residual >= threshold)
@@ -83,14 +80,14 @@ def only_heads(
 ) -> list[GraphLayer]:
     """Edges through some heads: numbers, of every layer, or pairs of (layer, head).
 
-    Raises:
-        LigError: if there is no such head, or something is no head.
+    A LigError if there is no such head, or something is no head.
     """
     count = {layer.index: layer.heads for layer in layers}
     pairs: list[tuple[int, int]] = []
     try:
         for one in heads:
-            pairs += [(index, one) for index in count] if isinstance(one, int) else [_pair(one)]
+            every = [(index, one) for index in count] if isinstance(one, int) else [one]
+            pairs += [(operator.index(index), operator.index(head)) for index, head in every]
     except (TypeError, ValueError) as error:
         raise LigError(
             f"heads={brief(heads)}: give a list of numbers of heads, or of pairs (layer, head)."
@@ -105,8 +102,3 @@ def only_heads(
         mask = kept[:, None, None].expand_as(layer.attention)
         chosen.append(layer.where(mask, torch.ones_like(layer.stays)))
     return chosen
-
-
-def _pair(one: tuple[int, int]) -> tuple[int, int]:
-    layer, head = map(operator.index, one)
-    return layer, head

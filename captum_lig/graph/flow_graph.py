@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from captum_lig._arguments import brief, fraction, whole_number
 from captum_lig.errors import LigError
@@ -26,7 +27,7 @@ from captum_lig.graph.edges import KINDS, Edges, edges_of, only_heads, only_stro
 from captum_lig.graph.layer import Certificate, GraphLayer
 from captum_lig.graph.merge_words import merged_layer, words_of
 from captum_lig.graph.routes import MOST_ROUTES, Route, routes_between
-from captum_lig.graph.trace import Trace, padded, traced_down, traced_up
+from captum_lig.graph.trace import Trace, traced_down, traced_up
 
 if TYPE_CHECKING:
     import networkx
@@ -60,7 +61,10 @@ class FlowGraph:
         positions: ``(N,)`` their positions in the text as the model got it.
 
     Raises:
-        LigError: flows that do not fit together, or lack a boundary.
+        LigError: flows that do not fit together, or lack a boundary. The methods raise it for
+            tokens, layers, heads, kinds of edges or a rule that do not exist, and where relevance
+            or a route would reach a token below the last layer that was no target of the
+            attribution.
 
     Across layers the baseline matters: with ``"target_token"`` a token has no part in itself, so
     its relevance leaves it in every layer. Give the flows a self term
@@ -146,16 +150,11 @@ class FlowGraph:
     def edge_counts(self) -> dict[str, int]:
         """Number of edges by kind; an edge that carries nothing is none."""
         return {
-            kind: sum(int(mask.sum()) for mask in map(kept, self.layers))
-            for kind, kept in KINDS.items()
+            name: sum(int(kept(one).sum()) for one in self.layers) for name, kept in KINDS.items()
         }
 
     def edges(self, kind: str) -> Edges:
-        """The edges of one kind, ``"attention"``, ``"mlp"`` or ``"residual"``, as columns.
-
-        Raises:
-            LigError: for another kind.
-        """
+        """The edges of one kind, ``"attention"``, ``"mlp"`` or ``"residual"``, as columns."""
         return edges_of(self.layers, kind)
 
     # --- what moves along it --------------------------------------------------------------------
@@ -182,10 +181,6 @@ class FlowGraph:
             rule: ``"conserve"``, ``"chain"`` or ``"product"``, see :meth:`LayerFlow.compose`.
             absolute: take absolute values of the edges: then every share is between 0 and 1.
             layers: indices of the first and the last layer of a range; None for all.
-
-        Raises:
-            LigError: tokens, layers or a rule that do not exist, or relevance that reaches a token
-                that was no target of the attribution.
         """
         chosen = layer_range(self.layers, layers)
         relevance = self._start(target, start, "target")
@@ -210,10 +205,6 @@ class FlowGraph:
             rule: see :meth:`relevance`.
             absolute: see :meth:`relevance`.
             layers: see :meth:`relevance`.
-
-        Raises:
-            LigError: tokens, layers or a rule that do not exist, or a token that was no target of
-                the attribution in a layer below the last.
         """
         chosen = self._whole(layers)
         return traced_up(chosen, self.tokens, self._start(source, None, "source"), rule, absolute)
@@ -236,10 +227,6 @@ class FlowGraph:
         Returns:
             ``(N, N)``, float64: row ``j`` is what of token ``j`` leaving the last layer comes from
             each token entering the first; all 0 if it was no target of the attribution there.
-
-        Raises:
-            LigError: layers or a rule that do not exist, or a token that was no target of the
-                attribution in a layer below the last.
         """
         product = torch.eye(len(self.tokens), dtype=torch.float64, device=self.positions.device)
         for layer in self._whole(layers):
@@ -267,10 +254,6 @@ class FlowGraph:
             k: how many, 10,000 at most; fewer are returned if fewer carry anything.
             rule: see :meth:`relevance`.
             layers: indices of the first and the last layer; None for all.
-
-        Raises:
-            LigError: tokens, layers or a rule that do not exist, or a token that was no target of
-                the attribution in a layer that a route would go through.
         """
         if whole_number("k", k, 1) > MOST_ROUTES:
             raise LigError(f"k={brief(k)}: at most {MOST_ROUTES:,} routes are looked for.")
@@ -279,8 +262,8 @@ class FlowGraph:
         last = one_token(target, len(self.tokens), "target")
         if not chosen[-1].known[last]:
             raise no_target(chosen[-1], last, self.tokens)
-        shares = [layer.shares(rule, False).cpu() for layer in chosen]
         indices = [layer.index for layer in chosen]
+        shares = [layer.shares(rule, False).cpu() for layer in chosen]
         return routes_between(shares, indices, self.tokens, first, last, k)
 
     # --- less of it -----------------------------------------------------------------------------
@@ -312,9 +295,7 @@ class FlowGraph:
             fraction("threshold", threshold)
         else:
             whole_number("top_k", top_k, 1)
-        layers = [
-            only_strong(layer, layer.shares(rule, False), threshold, top_k) for layer in self.layers
-        ]
+        layers = [only_strong(layer, rule, threshold, top_k) for layer in self.layers]
         return self._with(layers, self.tokens, self.positions)
 
     def subgraph(
@@ -332,9 +313,6 @@ class FlowGraph:
             layers: indices of the first and the last layer; None for all.
             heads: numbers of heads to keep in every layer, or pairs of (layer, head); None for
                 all. Residual edges stay.
-
-        Raises:
-            LigError: tokens, layers or heads that do not exist.
         """
         chosen = layer_range(self.layers, layers)
         if heads is not None:
@@ -388,7 +366,7 @@ class FlowGraph:
         stay what they are in the whole layer, and of an output that no edge reaches any more there
         is none. NaN in a layer that moved nothing.
         """
-        return padded([layer.head_shares()[:, None] for layer in self.layers]).squeeze(-1)
+        return pad_sequence([layer.head_shares() for layer in self.layers], batch_first=True)
 
     def residual_share(self) -> Tensor:
         """``(L,)``: the share of the residual edges in what reached the tokens leaving a layer.

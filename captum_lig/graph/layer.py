@@ -78,22 +78,18 @@ class Part(NamedTuple):
     name: str
     axes: tuple[str, ...]
     """Of head, target and source; targets and sources are the tokens of the graph."""
-    dtype: torch.dtype | None
+    dtype: torch.dtype | None = None
     """None: that of the flow's attributions."""
-    merge: str | None
+    merge: str | None = "sum"
     """What merging tokens to words makes of it: the ``sum`` over the pieces, ``any`` or ``all`` of
     them; None: worked out anew from the edges."""
-    mask: str | None
+    mask: str | None = None
     """Which of ``where``'s masks it is subject to."""
 
 
-def _part(
-    *axes: str,
-    dtype: torch.dtype | None = None,
-    merge: str | None = "sum",
-    mask: str | None = None,
-) -> dict[str, Any]:
-    return {"axes": axes, "dtype": dtype, "merge": merge, "mask": mask}
+def _part(*axes: str, **behaviour: Any) -> dict[str, Any]:
+    """The declaration of a tensor, see :class:`Part`."""
+    return {"axes": axes, **behaviour}
 
 
 _MAPS = _part("head", "target", "source", mask="heads")
@@ -252,11 +248,7 @@ class GraphLayer:
         return Weights(law.edges, share_of(weights, size), stays, size)
 
     def shares(self, rule: str, absolute: bool) -> Shares:
-        """The share of each target that each route carries, see :meth:`weights`.
-
-        Raises:
-            LigError: if the rule is unknown or needs a boundary that is not there.
-        """
+        """The share of each target that each route carries, see :meth:`weights`; errors too."""
         weights = self.weights(rule, absolute)
         edges: Tensor = getattr(self, weights.edges).double()
         heads = (edges.abs() if absolute else edges) * weights.heads[..., None]
@@ -320,26 +312,19 @@ PARTS = {one.name: Part(one.name, **one.metadata) for one in fields(GraphLayer) 
 """The tensors of a layer by name."""
 
 
-def edges_into(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All edges into each kind of node, last axis, float64.
+def sums_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``<kind>_sum`` and ``<kind>_size`` of all edges into each kind of node, float64.
 
-    ``attention (H, N, N)`` into the heads' outputs, ``mlp (N, H + 1)`` and, if the chain is there,
-    ``chain (N, H N + 1)`` into the tokens leaving the layer, residual edges last.
+    ``attention`` edges go into the heads' outputs; those of ``mlp`` and, if it is there, ``chain``
+    into the tokens leaving the layer, together with the residual edges.
     """
     past = tensors["residual"].double()[:, None]
-    found = {
-        "attention": tensors["attention"].double(),
-        "mlp": torch.cat([tensors["mlp"].double(), past], -1),
-    }
+    into = {"attention": tensors["attention"].double()}
+    into["mlp"] = torch.cat([tensors["mlp"].double(), past], -1)
     if "chain" in tensors:
         chain = tensors["chain"].double().transpose(0, 1).flatten(1)
-        found["chain"] = torch.cat([chain, past], -1)
-    return found
-
-
-def sums_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``<kind>_sum`` and ``<kind>_size`` of all edges into each kind of node."""
+        into["chain"] = torch.cat([chain, past], -1)
     sums: dict[str, Tensor] = {}
-    for kind, edges in edges_into(tensors).items():
+    for kind, edges in into.items():
         sums |= {f"{kind}_sum": edges.sum(-1), f"{kind}_size": edges.abs().sum(-1)}
     return sums

@@ -25,16 +25,8 @@ def words_of(
 ) -> tuple[list[int], list[str]]:
     """The word of each token of a graph, in the order they come, and what the words are called.
 
-    Args:
-        tokens: the graph's tokens.
-        positions: their positions in the text as the model got it.
-        word_ids: one entry for each of the graph's tokens, or for each token of the text as the
-            model got it, padding included; see :func:`captum_lig.flow.words.word_groups`.
-        offsets: the same.
-        text: the text, with ``offsets``.
-
-    Raises:
-        LigError: as :func:`~captum_lig.flow.words.word_groups` does, or for too few entries.
+    The words are given as :meth:`FlowGraph.merge_tokens` takes them; a LigError as
+    :func:`~captum_lig.flow.words.word_groups` has, or for too few entries.
     """
     groups = word_groups(word_ids, offsets=offsets, text=text)
     if len(groups) != len(tokens):

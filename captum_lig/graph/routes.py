@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_lig.graph.layer import Shares
 
-__all__ = ["Route", "Step", "routes_between", "strongest_routes"]
+__all__ = ["Route", "Step", "routes_between"]
 
 MOST_ROUTES = 10_000
 """Most routes that are looked for: so many ways are kept for every token and layer."""
@@ -56,51 +56,23 @@ class Route:
 def routes_between(
     layers: Sequence[Shares],
     indices: Sequence[int],
-    tokens: Sequence[str],
+    labels: Sequence[str],
     source: int,
     target: int,
     count: int,
 ) -> list[Route]:
-    """The strongest routes with their names, see :func:`strongest_routes`.
-
-    Args:
-        layers: the shares of consecutive layers, on the CPU.
-        indices: the layers' indices.
-        tokens: what the tokens are called.
-        source: a token entering the first layer.
-        target: a token leaving the last layer.
-        count: how many routes at most.
-    """
-    routes = []
-    for found in strongest_routes(layers, source, target, count):
-        sources = [position for _, position, _ in found] + [target]
-        steps = tuple(
-            Step(index, position, after, head, share)
-            for index, (head, position, share), after in zip(
-                indices, found, sources[1:], strict=True
-            )
-        )
-        share = math.prod(step.share for step in steps)
-        routes.append(Route(share, steps, tuple(tokens[position] for position in sources)))
-    return routes
-
-
-def strongest_routes(
-    layers: Sequence[Shares], source: int, target: int, count: int
-) -> list[list[tuple[int | None, int, float]]]:
-    """The ``count`` routes with the largest absolute product of shares.
+    """The routes with the largest absolute product of shares, strongest first.
 
     For each token and layer the best ``count`` ways to reach it from ``source`` are kept, which
     is exact: a way that is not among them cannot be the beginning of one of the best routes.
 
     Args:
-        layers: the shares of consecutive layers, first layer first.
+        layers: the shares of consecutive layers, first layer first, on the CPU.
+        indices: the layers' indices.
+        labels: what the tokens are called.
         source: a token entering the first layer.
         target: a token leaving the last layer.
         count: how many routes at most; routes that carry nothing are none.
-
-    Returns:
-        Strongest first, each a list, one a layer, of (head or None, source token, signed share).
     """
     tokens = len(layers[0].residual)
     # best[j, r]: log of the r-th best product of the ways from the source to token j.
@@ -114,11 +86,13 @@ def strongest_routes(
         parts = [_best_ways(layer, best, part, count) for part in ends.split(at_once)]
         best = torch.cat([scores for scores, _ in parts])
         choices.append(_Choice(*(torch.cat(t) for t in zip(*(c for _, c in parts), strict=True))))
-    return [
-        _walk_back(layers, choices, target, rank)
-        for rank in range(best.shape[1])
-        if torch.isfinite(best[0, rank])
-    ]
+    routes = []
+    for rank in torch.isfinite(best[0]).nonzero().flatten().tolist():
+        steps = _walk_back(layers, indices, choices, target, rank)
+        visited = [source, *(step.target for step in steps)]
+        share = math.prod(step.share for step in steps)
+        routes.append(Route(share, steps, tuple(labels[token] for token in visited)))
+    return routes
 
 
 class _Choice(NamedTuple):
@@ -162,13 +136,17 @@ def _edges_into(layer: Shares, ends: Tensor, count: int) -> tuple[Tensor, Tensor
 
 
 def _walk_back(
-    layers: Sequence[Shares], choices: list[_Choice], target: int, rank: int
-) -> list[tuple[int | None, int, float]]:
-    steps: list[tuple[int | None, int, float]] = []
+    layers: Sequence[Shares],
+    indices: Sequence[int],
+    choices: Sequence[_Choice],
+    target: int,
+    rank: int,
+) -> tuple[Step, ...]:
+    steps: list[Step] = []
     token, row = target, 0  # the last layer was worked out for the target alone
-    for layer, (sources, heads, ranks) in zip(reversed(layers), reversed(choices), strict=True):
-        source, head, rank = (int(part[row, rank]) for part in (sources, heads, ranks))
+    for index, layer, choice in list(zip(indices, layers, choices, strict=True))[::-1]:
+        source, head, rank = (int(part[row, rank]) for part in choice)
         share = layer.residual[token] if head < 0 else layer.heads[head, token, source]
-        steps.append((None if head < 0 else head, source, float(share)))
+        steps.append(Step(index, source, token, None if head < 0 else head, float(share)))
         token = row = source
-    return steps[::-1]
+    return tuple(steps[::-1])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from captum_lig._arguments import brief, whole_number
 from captum_lig.errors import LigError
@@ -77,15 +78,6 @@ class Trace:
         return [(self.labels[int(i)], int(i), float(row[i])) for i in order]
 
 
-def padded(heads: Sequence[Tensor]) -> Tensor:
-    """Stack ``(H, N)`` tensors with zeros for heads that a layer does not have."""
-    most = max(len(part) for part in heads)
-    stacked = heads[0].new_zeros(len(heads), most, heads[0].shape[-1])
-    for layer, part in enumerate(heads):
-        stacked[layer, : len(part)] = part
-    return torch.as_tensor(stacked)
-
-
 def traced_down(
     layers: Sequence[GraphLayer],
     labels: Sequence[str],
@@ -137,6 +129,6 @@ def _trace(
         layers=tuple(layer.index for layer in layers),
         labels=tuple(labels),
         tokens=torch.stack(rows),
-        heads=padded(heads),
+        heads=pad_sequence(heads, batch_first=True),
         residual=torch.stack(residuals),
     )

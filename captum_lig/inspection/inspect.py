@@ -70,17 +70,17 @@ def inspect_model(
             seen = int(calls[0].valid[0].sum()) if calls else None
     except Exception as error:  # an unknown model may raise anything
         unreachable = _sentence(error)
-    tokens = blocks[0].tokens if blocks else None
     if seen is not None and seen < 2:
         raise LigError("the text has one token, which attends to itself alone: give a longer text.")
     return ModelReport(
         class_name=type(model).__name__,
         parameters=_size(model),
         dtype=", ".join(sorted({_dtype(p.dtype) for p in model.parameters()})),
-        tokens=tokens,
+        tokens=blocks[0].tokens if blocks else None,
         module_lists=_module_lists(elements(model), {block.name for block in blocks}),
         blocks=blocks,
         unreachable=unreachable,
+        left_out=tuple(finder.left_out),
     )
 
 
@@ -127,11 +127,10 @@ def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
                 not_supported="no attention was reached in it, so it has no attention and mlp "
                 "boundaries.",
             )
-        attention = _attention(cut, kept, attended)
         structure = inspect_structure(cut, cut.epsilons, len(kept))
         report = replace(
             report,
-            attention=attention,
+            attention=_attention(cut, kept, attended),
             norm=structure.norm,
             keys_know_position=structure.keys_know_position,
             values_know_position=structure.values_know_position,
@@ -167,35 +166,25 @@ def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
 
 def _attention(cut: SplitBlock, kept: Tensor, attended: Tensor) -> AttentionReport:
     """What a block's attention function gets, as far as it can be seen."""
-    found = AttentionReport(
-        site=cut.call.site,
-        heads=cut.heads,
-        value_width=attended.shape[-1],
-        arguments=_arguments(cut),
-    )
-    if not cut.opens:
-        return found
-    q, k, _ = cut.pre(cut.z[None])
-    kind, reach, bias = mask_kind(None if cut.mask is None else cut.mask[:, kept][..., kept])
-    return replace(
-        found,
-        key_value_heads=k.shape[1],
-        head_width=q.shape[-1],
-        scaling=float(cut.scaling),
-        mask=kind,
-        reach=reach,
-        bias=bias,
-    )
-
-
-def _arguments(cut: SplitBlock) -> dict[str, str]:
-    """What makes the row function another one than the softmax."""
-    arguments = {}
+    arguments = {}  # what makes the row function another one than the softmax
     if cut.softcap is not None:
         arguments["softcap"] = f"{cut.softcap:g}"
     if cut.sinks is not None:
         arguments["sinks"] = f"{len(cut.sinks)}, one a head"
-    return arguments
+    seen: dict[str, Any] = {}
+    if cut.opens:
+        q, k, _ = cut.pre(cut.z[None])
+        mask = None if cut.mask is None else cut.mask[:, kept][..., kept]
+        seen = dict(zip(("mask", "reach", "bias"), mask_kind(mask), strict=True))
+        seen |= {"key_value_heads": k.shape[1], "head_width": q.shape[-1]}
+        seen["scaling"] = float(cut.scaling)
+    return AttentionReport(
+        site=cut.call.site,
+        heads=cut.heads,
+        value_width=attended.shape[-1],
+        arguments=arguments,
+        **seen,
+    )
 
 
 def mask_kind(mask: Tensor | None) -> tuple[str, int | None, bool]:

@@ -1,32 +1,11 @@
 """The classes that :func:`captum_lig.inspect_model` fills in.
 
-**JSON** of :meth:`ModelReport.to_json`, ``"format": "captum_lig.model"``, ``"version": 1``::
+**JSON** of :meth:`ModelReport.to_json`, ``"format": "captum_lig.model"``, ``"version": 1``: the
+fields below under their names, with ``class`` for ``class_name`` and, of the model, a list
+``not_supported`` for ``unreachable``; it is empty if everything can be attributed.
 
-    {
-      "format": "captum_lig.model", "version": 1,
-      "name": "all-MiniLM-L6-v2", "class": "BertModel", "text": "...", "tokens": 12,
-      "parameters": 22713216, "dtype": "float32",
-      "not_supported": [],                                  sentences; empty: everything is
-      "module_lists": [{"name": "encoder.layer", "class": "BertLayer", "count": 6, "reached": 6}],
-      "blocks": [{
-        "index": 0, "name": "encoder.layer.0", "class": "BertLayer",
-        "parameters": 1774464, "tokens": 12, "width": 384, "dtype": "float32",
-        "boundaries": ["attention", "mlp", "layer", "influence"], "not_supported": null,
-        "attention": {
-          "site": "interface", "heads": 12, "value_width": 32,
-          "key_value_heads": 12, "head_width": 32,
-          "scaling": 0.176..., "mask": "full", "reach": null, "bias": false,
-          "arguments": {"softcap": "50"}
-        },
-        "norm": {"kind": "identity", "eps": 0.0},
-        "keys_know_position": false, "values_know_position": false,
-        "paths": {"zero": "closed_form", "target_token": "closed_form"},
-        "forward_error": {"attention": 1.2e-07, "block": 2.3e-07}
-      }, ...]
-    }
-
-The names are the fields of the classes below. What was not found out, because the block could
-not be looked at so far, is null; ``norm`` is null also where no closed form reproduces the keys.
+What was not found out, because the block could not be looked at so far, is null; ``norm`` is null
+also where no closed form reproduces the keys, and so is an error that is not finite.
 """
 
 from __future__ import annotations
@@ -37,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from captum_lig.io.codec import writing
 from captum_lig.paths.norm import Norm
 
 __all__ = ["FORMAT", "VERSION", "AttentionReport", "BlockReport", "ModelReport", "ModuleList"]
@@ -106,17 +86,6 @@ class BlockReport:
     ``attention``, our attention arithmetic at the ends of both paths against the model's;
     ``block``, the block's output when it is fed its attention output."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The block in JSON's types."""
-        errors: dict[str, float | None] | None = None
-        if self.forward_error is not None:
-            errors = {
-                name: error if math.isfinite(error) else None
-                for name, error in self.forward_error.items()
-            }
-        found = {"boundaries": list(self.boundaries), "forward_error": errors}
-        return {**_renamed(asdict(self)), **found}
-
 
 @dataclass(frozen=True)
 class ModuleList:
@@ -147,6 +116,8 @@ class ModelReport:
     """In the order they ran."""
     unreachable: str | None = None
     """Why no block could be looked at, in a sentence; None if some were."""
+    left_out: tuple[str, ...] = ()
+    """Stacks of modules that may be blocks too and that ``layer=None`` leaves out, and why."""
     name: str = ""
     """What the user calls the model."""
     text: str = ""
@@ -160,39 +131,39 @@ class ModelReport:
     @property
     def of_the_model(self) -> tuple[str, ...]:
         """Those of :attr:`not_supported` that are not about a block."""
-        found = () if self.unreachable is None else (self.unreachable,)
-        return found + tuple(
+        found = [] if self.unreachable is None else [self.unreachable]
+        found += self.left_out
+        found += (
             f"{some.count - some.reached} of the {some.count} modules in {some.name!r} "
             f"({some.class_name}) were not reached as blocks: they do not map tokens to tokens, or "
             "did not run on this text."
             for some in self.module_lists
             if 0 < some.reached < some.count
         )
+        return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
         """The report in JSON's types, as described at the top of this module."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "name": self.name,
-            "class": self.class_name,
-            "text": self.text,
-            "tokens": self.tokens,
-            "parameters": self.parameters,
-            "dtype": self.dtype,
-            "not_supported": list(self.not_supported),
-            "module_lists": [_renamed(asdict(found)) for found in self.module_lists],
-            "blocks": [block.to_json() for block in self.blocks],
-        }
+        found = asdict(self, dict_factory=_in_json)
+        del found["unreachable"]
+        found["not_supported"] = list(self.not_supported)
+        return {"format": FORMAT, "version": VERSION, "name": self.name, **found}
 
     def save(self, path: str | Path) -> None:
         """Write the report as JSON; missing folders are made."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         document = json.dumps(self.to_json(), indent=2, allow_nan=False)
-        path.write_text(document + "\n", encoding="utf-8")
+        with writing(Path(path)) as beside:
+            beside.write_text(document + "\n", encoding="utf-8")
 
 
-def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
-    """``class_name`` as ``class``, which Python does not allow as a field's name."""
-    return {name.removesuffix("_name"): value for name, value in fields.items()}
+def _in_json(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of one dataclass; ``class_name`` is ``class``, which Python has no field for."""
+
+    def value(given: Any) -> Any:
+        if isinstance(given, dict):
+            return {name: value(one) for name, one in given.items()}
+        if isinstance(given, float) and not math.isfinite(given):
+            return None
+        return list(given) if isinstance(given, tuple) else given
+
+    return {name.removesuffix("_name"): value(one) for name, one in fields}

@@ -99,13 +99,6 @@ class Document:
     head: Section
     layers: list[Section]
 
-    def tensors(self) -> Iterator[tuple[str, Axed]]:
-        """All tensors by key."""
-        yield from self.head.tensors.items()
-        for position, layer in enumerate(self.layers):
-            for name, axed in layer.tensors.items():
-                yield f"layers.{position}.{name}", axed
-
 
 def save_document(document: Document, path: Path, kind: str) -> Path:
     """Write a document; the path's suffix, ``.json`` or ``.safetensors``, says how.
@@ -183,12 +176,10 @@ def damaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (
-        LigError,
         ArithmeticError,
         AttributeError,
         LookupError,
         MemoryError,
-        RecursionError,
         RuntimeError,
         TypeError,
         ValueError,
@@ -197,15 +188,11 @@ def damaged(path: Path) -> Iterator[None]:
         raise LigError(f"{str(path)!r} is damaged: save it again ({reason}).") from error
 
 
-def check_suffix(path: Path) -> str:
-    """The suffix of a file.
-
-    Raises:
-        LigError: if it is of no known format.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in (".json", ".safetensors"):
-        raise LigError(f"{str(path)!r} has no known suffix: use one of .json, .safetensors.")
+def check_suffix(path: Path, *others: str) -> str:
+    """The suffix of a file; a LigError if it is neither of the codec's nor of the others."""
+    suffix, known = path.suffix.lower(), (".json", ".safetensors", *others)
+    if suffix not in known:
+        raise LigError(f"{str(path)!r} has no known suffix: use one of {', '.join(known)}.")
     return suffix
 
 
@@ -236,11 +223,7 @@ def warn_if_large(path: Path, size: float) -> None:
 
 
 def take(about: Mapping[str, Any], name: str, *types: type) -> Any:
-    """A fact of one of the given types; None where ``type(None)`` is among them.
-
-    Raises:
-        LigError: if it is not there, or of another type.
-    """
+    """A fact of one of the given types, ``type(None)`` for None; a LigError if there is none."""
     value = about.get(name)
     right = (*types, int) if float in types else types
     if name not in about or not isinstance(value, right) or isinstance(value, bool):
@@ -301,8 +284,8 @@ def _tensor(axed: Axed, key: str, arrays: dict[str, Tensor] | None) -> dict[str,
 def _size(document: Document, suffix: str) -> float:
     """About how many bytes the file will take."""
     size = 0.0
-    for _, axed in document.tensors():
-        values = axed.tensor
+    sections = (document.head, *document.layers)
+    for values in (axed.tensor for one in sections for axed in one.tensors.values()):
         index = _sparse(values)
         count = values.numel() if index is None else len(index)
         if suffix == ".json":
@@ -310,7 +293,7 @@ def _size(document: Document, suffix: str) -> float:
             full = count if index is not None else int((values != 0).sum())
             size += 22 * full + 5 * (count - full) + (0 if index is None else 10 * count)
         else:
-            size += count * (values.element_size() + (0 if index is None else index.element_size()))
+            size += count * values.element_size() + (0 if index is None else index.nbytes)
     return size
 
 
@@ -348,11 +331,7 @@ def _decoded(content: dict[str, Any], arrays: dict[str, Tensor] | None) -> Docum
 
 
 def _axed(key: str, about: Any, arrays: dict[str, Tensor] | None) -> Axed:
-    """One tensor, checked; it is taken out of ``arrays``.
-
-    Raises:
-        LigError: if something does not fit.
-    """
+    """One tensor, taken out of ``arrays``; a LigError if something does not fit."""
     if not isinstance(about, dict):
         raise LigError(f"tensor {key!r} is {brief(about)}, and should be an object")
     axes, shape = take(about, "axes", list), take(about, "shape", list)

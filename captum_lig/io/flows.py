@@ -24,7 +24,6 @@ from captum_lig.io.codec import (
     Axed,
     Document,
     Section,
-    check_suffix,
     damaged,
     load_document,
     save_document,
@@ -47,15 +46,12 @@ FACTS: dict[str, tuple[type, ...]] = {
 
 
 def save_flows(explanation: Explanation, path: str | Path) -> Path:
-    """Write an explanation to a ``.json`` or ``.safetensors`` file.
+    """Write an explanation to a ``.json`` or ``.safetensors`` file, and return its path.
 
     Args:
         explanation: flows with their tokens.
         path: the suffix says which format. Missing folders are made; a file of more than 100 MB is
             warned of first.
-
-    Returns:
-        The path.
 
     Raises:
         LigError: if the suffix is another one, if two flows have the same layer index, or if there
@@ -63,17 +59,11 @@ def save_flows(explanation: Explanation, path: str | Path) -> Path:
         OSError: if the file cannot be written.
     """
     path = Path(path)
-    check_suffix(path)
     _check_flows(explanation)
-    head = {
-        "model": explanation.model,
-        "text": explanation.text,
-        "tokens": list(explanation.tokens),
-        "settings": explanation.settings,
-    }
-    return save_document(
-        Document(Section(head), [_section(flow) for flow in explanation.flows]), path, FORMAT
-    )
+    head = {name: getattr(explanation, name) for name in ("model", "text", "settings")}
+    head["tokens"] = list(explanation.tokens)
+    layers = [_section(flow) for flow in explanation.flows]
+    return save_document(Document(Section(head), layers), path, FORMAT)
 
 
 def load_flows(path: str | Path) -> Explanation:

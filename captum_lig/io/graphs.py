@@ -25,50 +25,49 @@ from captum_lig.errors import LigError
 from captum_lig.flow.axes import FIELDS, check_shape, field_of
 from captum_lig.graph.flow_graph import FlowGraph
 from captum_lig.graph.layer import PARTS, GraphLayer
-from captum_lig.io.codec import Axed, Document, Section, damaged, load_document, save_document, take
+from captum_lig.io.codec import (
+    Axed,
+    Document,
+    Section,
+    check_suffix,
+    damaged,
+    load_document,
+    save_document,
+    take,
+)
+from captum_lig.io.flows import FACTS
 from captum_lig.io.networkx import write_graphml
 
 __all__ = ["FORMAT", "load_graph", "save_graph"]
 
 FORMAT = "captum_lig.graph"
 _ERROR = "error."
+_FACTS = ("name", "index", "tolerance")
 
 
 def save_graph(graph: FlowGraph, path: str | Path) -> Path:
-    """Write a graph to a ``.json``, ``.safetensors`` or ``.graphml`` file.
+    """Write a graph to a ``.json``, ``.safetensors`` or ``.graphml`` file, and return its path.
 
     Args:
         graph: the graph.
         path: the suffix says which format. Missing folders are made; a file of more than 100 MB is
             warned of first.
 
-    Returns:
-        The path.
-
     Raises:
         LigError: if the suffix is another one, or networkx is not installed (GraphML).
         OSError: if the file cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() == ".graphml":
+    if check_suffix(path, ".graphml") == ".graphml":
         write_graphml(graph, path, FORMAT)
         return path
-    if path.suffix.lower() not in (".json", ".safetensors"):
-        raise LigError(
-            f"{str(path)!r} has no known suffix: use one of .json, .safetensors, .graphml."
-        )
-    head = {
-        "scalarization": graph.scalarization,
-        "baseline": graph.baseline,
-        "tokens": graph.tokens,
-    }
+    head = {name: getattr(graph, name) for name in ("scalarization", "baseline", "tokens")}
     layers = []
     for layer in graph.layers:
         tensors = {part.name: Axed(value, part.axes) for part, value in layer.parts()}
         for name, errors in layer.errors.items():
             tensors[_ERROR + name] = Axed(errors, _error_axes(name))
-        about = {"name": layer.name, "index": layer.index, "tolerance": layer.tolerance}
-        layers.append(Section(about, tensors))
+        layers.append(Section({name: getattr(layer, name) for name in _FACTS}, tensors))
     positions = {"positions": Axed(graph.positions, ("token",))}
     return save_document(Document(Section(head, positions), layers), path, FORMAT)
 
@@ -87,10 +86,9 @@ def load_graph(path: str | Path) -> FlowGraph:
             "graph as .json or .safetensors too, and load that."
         )
     document = load_document(path, FORMAT, "graph")
-    for layer in document.layers:
-        for name in layer.tensors:
-            if name.startswith(_ERROR):
-                field_of(name.removeprefix(_ERROR))
+    for name in {name for layer in document.layers for name in layer.tensors}:
+        if name.startswith(_ERROR):
+            field_of(name.removeprefix(_ERROR))
     about = document.head.about
     with damaged(path):
         tokens = take(about, "tokens", list)
@@ -108,13 +106,8 @@ def load_graph(path: str | Path) -> FlowGraph:
         indices = [layer.index for layer in layers]
         if not indices or indices != list(range(indices[0], indices[0] + len(indices))):
             raise LigError(f"layers {indices} do not follow each other")
-        return FlowGraph.of_layers(
-            layers,
-            tokens,
-            positions,
-            take(about, "scalarization", str),
-            take(about, "baseline", str),
-        )
+        facts = (take(about, name, str) for name in ("scalarization", "baseline"))
+        return FlowGraph.of_layers(layers, tokens, positions, *facts)
 
 
 def _error_axes(name: str) -> tuple[str, ...]:
@@ -123,21 +116,18 @@ def _error_axes(name: str) -> tuple[str, ...]:
 
 
 def _layer(section: Section, tokens: int) -> GraphLayer:
-    given = {name: axed.tensor for name, axed in section.tensors.items()}
-    attention = given["attention"]
+    attention = section.tensors["attention"].tensor
     sizes = {"target": tokens, "source": tokens, "head": len(attention)}
     tensors: dict[str, Any] = {}
     errors: dict[str, Tensor] = {}
     for name, axed in section.tensors.items():
-        field = name.removeprefix(_ERROR)
         if name.startswith(_ERROR):
-            # Another boundary may have other heads.
-            sized = {"target": tokens}
-            axes, dtype, errors[field] = _error_axes(field), torch.float64, axed.tensor
+            field, dtype = name.removeprefix(_ERROR), torch.float64
+            axes, errors[field] = _error_axes(field), axed.tensor
+            sized = {"target": tokens}  # another boundary may have other heads
         else:
-            part = PARTS[name]
-            axes, dtype, sized = part.axes, part.dtype or attention.dtype, sizes
-            tensors[name] = axed.tensor
+            axes, dtype = PARTS[name].axes, PARTS[name].dtype or attention.dtype
+            tensors[name], sized = axed.tensor, sizes
         if axed.axes != axes or axed.tensor.dtype != dtype:
             raise LigError(
                 f"tensor {name!r} is of {axed.tensor.dtype} with the axes {axed.axes}, and {dtype} "
@@ -150,10 +140,5 @@ def _layer(section: Section, tokens: int) -> GraphLayer:
         raise LigError("the chain is not there with its sums")
     if len({name in tensors for name in ("direct", "direct_total")}) > 1:
         raise LigError("the direct map is not there with its totals")
-    about = section.about
-    facts: dict[str, Any] = {
-        "name": take(about, "name", str),
-        "index": take(about, "index", int),
-        "tolerance": take(about, "tolerance", float, type(None)),
-    }
+    facts: dict[str, Any] = {name: take(section.about, name, *FACTS[name]) for name in _FACTS}
     return GraphLayer(**facts, **tensors, errors=errors)

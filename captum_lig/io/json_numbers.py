@@ -1,4 +1,7 @@
-"""Numbers of tensors in JSON: the same bits come back, of what is not finite too."""
+"""Numbers of tensors in JSON: the same bits come back, of what is not finite too.
+
+Reading raises a LigError for numbers that are nested in another way or are not of their dtype.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ NAMES = {dtype: name for name, (dtype, _) in DTYPES.items()}
 
 def numbers_to_json(values: Tensor) -> Any:
     """Numbers in lists, nested as the tensor's shape."""
-    return _nested(_numbers(values.flatten()), values.shape)
+    flat = numpy.array(_numbers(values.flatten()), dtype=object)
+    return flat.reshape(tuple(values.shape)).tolist()
 
 
 def _numbers(values: Tensor) -> list[Any]:
@@ -49,21 +53,8 @@ def _numbers(values: Tensor) -> list[Any]:
     return found
 
 
-def _nested(flat: list[Any], shape: tuple[int, ...]) -> Any:
-    if not shape:
-        return flat[0]
-    if len(shape) == 1:
-        return flat
-    step = math.prod(shape[1:])
-    return [_nested(flat[n * step : (n + 1) * step], shape[1:]) for n in range(shape[0])]
-
-
 def numbers_from_json(key: str, values: Any, shape: tuple[int, ...] | None, name: str) -> Tensor:
-    """Numbers of JSON: nested as ``shape`` says, or None: flat.
-
-    Raises:
-        LigError: if they are nested in another way, or are not numbers of that dtype.
-    """
+    """Numbers of JSON: nested as ``shape`` says, or None: flat."""
     dtype, bits = DTYPES[name]
     flat = values if shape is None else _flat(key, values, shape)
     if not isinstance(flat, list):
@@ -104,11 +95,7 @@ def _flat(key: str, values: Any, shape: tuple[int, ...]) -> list[Any]:
 
 
 def indices_from_json(key: str, values: Any) -> Tensor:
-    """Whole numbers, flat.
-
-    Raises:
-        LigError: if they are not.
-    """
+    """Whole numbers, flat."""
     found = numpy.array(values)
     if not isinstance(values, list) or (found.size and found.dtype != numpy.int64):
         raise LigError(f"tensor {key!r} has positions that are no whole numbers")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from captum_lig.errors import LigError
 from captum_lig.flow.composition import share_of
@@ -82,40 +84,39 @@ def to_networkx(graph: FlowGraph) -> networkx.DiGraph[Any]:
     return result
 
 
-def _edges_of_attention(layer: GraphLayer) -> Any:
+def _edges_of_attention(layer: GraphLayer) -> Tensor:
     mask = stored(layer.attention)
     return mask if layer.chain is None else mask | stored(layer.chain)
 
 
 def _edges(layer: GraphLayer) -> Iterator[Edge]:
+    """The edges of each kind: where they are, their shares, and between which nodes they run."""
     index, above = layer.index, layer.index + 1
-    mask = _edges_of_attention(layer)
-    value = layer.attention.double()
-    columns = {"value": layer.attention[mask].tolist()}
-    columns["share"] = share_of(value, layer.attention_sum[..., None])[mask].tolist()
-    if layer.chain is not None:
-        columns["chain"] = layer.chain[mask].tolist()
-    for (head, target, source), about in _rows("attention", mask, columns):
-        yield (index, "z", None, source), (index, "u", head, target), about
-    mask = stored(layer.mlp) & _edges_of_attention(layer).any(-1).T
-    share = share_of(layer.mlp.double(), layer.mlp_sum[:, None])
-    columns = {"value": layer.mlp[mask].tolist(), "share": share[mask].tolist()}
-    for (target, head), about in _rows("mlp", mask, columns):
-        yield (index, "u", head, target), (above, "z", None, target), about
-    mask = stored(layer.residual) | layer.stays
-    share = layer.weights("conserve").residual
-    columns = {"value": layer.residual[mask].tolist(), "share": share[mask].tolist()}
-    for (token,), about in _rows("residual", mask, columns):
-        yield (index, "z", None, token), (above, "z", None, token), about
-
-
-def _rows(
-    kind: str, mask: Any, columns: dict[str, list[float]]
-) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Where the edges are, and what they have."""
-    values = zip(*columns.values(), strict=True)
-    for where, row in zip(mask.nonzero().tolist(), values, strict=True):
-        yield where, {"kind": kind, **dict(zip(columns, row, strict=True))}
+    heads = _edges_of_attention(layer)
+    kinds: dict[str, tuple[Tensor, Tensor, Callable[..., tuple[Node, Node]]]] = {
+        "attention": (
+            heads,
+            share_of(layer.attention.double(), layer.attention_sum[..., None]),
+            lambda head, target, source: ((index, "z", None, source), (index, "u", head, target)),
+        ),
+        "mlp": (
+            stored(layer.mlp) & heads.any(-1).T,
+            share_of(layer.mlp.double(), layer.mlp_sum[:, None]),
+            lambda target, head: ((index, "u", head, target), (above, "z", None, target)),
+        ),
+        "residual": (
+            stored(layer.residual) | layer.stays,
+            layer.weights("conserve").residual,
+            lambda token: ((index, "z", None, token), (above, "z", None, token)),
+        ),
+    }
+    for kind, (mask, share, ends) in kinds.items():
+        columns = {"value": getattr(layer, kind)[mask].tolist(), "share": share[mask].tolist()}
+        if kind == "attention" and layer.chain is not None:
+            columns["chain"] = layer.chain[mask].tolist()
+        values = zip(*columns.values(), strict=True)
+        for where, row in zip(mask.nonzero().tolist(), values, strict=True):
+            yield *ends(*where), {"kind": kind, **dict(zip(columns, row, strict=True))}
 
 
 def write_graphml(graph: FlowGraph, path: Path, kind: str) -> None:

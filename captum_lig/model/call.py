@@ -208,6 +208,7 @@ class BlockCall:
                 return value.repeat(len(z), 1, 1)  # one for each head, texts first
             return value
 
+        z = z.contiguous()  # as in the model, whose code may say z.view()
         args, kwargs = self.args, self.kwargs
         if self.spread == "repeated":
             args = tuple(_mapped(value, spread) for value in args)
@@ -229,9 +230,11 @@ class BlockCall:
     def in_dtype(self, dtype: torch.dtype) -> BlockCall:
         """The same call of a copy of the block in another precision; the model is untouched.
 
-        Its output is what the copy gives for the residual stream that the model had.
+        Its output is what the copy gives for the residual stream that the model had. A block that
+        was made in inference mode is copied anyway, its tensors take no part in gradients.
         """
-        if self.hidden.dtype == dtype:
+        inference = any(p.is_inference() for p in self.module.parameters())
+        if self.hidden.dtype == dtype and not inference:
             return self
         if any(p.is_meta for p in self.module.parameters()):
             raise LigError(
@@ -240,6 +243,8 @@ class BlockCall:
             )
 
         def cast(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.is_inference():
+                value = value.clone()
             floating = isinstance(value, Tensor) and value.is_floating_point()
             return _widened(value, dtype) if floating else value
 

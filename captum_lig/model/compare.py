@@ -34,7 +34,9 @@ def sizes(x: Tensor, among: Tensor | None = None) -> Tensor:
     usual = (among - center).abs().nanmedian(0).values
     apart = (x - center).abs()
     of_token = _some(apart, 1).nanmedian(1, keepdim=True).values
-    return apart.maximum(usual).maximum(of_token)
+    # Where tokens repeat they do not differ at all: a tenth of a token's usual entry is something.
+    entry = _some(x.abs(), 1).nanmedian(1, keepdim=True).values / 10
+    return apart.maximum(usual).maximum(of_token).maximum(entry)
 
 
 def _some(x: Tensor, dim: int) -> Tensor:

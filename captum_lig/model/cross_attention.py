@@ -20,6 +20,7 @@ from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, allowed, handle_with, read_sources
 from captum_lig.model.call import BlockCall, place_of_hidden
 from captum_lig.model.compare import deviation, nearly_equal
+from captum_lig.model.hooks import stoppable
 from captum_lig.model.sdpa import use_sdpa
 from captum_lig.model.split import epsilons
 
@@ -164,10 +165,6 @@ class SplitCrossAttention:
             yield _attention_calls(self.call, z, instead, self.cross.turn)[-1]
 
 
-class _Reached(Exception):
-    """Stops a block once its attention call is known."""
-
-
 def _attention_calls(
     call: BlockCall,
     z: Tensor,
@@ -177,18 +174,17 @@ def _attention_calls(
     """The attention calls of a block on ``z (N, T, D)``, all of them or up to one."""
     seen: list[AttentionCall] = []
 
-    def note(attention: AttentionCall) -> Tensor:
-        seen.append(attention)
-        if len(seen) - 1 == last:
-            raise _Reached
-        return attention.eager()
+    with stoppable() as stop:
 
-    with use_sdpa(), handle_with(note):
-        try:
+        def note(attention: AttentionCall) -> Tensor:
+            seen.append(attention)
+            if len(seen) - 1 == last:
+                stop()
+            return attention.eager()
+
+        with use_sdpa(), handle_with(note):
             call.on(z, instead)
-        except _Reached:
-            return seen
-    if last is not None:
+    if last is not None and len(seen) <= last:
         raise LigError(
             f"{call.describe()} did not reach its cross-attention when called again: leave 'cross' "
             "out of boundaries."

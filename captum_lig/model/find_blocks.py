@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, handle_with
 from captum_lig.model.call import Attention, BlockCall, first_tensor, hidden_of
+from captum_lig.model.hooks import hooked
 from captum_lig.model.sdpa import use_sdpa
 
 __all__ = ["elements", "record_blocks"]
@@ -73,7 +74,7 @@ def _elements(model: nn.Module) -> list[_Element]:
 
 def record_blocks(
     model: nn.Module, run: Callable[[], Any], named: dict[str, nn.Module]
-) -> list[BlockCall]:
+) -> tuple[list[BlockCall], list[str]]:
     """Run the model and keep what each block was called with and gave.
 
     Blocks are the outermost elements of the model's lists that attend; an element that holds two
@@ -87,7 +88,8 @@ def record_blocks(
         named: modules that the caller named, blocks if they can be, by name.
 
     Returns:
-        One :class:`BlockCall` for each run of a block, in the order they ran.
+        One :class:`BlockCall` for each run of a block, in the order they ran; and, a sentence
+        each, lists that may be blocks too and were not taken.
 
     Raises:
         LigError: if there is no block.
@@ -110,7 +112,8 @@ def record_blocks(
             "scaled_dot_product_attention). Name its blocks in layer=[...], or describe one with "
             "captum_lig.Block."
         )
-    return [_call_of(model, index, block, blocks) for index, block in enumerate(blocks)]
+    calls = [_call_of(model, index, block, blocks) for index, block in enumerate(blocks)]
+    return calls, _left_out(runs, blocks)
 
 
 def _runs(
@@ -123,12 +126,9 @@ def _runs(
     finished: list[_Run] = []
     running: list[_Run] = []
 
-    def enter_as(element: _Element) -> Callable[..., None]:
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            depth = sum(outer.element.container is not None for outer in running)
-            running.append(_Run(element, args, kwargs, depth))
-
-        return enter
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        depth = sum(outer.element.container is not None for outer in running)
+        running.append(_Run(chosen[module], args, kwargs, depth))
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         done = running.pop()
@@ -148,20 +148,11 @@ def _runs(
             open_run.attention.append(Attention.of(call))
         return call.eager()
 
-    handles = []
-    chosen = {id(module): _Element(name, module, None) for name, module in named.items()}
+    chosen = {module: _Element(name, module, None) for name, module in named.items()}
     for element in watched:
-        chosen.setdefault(id(element.module), element)
-    try:
-        for element in chosen.values():
-            module = element.module
-            handles.append(module.register_forward_pre_hook(enter_as(element), with_kwargs=True))
-            handles.append(module.register_forward_hook(leave, with_kwargs=True))
-        with torch.no_grad(), use_sdpa(), handle_with(note):
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+        chosen.setdefault(element.module, element)
+    with hooked(chosen, enter=enter, leave=leave), torch.no_grad(), use_sdpa(), handle_with(note):
+        run()
     return finished
 
 
@@ -187,17 +178,43 @@ def _blocks(runs: list[_Run]) -> list[_Run]:
     return [run for run in runs if run in own or (run in found and is_sibling(run))]
 
 
+def _left_out(runs: list[_Run], blocks: list[_Run]) -> list[str]:
+    """What to say of stacks of one class that were not taken for blocks."""
+    others = [run for run in runs if run.element.container is not None and run not in blocks]
+    taken = sorted({run.element.name.rpartition(".")[0] for run in blocks})
+    attend = any(run.attention for run in blocks)
+    scripted = {
+        run.element.name: f"{run.element.name!r} was traced or scripted by torch.jit, and is not "
+        "attributed: its attention cannot be reached. Put the module there that it was made of."
+        for run in others
+        if any(isinstance(m, torch.jit.ScriptModule) for m in run.element.module.modules())
+    }
+    why = "they reach no attention" if attend else "no module of the model reaches attention"
+    return list(scripted.values()) + [
+        f"the {len(chain)} modules in {chain[0].element.name.rpartition('.')[0]!r} "
+        f"({type(chain[0].element.module).__name__}) are not attributed beside those in "
+        f"{', '.join(map(repr, taken))}, though they map tokens to tokens: {why} "
+        "at transformers' interface or torch's scaled_dot_product_attention. Name them in "
+        "layer=[...] to attribute them."
+        for chain in _chains([run for run in others if run.is_map_of_tokens])
+        if len(chain) > 1 and len({type(run.element.module) for run in chain}) == 1
+    ]
+
+
 def _longest_chain(runs: list[_Run]) -> list[_Run]:
-    """The longest list whose elements, one after another, take what the one before gave."""
+    return max(_chains(runs), key=len, default=[])
+
+
+def _chains(runs: list[_Run]) -> list[list[_Run]]:
+    """The lists whose elements, one after another, take what the one before gave."""
     by_list: dict[int, list[_Run]] = {}
     for run in runs:
         by_list.setdefault(id(run.element.container), []).append(run)
-    chains = [
+    return [
         chain
         for chain in by_list.values()
         if all(_is_next(first, second) for first, second in pairwise(chain))
     ]
-    return max(chains, key=len, default=[])
 
 
 def _is_next(first: _Run, second: _Run) -> bool:

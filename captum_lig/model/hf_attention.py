@@ -12,21 +12,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from captum_lig.model.attention_call import AttentionCall, added, current_handler, lowest
+from captum_lig.model.hooks import only_here
 
 __all__ = ["use_interface"]
 
 NAME = "captum_lig"
 
-IMPLEMENTATIONS = {
-    "_attn_implementation_internal": NAME,
-    "_experts_implementation_internal": "eager",
-}
-"""What the configs say of attention and of experts while we watch."""
+IMPLEMENTATIONS = {"_attn_implementation": NAME, "_experts_implementation": "eager"}
+"""What the configs say of attention and of experts to calls made from inside."""
 
 SINKS = ("s_aux", "sinks")
 """Names under which families hand sinks to the attention function."""
@@ -77,7 +76,8 @@ def _attention(
         next((kwargs[name] for name in SINKS if kwargs.get(name) is not None), None),
         None if function is None else family,
     )
-    return current_handler()(call), None
+    # Families' own functions end with .contiguous(), and some count on it.
+    return current_handler()(call).contiguous(), None
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
@@ -95,21 +95,35 @@ AttentionMaskInterface.register(NAME, _mask)
 def use_interface(model: nn.Module) -> Iterator[None]:
     """Route every attention of ``model`` that uses transformers' interface through ours.
 
-    Sets the implementation name on the configs that the modules read it from, and puts the old
-    names back, whatever happens inside. Experts run one after another: the fused kernels know no
-    float64 and no forward-mode derivatives.
+    No config is changed: the properties that the modules read the implementations from give ours
+    to calls made from inside, and to all others what the config says. Experts run one after
+    another: the fused kernels know no float64 and no forward-mode derivatives.
     """
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    before = [
-        (config, attribute, getattr(config, attribute))
-        for config in configs.values()
-        for attribute in IMPLEMENTATIONS
-        if hasattr(config, attribute)
-    ]
-    try:
-        for config, attribute, _ in before:
-            setattr(config, attribute, IMPLEMENTATIONS[attribute])
-        yield
-    finally:
-        for config, attribute, implementation in before:
-            setattr(config, attribute, implementation)
+    configs = {type(module.config) for module in model.modules() if hasattr(module, "config")}
+    properties = {
+        (owner, name)
+        for config in configs
+        for name in IMPLEMENTATIONS
+        for owner in config.__mro__
+        if isinstance(vars(owner).get(name), property)
+    }
+    before = {(owner, name): vars(owner)[name] for owner, name in properties}
+    with only_here() as here:
+        try:
+            for (owner, name), own in before.items():
+                setattr(owner, name, _seen_from(here, own, IMPLEMENTATIONS[name]))
+            yield
+        finally:
+            for (owner, name), own in before.items():
+                setattr(owner, name, own)
+
+
+def _seen_from(here: Callable[[], bool], own: property, ours: str) -> property:
+    """A property that is ``ours`` where ``here`` says so."""
+
+    def get(config: Any) -> Any:
+        # What another thread compiles meanwhile must not have us in it.
+        compiling = torch.compiler.is_compiling()
+        return ours if not compiling and here() else own.__get__(config)
+
+    return property(get, own.fset, own.fdel, own.__doc__)

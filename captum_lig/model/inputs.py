@@ -9,11 +9,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from captum_lig._captum import format_additional_forward_args
 from captum_lig.errors import LigError
 
-__all__ = ["Masked", "ModelCall"]
+__all__ = ["Masked", "ModelCall", "is_quantised"]
+
+CACHES = (
+    "past_key_values",
+    "past_key_value",
+    "layer_past",
+    "past_buckets_states",
+    "cache",
+    "cache_params",
+)
+"""Names of what models keep of earlier tokens, and add to when they are called."""
 
 SUFFIX = "attention_mask"
 
@@ -76,9 +87,23 @@ class ModelCall:
             additional_forward_args: positional arguments after ``inputs``, as in Captum.
 
         Raises:
-            LigError: inputs of another kind, or without tokens; or a model in training mode.
+            LigError: inputs of another kind, or without tokens; a model in training mode, or one
+                that was traced; or under autocast.
         """
-        training = [name for name, module in model.named_modules() if module.training]
+        if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+            raise LigError(
+                f"the model is a {type(model).__name__}, traced, scripted or exported: its "
+                "attention cannot be reached there. Give the torch.nn.Module that it was made of."
+            )
+        device = _device_of(model)
+        for kind in {parameter.device.type for parameter in model.parameters()}:
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                raise LigError(
+                    f"torch.autocast is on ({torch.get_autocast_dtype(kind)}): the model would "
+                    "round to another precision than its own along the paths. Attribute outside "
+                    "of it, or load the model in that precision."
+                )
+        training = [name for name, m in model.named_modules() if m.training and not is_quantised(m)]
         if training:
             raise LigError(
                 f"the model is in training mode ({training[0] or type(model).__name__}): call "
@@ -103,7 +128,6 @@ class ModelCall:
                 "what a tokenizer returns with return_tensors='pt'."
             )
         args += format_additional_forward_args(additional_forward_args) or ()
-        device = _device_of(model)
         args = tuple(_moved(value, device) for value in args)
         kwargs = {name: _moved(value, device) for name, value in kwargs.items()}
         for value in (*args, *kwargs.values()):
@@ -113,6 +137,10 @@ class ModelCall:
                     "token to attribute to, give a text that is not empty."
                 )
         parameters = inspect.signature(model.forward).parameters
+        names = [*parameters][: len(args)]
+        names += [""] * (len(args) - len(names))
+        args = tuple(map(_without_cache, names, args))
+        kwargs = {name: _without_cache(name, value) for name, value in kwargs.items()}
         if "use_cache" in parameters:
             kwargs["use_cache"] = False
         try:
@@ -131,9 +159,15 @@ class ModelCall:
         kwargs = {name: other if x is given else x for name, x in self.kwargs.items()}
         return replace(self, args=args, kwargs=kwargs)
 
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What to call the model with, its lists and mappings new: a state may be kept in them."""
+        kwargs = {name: _copied(value) for name, value in self.kwargs.items()}
+        return tuple(map(_copied, self.args)), kwargs
+
     def unwatched(self) -> None:
         """Call the model, and let its errors be."""
-        self.model(*self.args, **self.kwargs)
+        args, kwargs = self.arguments()
+        self.model(*args, **kwargs)
 
     def run(self) -> None:
         """Call the model.
@@ -142,7 +176,7 @@ class ModelCall:
             LigError: if it cannot embed the tokens (too many, or unknown).
         """
         try:
-            self.model(*self.args, **self.kwargs)
+            self.unwatched()
         except (TypeError, ValueError) as error:
             if isinstance(error, LigError):
                 raise
@@ -180,6 +214,13 @@ class ModelCall:
         shapes = [tuple(value.shape) for value in self.args if isinstance(value, Tensor)]
         named = {k: tuple(v.shape) for k, v in self.kwargs.items() if isinstance(v, Tensor)}
         return ", ".join([*map(str, shapes), *(f"{name} {shape}" for name, shape in named.items())])
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a module rounds what it gets to whole numbers."""
+    return type(module).__module__.startswith(
+        ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+    )
 
 
 def _masks(model: nn.Module, named: dict[str, Any]) -> Iterator[Masked]:
@@ -246,3 +287,48 @@ def _device_of(model: nn.Module) -> torch.device | None:
 
 def _moved(value: Any, device: torch.device | None) -> Any:
     return value.to(device) if isinstance(value, Tensor) and device is not None else value
+
+
+def _without_cache(name: str, value: Any) -> Any:
+    """None for an empty cache of keys and values, that the model would fill; other values as is.
+
+    Raises:
+        LigError: if there is something in it.
+    """
+    if not isinstance(value, Cache) and name not in CACHES:
+        return value
+    if not any(x.numel() for x in _tensors(value)):
+        return None
+    count = value.get_seq_length() if isinstance(value, Cache) else 0
+    raise LigError(
+        f"{name or type(value).__name__} holds what the model kept of "
+        + (f"{count} tokens" if count else "an earlier call")
+        + ": these have no vectors in this run that could be attributed to. Leave it out, and give "
+        "the whole text at once."
+    )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a cache, whatever it is made of."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif hasattr(value, "__dict__"):
+        yield from _tensors(vars(value))
+
+
+def _copied(value: Any) -> Any:
+    """New lists and mappings with new tensors in them; a tensor by itself is the caller's."""
+
+    def inside(item: Any) -> Any:
+        return item.clone() if isinstance(item, Tensor) else _copied(item)
+
+    if isinstance(value, dict):
+        return type(value)({name: inside(item) for name, item in value.items()})
+    if type(value) in (list, tuple):
+        return type(value)(map(inside, value))
+    return value

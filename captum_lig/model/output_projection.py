@@ -9,9 +9,8 @@ residual stream, a norm over heads) is not taken for the projection.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, handle_with
 from captum_lig.model.call import Attention, BlockCall
+from captum_lig.model.hooks import hooked, stoppable
 from captum_lig.model.sdpa import use_sdpa
 
 __all__ = ["LINEAR", "find_projection", "replace_input"]
@@ -31,13 +31,12 @@ PROBES = 16
 """Channels of each linear map that are probed, at most."""
 
 
-@contextmanager
 def replace_input(
     module: nn.Module, heads: int, handler: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Hand the input of ``module`` as ``(N, S, H, d)`` to ``handler``, and take what it returns."""
 
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         flat = args[0]
         if flat.shape[-1] % heads:
             raise LigError(
@@ -45,13 +44,9 @@ def replace_input(
                 f"{type(module).__name__} gets: give the number of heads of this attention."
             )
         u = handler(flat.reshape(*flat.shape[:-1], heads, -1))
-        return (u.reshape(*u.shape[:-2], -1), *args[1:])
+        return (u.reshape(*u.shape[:-2], -1).contiguous(), *args[1:]), kwargs
 
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return hooked([module], enter=enter)
 
 
 def find_projection(call: BlockCall) -> Attention | None:
@@ -60,10 +55,6 @@ def find_projection(call: BlockCall) -> Attention | None:
         return None
     with torch.no_grad(), use_sdpa(), handle_with(AttentionCall.eager):
         return _Probe(call.for_text(0)).found()
-
-
-class _Reached(Exception):
-    """Stops a block once the input of its projection is known."""
 
 
 class _Probe:
@@ -96,16 +87,12 @@ class _Probe:
         """Linear maps and their inputs, in the order they run first."""
         seen: dict[nn.Module, Tensor] = {}
 
-        def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
             if args and args[0].dim() == 3:
                 seen.setdefault(module, args[0].detach())
 
-        handles = [module.register_forward_hook(note) for module in self.linear]
-        try:
+        with hooked(self.linear, leave=note):
             self.call.on(z)
-        finally:
-            for handle in handles:
-                handle.remove()
         return seen
 
     def _heads(self, projection: nn.Module, width: int, before: list[nn.Module]) -> int | None:
@@ -132,7 +119,7 @@ class _Probe:
         channels = torch.zeros(0, dtype=torch.long)
         before = 0
 
-        def change(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+        def change(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
             nonlocal channels
             count = output.shape[-1]
             channels = torch.linspace(0, count - 1, min(count, PROBES)).round().long()
@@ -148,20 +135,24 @@ class _Probe:
 
         seen: list[Tensor] = []
 
-        def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
-            seen.append(args[0].detach())
-            raise _Reached
-
-        handles = [module.register_forward_hook(change), projection.register_forward_pre_hook(keep)]
-        try:
-            at_once = 1 if self.call.spread == "one by one" else PROBES + 1
-            for part in self.z.expand(PROBES + 1, -1, -1).split(at_once):
-                with contextlib.suppress(_Reached):
-                    self.call.on(part)
-                before += len(part)
-        finally:
-            for handle in handles:
-                handle.remove()
+        at_once = 1 if self.call.spread == "one by one" else PROBES + 1
+        for part in self.z.expand(PROBES + 1, -1, -1).split(at_once):
+            with hooked([module], leave=change), _input_of(projection, seen):
+                self.call.on(part)
+            before += len(part)
         u = torch.cat(seen)
         changed = (u[1 : len(channels) + 1] != u[:1]).any(1)
         return [one.nonzero().squeeze(-1).cpu() for one in changed]
+
+
+@contextmanager
+def _input_of(module: nn.Module, seen: list[Tensor]) -> Iterator[None]:
+    """Stop once the module is called, and keep its input."""
+    with stoppable() as stop:
+
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+            seen.append(args[0].detach())
+            stop()
+
+        with hooked([module], enter=keep):
+            yield

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, added, current_handler
+from captum_lig.model.hooks import only_here
 
 __all__ = ["use_sdpa"]
 
@@ -53,33 +55,47 @@ def _attention(
         query.shape[-1] ** -0.5 if scale is None else scale,
         by_sdpa=True,
     )
-    output = current_handler()(call).transpose(1, 2)
+    output = current_handler()(call).contiguous().transpose(1, 2)  # as torch lays it out
     return output.squeeze(1) if one_head else output
 
 
 class _Intercept(TorchFunctionMode):
-    """Sees torch's function however it was imported."""
+    """Sees torch's function however it was imported, in this thread alone."""
+
+    def __init__(self, here: Callable[[], bool]) -> None:
+        super().__init__()
+        self._here = here
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is _own:
-            return _attention(*args, **(kwargs or {}))
+        if self._here():
+            if func is _own:
+                func = _attention
+            elif func is functional.multi_head_attention_forward:
+                func = _multi_head_attention()
         return func(*args, **(kwargs or {}))
+
+
+def _multi_head_attention() -> Callable[..., Any]:
+    """Torch's multi-head attention with our function in place of the one that it calls.
+
+    Modes are off inside of torch's own Python functions, and it is the only one that attends.
+    """
+    own: Any = functional.multi_head_attention_forward
+    names = vars(functional) | {
+        "scaled_dot_product_attention": _attention,
+        "has_torch_function": lambda _: False,  # it asked, and was sent here
+    }
+    return FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
 
 
 @contextmanager
 def use_sdpa() -> Iterator[None]:
     """Route ``scaled_dot_product_attention`` through the current handler.
 
-    A mode sees the calls made from anywhere but torch's own Python functions (multi-head
-    attention), inside of which modes are off: there the name itself is replaced. While a mode is
-    active ``torch.nn.TransformerEncoderLayer`` does not take its fused path.
+    Nothing is replaced: torch asks a mode before it calls a function, and a mode is one thread's.
+    While it is active ``torch.nn.TransformerEncoderLayer`` does not take its fused path.
     """
-    before = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = _attention
-    try:
-        with _Intercept():
-            yield
-    finally:
-        functional.scaled_dot_product_attention = before
+    with only_here() as here, _Intercept(here):
+        yield

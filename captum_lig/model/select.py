@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
+from captum_lig.model.attention_call import AttentionCall, handle_with
 from captum_lig.model.call import Attention, BlockCall, Spread
 from captum_lig.model.find_blocks import elements, record_blocks
 from captum_lig.model.hf_attention import use_interface
-from captum_lig.model.inputs import ModelCall
+from captum_lig.model.hooks import attribution, uncompiled
+from captum_lig.model.inputs import ModelCall, is_quantised
 from captum_lig.model.padding import with_padding
 from captum_lig.model.texts import with_readings
 from captum_lig.model.user_block import Block, record_user_block
@@ -34,7 +37,10 @@ class Finder:
     def __init__(self, model: nn.Module, layer: Layer | Sequence[Layer] | None = None) -> None:
         check_layer(layer)
         self.model, self.layer = model, layer
-        self._known: dict[str, tuple[Spread, Attention | None]] = {}
+        self.left_out: list[str] = []
+        """What the last run had beside the blocks that may be blocks too, if none were named."""
+        self._said = False
+        self._known: dict[tuple[Any, ...], tuple[Spread, Attention | None]] = {}
 
     @contextmanager
     def blocks(self, call: ModelCall) -> Iterator[list[BlockCall]]:
@@ -44,6 +50,11 @@ class Finder:
             LigError: if there are no such blocks, or one of them cannot be cut.
         """
         with self.recorded(call) as calls:
+            if self.left_out and not self._said:
+                self._said = True
+                warnings.warn(
+                    f"of {type(self.model).__name__}, {' And '.join(self.left_out)}", stacklevel=5
+                )
             yield [self.attached(block) for block in calls]
 
     @contextmanager
@@ -55,20 +66,23 @@ class Finder:
                 give when nobody looks.
         """
         # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.
-        # What was compiled runs as it was written: our attention function would not be reached.
         with (
+            attribution(),
+            handle_with(AttentionCall.eager),
+            uncompiled(),
             torch.inference_mode(False),
             torch.no_grad(),
-            torch.compiler.set_stance("force_eager"),
         ):
             calls, watch = self._watched(call)
+            for block in calls:
+                check_not_quantised(block)
             with watch():
                 calls = with_padding(
                     call, [with_readings(block) for block in calls], self._recorded
                 )
             for block in calls:
                 check_finite(block)
-            if any(block.name not in self._known for block in calls):
+            if any(_kind(block) not in self._known for block in calls):
                 compare_with_model(calls, call.unwatched)
             with watch():
                 yield calls
@@ -79,12 +93,15 @@ class Finder:
         Raises:
             LigError: if it cannot be cut.
         """
-        if block.name not in self._known:
-            sure = validate_block(block)
+        if (known := self._known.get(_kind(block))) is not None:
+            spread, found = known
+            return replace(block, spread=spread, attention=block.attention or found)
+        sure = validate_block(block)
+        # What was not found may be found on another text, and one token shows nothing of a mix.
+        if (sure.attention is not None or block.described) and int(block.valid[0].sum()) > 1:
             found = sure.attention if block.attention is None else None
-            self._known[block.name] = sure.spread, found
-        spread, found = self._known[block.name]
-        return replace(block, spread=spread, attention=block.attention or found)
+            self._known[_kind(block)] = sure.spread, found
+        return sure
 
     def _watched(
         self, call: ModelCall
@@ -98,13 +115,31 @@ class Finder:
             calls = self._recorded(call)
         if all(block.site != "interface" for block in calls):
             # Some models call torch's function only as long as their config says so.
-            alone = self._recorded(call)
+            left_out, alone = self.left_out, self._recorded(call)
             if any(block.site == "sdpa" for block in alone):
                 return alone, nullcontext
+            self.left_out = left_out
         return calls, interface
 
     def _recorded(self, call: ModelCall) -> list[BlockCall]:
-        return recorded(self.model, self.layer, call)
+        calls, self.left_out = recorded(self.model, self.layer, call)
+        return calls
+
+
+def _kind(block: BlockCall) -> tuple[Any, ...]:
+    """The block, and what its arguments are like: what is true of one call is of others like it."""
+    batch = len(block.hidden)
+
+    def kind(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.dtype, value.dim(), value.dim() > 0 and len(value) == batch
+        if isinstance(value, Mapping):
+            return tuple((name, kind(item)) for name, item in value.items())
+        return tuple(map(kind, value)) if isinstance(value, (tuple, list)) else type(value)
+
+    mask = None if block.attention is None else block.attention.mask
+    given = kind(block.args), kind(block.kwargs), kind(mask)
+    return block.name, block.module, block.site, batch > 1, given
 
 
 def check_finite(call: BlockCall) -> None:
@@ -121,6 +156,21 @@ def check_finite(call: BlockCall) -> None:
             f"{call.describe()} has activations that are not finite on these inputs: look at "
             "the weights and the inputs, or load the model in a wider dtype."
         )
+
+
+def check_not_quantised(call: BlockCall) -> None:
+    """Refuse a block with integer arithmetic.
+
+    Raises:
+        LigError: if there is some.
+    """
+    for name, module in call.module.named_modules():
+        if is_quantised(module):
+            raise LigError(
+                f"{call.describe()} is quantised ({name} is a {type(module).__module__}."
+                f"{type(module).__name__}): it rounds its vectors to whole numbers, on a scale "
+                "that all tokens share, so there are no derivatives. Give the model as it was."
+            )
 
 
 def check_layer(layer: Layer | Sequence[Layer] | None) -> None:
@@ -145,8 +195,10 @@ def is_one(layer: Any) -> bool:
 
 def recorded(
     model: nn.Module, layer: Layer | Sequence[Layer] | None, call: ModelCall
-) -> list[BlockCall]:
+) -> tuple[list[BlockCall], list[str]]:
     """The blocks that are meant, with what they are called with, from a run of the model.
+
+    With them, if none were named, what ``record_blocks`` says of others.
 
     Raises:
         LigError: if there are no such blocks.
@@ -157,17 +209,17 @@ def recorded(
     named = _named(model, layers)
     calls: list[BlockCall] = []
     if layer is None or not all(isinstance(one, Block) for one in layers):
-        calls = record_blocks(model, call.run, named)
+        calls, left_out = record_blocks(model, call.run, named)
     if layer is None:
-        return calls
+        return calls, left_out
     chosen: list[BlockCall] = []
     for one in layers:
         if isinstance(one, Block):
-            own = record_user_block(model, one, call.args, call.kwargs)
+            own = record_user_block(model, one, *call.arguments())
             chosen.append(replace(own, index=len(chosen)))
         else:
             chosen.extend(_select(calls, one))
-    return chosen
+    return chosen, []
 
 
 def _named(model: nn.Module, layers: Sequence[Layer]) -> dict[str, nn.Module]:

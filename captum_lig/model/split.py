@@ -7,10 +7,10 @@ what the model computes; :meth:`SplitBlock.check` makes sure of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, allowed, handle_with
 from captum_lig.model.call import Attention, BlockCall
 from captum_lig.model.compare import deviation, deviations, nearly_equal
+from captum_lig.model.hooks import hooked, replaced_forward, stoppable
 from captum_lig.model.output_projection import LINEAR, replace_input
 from captum_lig.model.sdpa import use_sdpa
 
@@ -29,10 +30,6 @@ __all__ = ["SplitBlock", "epsilons"]
 AtCore = Callable[[Callable[[], Tensor], AttentionCall | None], Tensor]
 """What to do at the core: given the block's own output there, ``(N, T, H, e)`` when called, and
 the attention call if there is one, return the output to go on with."""
-
-
-class _Reached(Exception):
-    """Raised to stop a block once its attention is known."""
 
 
 class SplitBlock:
@@ -67,12 +64,11 @@ class SplitBlock:
         """Queries, keys and values of ``z (N, S, D)``, as the attention function gets them."""
         seen: list[QKV] = []
 
-        def stop(_: Callable[[], Tensor], call: AttentionCall | None) -> Tensor:
+        def note(_: Callable[[], Tensor], call: AttentionCall | None) -> None:
             assert call is not None
             seen.append((call.query, call.key, call.value))
-            raise _Reached
 
-        self._until(z, stop)
+        self._until(z, note)
         q, k, v = _joined(seen)
         return q, k, v
 
@@ -91,13 +87,8 @@ class SplitBlock:
                     seen.setdefault(value.data_ptr(), value.detach())
                     return
 
-        modules = list(self.call.module.modules())
-        handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in modules]
-        try:
+        with hooked(self.call.module.modules(), enter=note):
             self.pre(z)
-        finally:
-            for handle in handles:
-                handle.remove()
         return list(seen.values())
 
     def attend(self, z: Tensor) -> Tensor:
@@ -112,11 +103,7 @@ class SplitBlock:
             return u
         seen: list[tuple[Tensor]] = []
 
-        def stop(own: Callable[[], Tensor], _: AttentionCall | None) -> Tensor:
-            seen.append((own(),))
-            raise _Reached
-
-        self._until(z, stop)
+        self._until(z, lambda own, _: seen.append((own(),)))
         (u,) = _joined(seen)
         return u
 
@@ -180,18 +167,30 @@ class SplitBlock:
             return self._parts[2](u, z)
         return self._run(z, lambda *_: u)
 
-    def _until(self, z: Tensor, stop: AtCore) -> None:
-        """Run the block up to where ``stop`` raises :class:`_Reached`, for all of ``z``."""
+    def _until(
+        self, z: Tensor, note: Callable[[Callable[[], Tensor], AttentionCall | None], None]
+    ) -> None:
+        """Run the block on all of ``z``, up to its core, that ``note`` gets as ``AtCore`` does."""
         parts = z.split(1) if self.call.spread == "one by one" else (z,)
         for part in parts:
-            try:
-                self._run(part, stop)
-            except _Reached:
-                continue
-            raise LigError(
-                f"{self.call.describe()} did not reach its attention when called again: "
-                "it cannot be cut there."
-            )
+            with stoppable() as stop:
+
+                def at_core(
+                    own: Callable[[], Tensor],
+                    call: AttentionCall | None,
+                    stop: Callable[[], NoReturn] = stop,
+                ) -> Tensor:
+                    note(own, call)
+                    stop()
+
+                self._run(part, at_core)
+                raise self._not_reached()
+
+    def _not_reached(self) -> LigError:
+        return LigError(
+            f"{self.call.describe()} did not reach its attention when called again: "
+            "it cannot be cut there."
+        )
 
     def _run(self, z: Tensor, at_core: AtCore) -> Tensor:
         """The block's output ``(N, S, D)``, with its first attention in other hands."""
@@ -233,7 +232,7 @@ class SplitBlock:
         outputs: list[Tensor] = []
         seen: dict[nn.Module, int] = {}
 
-        def note(module: nn.Module, args: Any, output: Any) -> None:
+        def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if not outputs and isinstance(output, Tensor):
                 seen[module] = output.shape[-1]
 
@@ -242,17 +241,10 @@ class SplitBlock:
             return outputs[0]
 
         linear = [m for m in self.call.module.modules() if isinstance(m, LINEAR)]
-        handles = [module.register_forward_hook(note) for module in linear]
-        try:
+        with hooked(linear, leave=note):
             self._run(self.z[None], keep)
-        finally:
-            for handle in handles:
-                handle.remove()
         if not outputs:
-            raise LigError(
-                f"{self.call.describe()} did not reach its attention when called again: "
-                "it cannot be cut there."
-            )
+            raise self._not_reached()
         return outputs[0][0], seen
 
     @cached_property
@@ -346,24 +338,13 @@ def _joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
-@contextmanager
-def skipping(modules: dict[nn.Module, int]) -> Iterator[None]:
-    """Let modules ``(..., D) -> (..., width)`` give zeros, that take no memory, without work."""
+def skipping(modules: dict[nn.Module, int]) -> AbstractContextManager[None]:
+    """Let modules ``(..., D) -> (..., width)`` give zeros without work."""
 
     def zeros(width: int) -> Any:
-        return lambda x, *_, **__: x.new_zeros(()).expand(*x.shape[:-1], width)
+        return lambda x, *_, **__: x.new_zeros(*x.shape[:-1], width)
 
-    before = {module: vars(module).get("forward") for module in modules}
-    try:
-        for module, width in modules.items():
-            module.forward = zeros(width)
-        yield
-    finally:
-        for module, forward in before.items():
-            if forward is None:
-                vars(module).pop("forward", None)
-            else:
-                module.forward = forward
+    return replaced_forward({module: zeros(width) for module, width in modules.items()})
 
 
 def epsilons(block: nn.Module) -> list[float]:

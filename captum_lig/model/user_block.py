@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_lig.errors import LigError
 from captum_lig.model.call import Attention, BlockCall, Parts, first_tensor, hidden_of
+from captum_lig.model.hooks import hooked, stoppable
 from captum_lig.model.sdpa import use_sdpa
 
 __all__ = ["Block", "check_span", "record_user_block"]
@@ -87,10 +88,6 @@ class Block:
         return self.pre, self.core, self.post
 
 
-class _Ended(Exception):
-    """Stops a model once the block's output is known."""
-
-
 class Span(nn.Module):
     """The part of a model from the input of one module to the output of another, as a module.
 
@@ -122,22 +119,15 @@ class Span(nn.Module):
                 return (put(z), *given[1:]), named
             return given, {name: put(z) if x is z else x for name, x in named.items()}
 
-        def leave(_: nn.Module, given: Any, result: Any) -> None:
-            if seen:
-                output.append(first_tensor(result))
-                raise _Ended
+        with stoppable() as stop:
 
-        handles = [
-            self.start.register_forward_pre_hook(enter, with_kwargs=True),
-            self.end.register_forward_hook(leave),
-        ]
-        try:
-            self.model(*args, **kwargs)
-        except _Ended:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
+            def leave(_: nn.Module, given: Any, named: Any, result: Any) -> None:
+                if seen:
+                    output.append(first_tensor(result))
+                    stop()
+
+            with hooked([self.start], enter=enter), hooked([self.end], leave=leave):
+                self.model(*args, **kwargs)
         if not output:
             raise LigError(
                 f"Block(input={type(self.start).__name__}, output={type(self.end).__name__}): "
@@ -245,12 +235,8 @@ def _called(
         got.append((given, named))
         gave.append(first_tensor(output))
 
-    handle = module.register_forward_hook(leave, with_kwargs=True)
-    try:
-        with torch.no_grad(), use_sdpa():
-            model(*args, **kwargs)
-    finally:
-        handle.remove()
+    with hooked([module], leave=leave), torch.no_grad(), use_sdpa():
+        model(*args, **kwargs)
     if not got:
         raise LigError(f"Block: {name!r} did not run on these inputs.")
     if hidden_of(*got[0]) is None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from captum_lig.cost import Meter
@@ -16,6 +16,7 @@ from captum_lig.errors import LigError
 from captum_lig.model.attention_call import allowed
 from captum_lig.model.call import BlockCall, Spread, first_tensor
 from captum_lig.model.compare import deviation, deviations, nearly_equal, sizes
+from captum_lig.model.hooks import hooked
 from captum_lig.model.output_projection import find_projection
 from captum_lig.model.padding import reads_own_tokens
 from captum_lig.model.sdpa import use_sdpa
@@ -38,27 +39,20 @@ def compare_with_model(calls: list[BlockCall], run: Callable[[], Any]) -> None:
     Raises:
         LigError: if a block gives something else.
     """
-    outputs: dict[int, list[Tensor]] = {}
-    lengths = {id(call.module): call.hidden.shape[1] for call in calls}
+    outputs: dict[nn.Module, list[Tensor]] = {call.module: [] for call in calls}
+    lengths = {call.module: call.hidden.shape[1] for call in calls}
 
-    def keep(module: Any, args: Any, output: Any) -> None:
-        outputs[id(module)].append(_padded(first_tensor(output).detach(), lengths[id(module)]))
+    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        outputs[module].append(_padded(first_tensor(output).detach(), lengths[module]))
 
-    handles = []
     for call in calls:
         if isinstance(call.module, Span):
-            outputs[id(call.module)] = [call.module(call.hidden, *call.args[1:], **call.kwargs)]
-        elif id(call.module) not in outputs:
-            outputs[id(call.module)] = []
-            handles.append(call.module.register_forward_hook(keep))
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+            outputs[call.module] = [call.module(call.hidden, *call.args[1:], **call.kwargs)]
+    modules = [module for module in outputs if not isinstance(module, Span)]
+    with hooked(modules, leave=keep), torch.no_grad():
+        run()
     for call in calls:
-        own = outputs[id(call.module)][call.turn]
+        own = outputs[call.module][call.turn]
         kept = call.valid
         if not bool(torch.isfinite(own[kept]).all()):
             raise LigError(

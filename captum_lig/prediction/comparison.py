@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich import box
-from rich.table import Table
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
@@ -19,6 +18,7 @@ from captum_lig.prediction.layer_ig import (
     DirectRelevance,
     InputBaseline,
     Inputs,
+    Integration,
     direct_relevance,
 )
 from captum_lig.prediction.targets import Scalar
@@ -86,41 +86,11 @@ class RelevanceComparison:
             "direct_delta": self.direct_delta,
         }
         for of in MAPS:
-            measures = self.measures(of)
-            columns |= {f"{f.name}_{of}": getattr(measures, f.name) for f in fields(measures)}
+            columns |= {f"{name}_{of}": x for name, x in vars(self.measures(of)).items()}
         return [
             {"layer": layer} | {name: float(column[row]) for name, column in columns.items()}
             for row, layer in enumerate(self.layers)
         ]
-
-    def table(self) -> Table:
-        """The rows as a table for a rich console."""
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
-        table.title = f"carried by {self.rule}{', absolute' if self.absolute else ''}"
-        controls = {"pearson": MAPS[:2], "spearman": MAPS[:2], "relative_l2": MAPS}
-        for title in (
-            "entering\nlayer",
-            "Pearson\n(stays)",
-            "Spearman\n(stays)",
-            "L2 / norm of direct\n(stays, uniform)",
-            "carried\nmisses",
-            "direct\nmisses",
-        ):
-            table.add_column(title, justify="right", no_wrap=True)
-        for row in self.rows():
-            cells = []
-            for measure, names in controls.items():
-                first, *others = (_shown(row[f"{measure}_{name}"]) for name in names)
-                cells.append(f"{first} ({', '.join(others)})")
-            for name in ("carried_delta", "direct_delta"):
-                cells.append(f"{abs(row[name] / self.change):.1e}" if self.change else "")
-            end = row["layer"] == self.layers[-1]
-            table.add_row("end" if end else str(row["layer"]), *cells)
-        table.caption = (
-            "In brackets, controls: relevance left on its tokens, or spread evenly. misses: "
-            f"|sum - change| / |change|, of the scalar's change of {self.change:.4g}."
-        )
-        return table
 
 
 def compare_with_layer_integrated_gradients(
@@ -130,38 +100,19 @@ def compare_with_layer_integrated_gradients(
     inputs: Inputs,
     baselines: InputBaseline = None,
     additional_forward_args: object = None,
-    layers: Sequence[int] | None = None,
-    n_steps: int = 50,
-    method: str = "gausslegendre",
-    internal_batch_size: int | None = None,
-    show_progress: bool = False,
     *,
+    layers: Sequence[int] | None = None,
     rule: str = "conserve",
     absolute: bool = False,
+    show_progress: bool = False,
+    **settings: Unpack[Integration],
 ) -> RelevanceComparison:
     """Put relevances that the graph carries beside Captum's ``LayerIntegratedGradients``.
 
     Both begin with ``LayerIntegratedGradients`` at the output of the graph's last layer. One is
-    handed down the graph, the other is computed anew at the input of every layer.
-
-    Args:
-        graph: of the text, from flows of this model.
-        model: see :func:`last_layer_relevance`.
-        scalar: see :func:`last_layer_relevance`.
-        inputs: the text the graph is of.
-        baselines: see :func:`last_layer_relevance`.
-        additional_forward_args: see :func:`last_layer_relevance`.
-        layers: indices of the layers at whose input to compare; None for all of the graph.
-        n_steps: see :func:`last_layer_relevance`.
-        method: see :func:`last_layer_relevance`.
-        internal_batch_size: see :func:`last_layer_relevance`.
-        show_progress: show a progress bar over layers.
-        rule: see :meth:`FlowGraph.relevance`.
-        absolute: see :meth:`FlowGraph.relevance`.
-
-    Raises:
-        LigError: for a graph of other layers or another text, and as
-            :func:`last_layer_relevance` does.
+    handed down the graph, the other is computed anew at the input of every layer: those with the
+    indices ``layers``, None for all of the graph. The graph is of the text ``inputs``, from flows
+    of this model. All else is as in :func:`direct_relevance` and :func:`compare`, errors too.
     """
     direct = direct_relevance(
         model,
@@ -169,12 +120,10 @@ def compare_with_layer_integrated_gradients(
         inputs,
         baselines,
         additional_forward_args,
-        graph.indices if layers is None else layers,
-        graph.indices[-1],
-        n_steps,
-        method,
-        internal_batch_size,
-        show_progress,
+        layers=graph.indices if layers is None else layers,
+        last=graph.indices[-1],
+        show_progress=show_progress,
+        **settings,
     )
     return compare(graph, direct, rule, absolute)
 
@@ -184,11 +133,8 @@ def compare(
 ) -> RelevanceComparison:
     """The comparison with direct relevances that are there already, for several graphs or rules.
 
-    Args:
-        graph: of the same text, ending with the layer that ``direct`` ends with.
-        direct: of :func:`direct_relevance`.
-        rule: see :meth:`FlowGraph.relevance`.
-        absolute: see :meth:`FlowGraph.relevance`.
+    The graph is of the same text and ends with the layer that ``direct`` ends with; ``rule`` and
+    ``absolute`` are those of :meth:`FlowGraph.relevance`.
 
     Raises:
         LigError: for a graph of other layers or another text.
@@ -216,7 +162,3 @@ def compare(
         rule=rule,
         absolute=absolute,
     )
-
-
-def _shown(number: float) -> str:
-    return "" if number != number else f"{number:.2f}"

@@ -10,6 +10,7 @@ import torch
 from captum.attr import LayerIntegratedGradients
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from typing_extensions import TypedDict, Unpack
 
 from captum_lig._arguments import brief, index_list, whole_number
 from captum_lig._captum import format_additional_forward_args
@@ -59,6 +60,17 @@ class DirectRelevance:
     """``(N,)`` positions of the tokens in the text as the model got it."""
 
 
+class Integration(TypedDict, total=False):
+    """Captum's settings of an integral."""
+
+    n_steps: int
+    """Number of nodes, 50."""
+    method: str
+    """One of Captum's quadratures, ``"gausslegendre"``."""
+    internal_batch_size: int | None
+    """At most so many path points at once; None for all."""
+
+
 @overload
 def last_layer_relevance(
     model: nn.Module,
@@ -66,11 +78,10 @@ def last_layer_relevance(
     inputs: Inputs,
     baselines: InputBaseline = None,
     additional_forward_args: object = None,
+    *,
     layer: nn.Module | str | int | None = None,
-    n_steps: int = 50,
-    method: str = "gausslegendre",
-    internal_batch_size: int | None = None,
     return_convergence_delta: Literal[False] = False,
+    **settings: Unpack[Integration],
 ) -> Tensor: ...
 
 
@@ -81,12 +92,10 @@ def last_layer_relevance(
     inputs: Inputs,
     baselines: InputBaseline = None,
     additional_forward_args: object = None,
-    layer: nn.Module | str | int | None = None,
-    n_steps: int = 50,
-    method: str = "gausslegendre",
-    internal_batch_size: int | None = None,
     *,
+    layer: nn.Module | str | int | None = None,
     return_convergence_delta: Literal[True],
+    **settings: Unpack[Integration],
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -96,11 +105,10 @@ def last_layer_relevance(
     inputs: Inputs,
     baselines: InputBaseline = None,
     additional_forward_args: object = None,
+    *,
     layer: nn.Module | str | int | None = None,
-    n_steps: int = 50,
-    method: str = "gausslegendre",
-    internal_batch_size: int | None = None,
     return_convergence_delta: bool = False,
+    **settings: Unpack[Integration],
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Relevance of the tokens leaving the last block to a scalar of the model.
 
@@ -116,10 +124,9 @@ def last_layer_relevance(
             ones. Of a tokenizer's mapping only the ids (or vectors) have a baseline.
         additional_forward_args: further arguments after ``inputs``, without baselines.
         layer: another block, at whose output to attribute, for a graph that ends there.
-        n_steps: number of nodes.
-        method: one of Captum's quadratures.
-        internal_batch_size: at most so many path points at once.
         return_convergence_delta: also return Captum's convergence delta.
+        settings: of the integral, as in Captum: ``n_steps`` (50), ``method``
+            (``"gausslegendre"``) and ``internal_batch_size`` (None: all points at once).
 
     Returns:
         ``(N,)`` float64, padding left out, as the tokens of a graph; with
@@ -128,11 +135,9 @@ def last_layer_relevance(
     Raises:
         LigError: for inputs, baselines, a layer or a scalar that cannot be worked with.
     """
-    question = _Question.of(model, scalar, inputs, baselines, additional_forward_args)
-    blocks = question.stream.blocks
-    number = len(blocks) - 1 if layer is None else _chosen(model, layer, question)
-    settings = (n_steps, method, internal_batch_size)
-    tokens, delta = question.attribute(question.stream.leaving[number], *settings)
+    question = _Question(model, scalar, inputs, baselines, additional_forward_args)
+    number = -1 if layer is None else _chosen(model, layer, question.stream.blocks)
+    tokens, delta = question.attribute(question.stream.leaving[number], **settings)
     return (tokens, delta) if return_convergence_delta else tokens
 
 
@@ -142,32 +147,20 @@ def direct_relevance(
     inputs: Inputs,
     baselines: InputBaseline = None,
     additional_forward_args: object = None,
+    *,
     layers: Sequence[int] | None = None,
     last: int | None = None,
-    n_steps: int = 50,
-    method: str = "gausslegendre",
-    internal_batch_size: int | None = None,
     show_progress: bool = False,
+    **settings: Unpack[Integration],
 ) -> DirectRelevance:
     """``LayerIntegratedGradients`` where tokens enter each layer, and where they leave the last.
 
-    Args:
-        model: see :func:`last_layer_relevance`.
-        scalar: see :func:`last_layer_relevance`.
-        inputs: see :func:`last_layer_relevance`.
-        baselines: see :func:`last_layer_relevance`.
-        additional_forward_args: see :func:`last_layer_relevance`.
-        layers: indices of the layers at whose input to attribute; None for all.
-        last: index of the layer at whose output to attribute; None for the model's last.
-        n_steps: see :func:`last_layer_relevance`.
-        method: see :func:`last_layer_relevance`.
-        internal_batch_size: see :func:`last_layer_relevance`.
-        show_progress: show a progress bar over layers.
-
-    Raises:
-        LigError: see :func:`last_layer_relevance`.
+    ``layers`` are the indices of the layers at whose input to attribute, None for all, and ``last``
+    is that of the layer at whose output to attribute, None for the model's last.
+    ``show_progress`` shows a bar over layers. All else is as in :func:`last_layer_relevance`,
+    errors too.
     """
-    question = _Question.of(model, scalar, inputs, baselines, additional_forward_args)
+    question = _Question(model, scalar, inputs, baselines, additional_forward_args)
     stream = question.stream
     count, cpu = len(stream.blocks), torch.device("cpu")
     end = count - 1 if last is None else int(index_list([last], count, cpu, "layers", "last")[0])
@@ -177,11 +170,11 @@ def direct_relevance(
         raise LigError(f"layer {numbers[-1]} comes after the last one, last={end}.")
     ends = [stream.entering[number] for number in numbers] + [stream.leaving[end]]
     shown = tqdm(ends, desc="layers", unit="layer", disable=not show_progress)
-    rows = [question.attribute(point, n_steps, method, internal_batch_size) for point in shown]
+    tokens, delta = zip(*(question.attribute(point, **settings) for point in shown), strict=True)
     return DirectRelevance(
         layers=(*numbers, end + 1),
-        tokens=torch.stack([tokens for tokens, _ in rows]),
-        delta=torch.cat([delta for _, delta in rows]),
+        tokens=torch.stack(tokens),
+        delta=torch.cat(delta),
         change=question.change,
         positions=question.positions,
     )
@@ -238,13 +231,8 @@ def layer_baselines(
     """The residual stream entering each block when the model is called with the baselines.
 
     As ``baselines`` of :meth:`LayerFlowIG.attribute` they start each layer's path where that of
-    ``LayerIntegratedGradients`` starts: both then explain the same change of the tokens.
-
-    Args:
-        model: a Transformer.
-        inputs: one text.
-        baselines: see :func:`last_layer_relevance`.
-        additional_forward_args: see :func:`last_layer_relevance`.
+    ``LayerIntegratedGradients`` starts: both then explain the same change of the tokens. The
+    arguments are those of :func:`last_layer_relevance`.
 
     Returns:
         ``(1, S, D)``, one a block, in the order they run.
@@ -295,42 +283,38 @@ class _Given:
         return lambda *values: scalar(**dict(zip(self.names, values, strict=True)))
 
 
-@dataclass(frozen=True)
 class _Question:
     """A scalar of one text, and the stream of the model that it comes from."""
 
-    given: _Given
-    stream: ResidualStream
-    forward: Scalar
-    change: float
-    positions: Tensor
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         model: nn.Module,
         scalar: Scalar,
         inputs: Inputs,
         baselines: InputBaseline,
         additional: object,
-    ) -> _Question:
-        given = _Given.of(model, inputs, baselines, additional)
-        stream = ResidualStream(_blocks(model, inputs, additional))
-        forward = stream.through(given.forward(scalar))
+    ) -> None:
+        self.given = given = _Given.of(model, inputs, baselines, additional)
+        self.stream = ResidualStream(_blocks(model, inputs, additional))
+        self.forward = self.stream.through(given.forward(scalar))
         with torch.no_grad():
-            ends = [forward(*x, *given.further) for x in (given.inputs, given.baselines)]
+            ends = [self.forward(*x, *given.further) for x in (given.inputs, given.baselines)]
         for value in ends:
             if not isinstance(value, Tensor) or value.shape != (1,):
                 shown = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise LigError(f"the scalar gives {shown} for one text: it has to give (B,), (1,).")
             if not bool(torch.isfinite(value).all()):
                 raise LigError(f"the scalar is {float(value)}: it has to be finite.")
-        valid = stream.blocks[0].valid
-        change = float(ends[0].double() - ends[1].double())
-        return cls(given, stream, forward, change, valid[0].nonzero().squeeze(-1))
+        self.change = float(ends[0].double() - ends[1].double())
+        self.positions = self.stream.blocks[0].valid[0].nonzero().squeeze(-1)
 
     def attribute(
-        self, end: nn.Module, n_steps: int, method: str, internal_batch_size: int | None
+        self,
+        end: nn.Module,
+        *,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Relevances ``(N,)`` and convergence delta ``(1,)`` at one end of a block."""
         if method not in METHODS:
@@ -355,9 +339,8 @@ def _blocks(model: nn.Module, inputs: Inputs, additional: object) -> list[BlockC
         return blocks
 
 
-def _chosen(model: nn.Module, layer: nn.Module | str | int, question: _Question) -> int:
+def _chosen(model: nn.Module, layer: nn.Module | str | int, blocks: Sequence[BlockCall]) -> int:
     """Which of the blocks ``layer`` is; the last time it runs."""
-    blocks = question.stream.blocks
     if isinstance(layer, int):
         return int(index_list([layer], len(blocks), torch.device("cpu"), "layers", "layer")[0])
     found = [b.index for b in blocks if b.module is layer or b.name == layer]

@@ -8,14 +8,14 @@ Captum's layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from captum_lig.errors import LigError
 from captum_lig.model.call import BlockCall, place_of_hidden
+from captum_lig.model.hooks import hooked
 
 __all__ = ["ResidualStream"]
 
@@ -44,25 +44,14 @@ class ResidualStream:
 
         def run(*args: Any) -> Tensor:
             self._entered = self._left = 0
-            with self._attached():
+            modules = dict.fromkeys(block.module for block in self.blocks)
+            with hooked(modules, enter=self._enter, leave=self._leave):
                 value = forward(*args)
             if self._left != len(self.blocks):
                 raise _not_once()
             return value
 
         return run
-
-    @contextmanager
-    def _attached(self) -> Iterator[None]:
-        handles = []
-        try:
-            for module in {id(block.module): block.module for block in self.blocks}.values():
-                handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         number = self._entered
@@ -74,7 +63,7 @@ class ResidualStream:
             return args, {**kwargs, argument: through(kwargs[argument])}
         return (through(args[0]), *args[1:]), kwargs
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         number = self._left
         self._left += 1
         return _led(output, self.leaving[number])

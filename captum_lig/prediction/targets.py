@@ -39,13 +39,9 @@ def logit(model: nn.Module, token: int, position: int = -1) -> Scalar:
 
 
 def logit_difference(model: nn.Module, token: int, other: int, position: int = -1) -> Scalar:
-    """The logit of a token less that of another one: what decides between the two.
+    """The logit of a token less that of another one, both as in :func:`logit`.
 
-    Args:
-        model: see :func:`logit`.
-        token: id of the token.
-        other: id of the other token.
-        position: see :func:`logit`.
+    It is what decides between the two.
     """
 
     def difference(*args: Any, **kwargs: Any) -> Tensor:

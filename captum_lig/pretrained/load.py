@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import ERROR
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from captum_lig._arguments import brief
 from captum_lig.errors import LigError
 
 if TYPE_CHECKING:
@@ -41,27 +42,34 @@ class Pretrained:
         )
         return min((int(n) for n in limits if n is not None and 0 < n < _UNLIMITED), default=None)
 
+    def _encoding(self, text: str, **how: Any) -> Any:
+        with _quiet():
+            return self.tokenizer(text, truncation=False, padding=False, **how)
+
     def count_tokens(self, text: str) -> int:
         """How many tokens a text has, special ones included; it may be too long for the model."""
-        with _quiet():
-            return len(self.tokenizer(text, truncation=False)["input_ids"])
+        return len(self._encoding(text)["input_ids"])
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Start and end in the text of each token; needs a fast tokenizer."""
-        with _quiet():
-            encoding = self.tokenizer(text, truncation=False, return_offsets_mapping=True)
-        return [(start, end) for start, end in encoding["offset_mapping"]]
+        mapping = self._encoding(text, return_offsets_mapping=True)["offset_mapping"]
+        return [(start, end) for start, end in mapping]
 
     def encode(self, text: str) -> dict[str, torch.Tensor]:
         """What the model is called with for ``text``: ``input_ids (1, S)`` and what goes with it.
 
         Raises:
-            LigError: if the text has no token of its own, or more tokens than the model takes.
+            LigError: if the text is not UTF-8, has no token of its own, or more tokens than the
+                model takes.
         """
-        with _quiet():
-            encoding = dict(
-                self.tokenizer(text, return_tensors="pt", truncation=False, padding=False)
-            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # what a command line makes of other bytes
+            raise LigError(
+                f"the text {brief(text)} is not UTF-8 (character {error.start + 1}): give it in "
+                "that encoding."
+            ) from error
+        encoding = dict(self._encoding(text, return_tensors="pt"))
         count = encoding["input_ids"].shape[1]
         special = self.tokenizer.num_special_tokens_to_add(pair=False)
         if count <= special:

@@ -61,8 +61,4 @@ def _installed_folder() -> Path | None:
 @lru_cache(maxsize=1)
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     """Hex digest of a file; size and time of change are there to tell versions of it apart."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -6,13 +6,14 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from captum_lig.inspection.report import BlockReport, ModelReport
+from captum_lig.inspection.report import AttentionReport, BlockReport, ModelReport
 
 __all__ = ["model_table"]
 
@@ -46,7 +47,7 @@ def model_table(report: ModelReport) -> Group:
     Returns:
         A rich renderable: ``rich.print(model_table(report))``. It fits 80 columns.
     """
-    kinds = _kinds(report.blocks)
+    kinds = _together(report.blocks, _looks)
     parts: list[Table | Text] = [_heading(report)]
     for some in (kinds[i : i + SIDE_BY_SIDE] for i in range(0, len(kinds), SIDE_BY_SIDE)):
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
@@ -68,20 +69,11 @@ def model_table(report: ModelReport) -> Group:
     return Group(*parts)
 
 
-def _kinds(blocks: Kind) -> list[Kind]:
-    return _together(
-        blocks,
-        lambda block: repr(
-            replace(
-                block,
-                index=0,
-                name="",
-                parameters=0,
-                forward_error=None,
-                not_supported=_without_numbers(block),
-            )
-        ),
-    )
+def _looks(block: BlockReport) -> str:
+    """What blocks of one kind have in common."""
+    reason = _without_numbers(block)
+    own: dict[str, Any] = {"index": 0, "name": "", "parameters": 0, "forward_error": None}
+    return repr(replace(block, **own, not_supported=reason))
 
 
 def _together(blocks: Kind, key: Callable[[BlockReport], object]) -> list[Kind]:
@@ -150,15 +142,10 @@ def _parameters(kind: Kind) -> str:
     return f"{least:,} each" if least == most else f"{least:,} to {most:,}"
 
 
-def _attention(kind: Kind) -> str:
-    attention = kind[0].attention
-    if attention is None:
-        return "?"
+def _attention(attention: AttentionReport) -> str:
     if attention.mask is None:
         return HIDDEN
-    parts = [attention.mask]
-    if attention.mask == "other":
-        parts = ["a mask of another kind"]
+    parts = ["a mask of another kind" if attention.mask == "other" else attention.mask]
     if attention.reach is not None and attention.mask == "causal":
         parts.append(f"sliding window of {attention.reach + 1}")
     elif attention.reach is not None:
@@ -169,20 +156,14 @@ def _attention(kind: Kind) -> str:
     return ", ".join(parts)
 
 
-def _heads(kind: Kind) -> str:
-    attention = kind[0].attention
-    if attention is None:
-        return "?"
+def _heads(attention: AttentionReport) -> str:
     shared = attention.key_value_heads
     if shared is None or shared == attention.heads:
         return str(attention.heads)
     return f"{attention.heads} of queries, {shared} of keys and values"
 
 
-def _head_width(kind: Kind) -> str:
-    attention = kind[0].attention
-    if attention is None:
-        return "?"
+def _head_width(attention: AttentionReport) -> str:
     value = attention.value_width
     if attention.head_width is None:
         return f"values {value}"
@@ -190,10 +171,7 @@ def _head_width(kind: Kind) -> str:
     return f"{attention.head_width}{values}"
 
 
-def _scaling(kind: Kind) -> str:
-    attention = kind[0].attention
-    if attention is None:
-        return "?"
+def _scaling(attention: AttentionReport) -> str:
     if attention.scaling is None or attention.head_width is None:
         return HIDDEN
     usual = math.isclose(attention.scaling, attention.head_width**-0.5, rel_tol=1e-6)
@@ -201,12 +179,7 @@ def _scaling(kind: Kind) -> str:
     return f"{attention.scaling:.4g}{note}"
 
 
-def _norm(kind: Kind) -> str:
-    block = kind[0]
-    if block.keys_know_position is None:  # nothing was found out
-        return "?"
-    if block.attention is not None and block.attention.mask is None:
-        return HIDDEN
+def _norm(block: BlockReport) -> str:
     if block.norm is None:
         return "none that a closed form knows"
     if block.norm.kind == "identity":
@@ -214,21 +187,14 @@ def _norm(kind: Kind) -> str:
     return f"{NORMS[block.norm.kind]}, eps {block.norm.eps:g}"
 
 
-def _position(kind: Kind) -> str:
-    block = kind[0]
-    if block.keys_know_position is None:
-        return "?"
-    if block.attention is not None and block.attention.mask is None:
-        return HIDDEN
+def _position(block: BlockReport) -> str:
     known = {"keys": block.keys_know_position, "values": block.values_know_position}
     return " and ".join(what for what, knows in known.items() if knows) or "neither keys nor values"
 
 
 def _paths(kind: Kind) -> str:
-    paths = kind[0].paths
-    if paths is None:
-        return "?"
-    return "\n".join(f"{baseline}: {PATHS[how]}" for baseline, how in paths.items())
+    paths = kind[0].paths or {}
+    return "\n".join(f"{baseline}: {PATHS[how]}" for baseline, how in paths.items()) or "?"
 
 
 def _error(kind: Kind) -> str:
@@ -236,10 +202,25 @@ def _error(kind: Kind) -> str:
     errors = [block.forward_error for block in kind if block.forward_error is not None]
     names = dict.fromkeys(name for error in errors for name in error)
     worst = {name: max(error.get(name, 0.0) for error in errors) for name in names}
-    return (
-        ", ".join(f"{name} {error:.0e}" if error else f"{name} 0" for name, error in worst.items())
-        or "?"
-    )
+    shown = [f"{name} {error:.0e}" if error else f"{name} 0" for name, error in worst.items()]
+    return ", ".join(shown) or "?"
+
+
+def _of_attention(tell: Callable[[AttentionReport], str]) -> Callable[[Kind], str]:
+    return lambda kind: tell(kind[0].attention) if kind[0].attention else "?"
+
+
+def _if_seen(tell: Callable[[BlockReport], str]) -> Callable[[Kind], str]:
+    """Of what stands before the attention, if its code does not hide it."""
+
+    def cell(kind: Kind) -> str:
+        block = kind[0]
+        if block.keys_know_position is None:  # nothing was found out
+            return "?"
+        hidden = block.attention is not None and block.attention.mask is None
+        return HIDDEN if hidden else tell(block)
+
+    return cell
 
 
 _ROWS: tuple[tuple[str, Callable[[Kind], str]], ...] = (
@@ -247,13 +228,13 @@ _ROWS: tuple[tuple[str, Callable[[Kind], str]], ...] = (
     ("class", lambda kind: kind[0].class_name),
     ("parameters", _parameters),
     ("residual width", lambda kind: str(kind[0].width or "?")),
-    ("cut at", lambda kind: SITES[kind[0].attention.site] if kind[0].attention else "?"),
-    ("heads", _heads),
-    ("head width", _head_width),
-    ("attention", _attention),
-    ("logits scaled by", _scaling),
-    ("norm before it", _norm),
-    ("position is in", _position),
+    ("cut at", _of_attention(lambda attention: SITES[attention.site])),
+    ("heads", _of_attention(_heads)),
+    ("head width", _of_attention(_head_width)),
+    ("attention", _of_attention(_attention)),
+    ("logits scaled by", _of_attention(_scaling)),
+    ("norm before it", _if_seen(_norm)),
+    ("position is in", _if_seen(_position)),
     ("paths", _paths),
     ("path precision", lambda kind: kind[0].dtype or "?"),
     ("boundaries", lambda kind: ", ".join(kind[0].boundaries) or "none"),

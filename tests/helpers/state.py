@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedConfig
 
 HOOKS = (
     "_forward_hooks",
@@ -62,6 +64,11 @@ def global_state() -> dict[str, Any]:
         "python's random state": random.getstate(),
         "dtype": torch.get_default_dtype(),
         "threads": torch.get_num_threads(),
+        "attention": functional.scaled_dot_product_attention,
+        "what configs say": [
+            vars(PreTrainedConfig)[name]
+            for name in ("_attn_implementation", "_experts_implementation")
+        ],
         "attention kernels": (
             backends.flash_sdp_enabled(),
             backends.mem_efficient_sdp_enabled(),

@@ -78,13 +78,21 @@ def flows(layers: int = 3, tokens: int = 6, **settings: object) -> list[LayerFlo
 
 
 def signed_flow(
-    index: int, tokens: int, heads: int, *, seed: int = 0, dtype: torch.dtype = torch.float64
+    index: int,
+    tokens: int,
+    heads: int,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    causal: bool = False,
 ) -> LayerFlow:
     """A flow with entries of both signs whose rows add up to their positive totals."""
     random = torch.Generator().manual_seed(1000 * seed + index)
 
     def rows(*shape: int) -> tuple[Tensor, Tensor]:
         parts = torch.randn(*shape, generator=random, dtype=torch.float64)
+        if causal and shape[-1] == tokens:
+            parts = parts.tril()
         total = 0.5 + torch.rand(shape[:-1], generator=random, dtype=torch.float64)
         parts[..., 0] += total - parts.sum(-1)
         return parts, total
@@ -93,7 +101,7 @@ def signed_flow(
     outputs, total = rows(1, tokens, heads + 1)
     mlp, residual = outputs[..., :-1], outputs[..., -1]
     chain, _ = rows(1, heads, tokens, tokens)
-    chain[..., 1] += mlp.transpose(1, 2) - chain.sum(-1)
+    chain[..., 0 if causal else 1] += mlp.transpose(1, 2) - chain.sum(-1)
     return LayerFlow(
         name=f"layers.{index}",
         index=index,

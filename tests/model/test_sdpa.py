@@ -101,7 +101,9 @@ def test_the_function_is_put_back(error: type[BaseException] | None) -> None:
     expected = before(q, q, q, is_causal=True)
     try:
         with use_sdpa():
-            assert functional.scaled_dot_product_attention is not before
+            assert functional.scaled_dot_product_attention is before, "others may call it"
+            with pytest.raises(LigError, match="dropout_p"):
+                by_name(q, q, q, dropout_p=0.1)
             torch.testing.assert_close(by_name(q, q, q, is_causal=True), expected)
             if error is not None:
                 raise error

@@ -176,3 +176,13 @@ def test_a_model_that_is_not_finite_by_itself() -> None:
     refused(
         model, inputs, "layers.1", "not finite when the model runs by itself", "without padding"
     )
+
+
+@pytest.mark.parametrize("repeated", [2, 5])
+def test_repeated_tokens_are_no_difference(repeated: int) -> None:
+    """Tokens that are all alike differ by nothing, and rounding is not held against that."""
+    model = models.tiny_llama(dtype=torch.float32)
+    ids = models.tokens(model, 1, 5)
+    ids[0, :repeated] = ids[0, 0]
+    flow = LayerFlowIG(model, 1).attribute({"input_ids": ids}, baselines="zero", max_steps=4096)
+    assert bool((flow.layer_total > 0).all())

@@ -43,6 +43,7 @@ from captum_lig.prediction import (
 )
 from captum_lig.prediction.comparison import RelevanceComparison, compare
 from captum_lig.pretrained.minilm import embedded_model_path
+from captum_lig.views.relevance_table import relevance_table
 from tests.helpers import models
 
 FAMILIES = ("bert", "gpt2", "llama")
@@ -405,7 +406,7 @@ def test_measures_controls_rows_and_table() -> None:
     assert np.isnan(first["pearson_uniform"])
     assert comparison.rows()[1]["relative_l2_carried"] == 0
     out = io.StringIO()
-    Console(file=out, width=80).print(comparison.table())
+    Console(file=out, width=80).print(relevance_table(comparison))
     text = out.getvalue()
     assert "0.80 (-0.89)" in text
     assert "0.20 (0.77, 0.53)" in text

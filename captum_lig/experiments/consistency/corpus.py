@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from captum_lig.errors import LigError
-from captum_lig.experiments.consistency.optional_imports import need
 
-__all__ = ["Sentence", "fingerprint", "read_sentences"]
+__all__ = ["Sentence", "need", "read_sentences"]
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,15 @@ def read_sentences(path: str | Path) -> Iterator[Sentence]:
         raise LigError(f"corpus {str(path)!r} is no UTF-8 text ({error.reason}).") from error
 
 
-def fingerprint(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def need(name: str) -> Any:
+    """A module that only work on a corpus needs, or one sentence that says how to get it."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise LigError(
+            f"{name} is not installed, and work on a corpus needs it: "
+            "pip install 'captum-lig[corpus]'."
+        ) from error
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

@@ -13,21 +13,19 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from dataclasses import fields as fields_of
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from captum_lig._arguments import brief, whole_number
 from captum_lig.errors import LigError
-from captum_lig.experiments.consistency.corpus import Sentence, fingerprint, read_sentences
-from captum_lig.experiments.consistency.optional_imports import need
+from captum_lig.experiments.consistency.corpus import Sentence, need, read_sentences
 from captum_lig.experiments.consistency.pairings import Record, measure_text
 from captum_lig.flow.words import word_groups
 from captum_lig.layer_flow_ig import LayerFlowIG
@@ -53,10 +51,15 @@ class Corpus:
     def records(self) -> Iterator[dict[str, Any]]:
         """The records, sentence by sentence."""
         if self.path.suffix.lower() == ".csv":
-            yield from _read_csv(self.path)
+            csv = need("pyarrow.csv")
+            options = csv.ConvertOptions(
+                column_types=_schema(), strings_can_be_null=True, quoted_strings_can_be_null=False
+            )
+            batches = csv.open_csv(self.path, convert_options=options)
         else:
-            for batch in need("pyarrow.parquet").ParquetFile(self.path).iter_batches():
-                yield from batch.to_pylist()
+            batches = need("pyarrow.parquet").ParquetFile(self.path).iter_batches()
+        for batch in batches:
+            yield from batch.to_pylist()
 
 
 def run_corpus(
@@ -100,7 +103,8 @@ def run_corpus(
         if value is not None:
             whole_number(name, value, 1)
     need("pyarrow")
-    corpus_hash = fingerprint(corpus)
+    corpus_hash = hashlib.sha256(Path(corpus).read_bytes()).hexdigest()
+    layers = None if layers is None else list(layers)
     loaded = load_model(model)
     if merge_words and not loaded.tokenizer.is_fast:
         raise LigError(
@@ -111,7 +115,7 @@ def run_corpus(
         "corpus_sha256": corpus_hash,
         "model": loaded.name,
         "model_sha256": _fingerprint_of(loaded.network),
-        "layers": None if layers is None else list(layers),
+        "layers": layers,
         "scalarization": scalarization,
         "n_steps": n_steps,
         "tolerance": tolerance,
@@ -123,57 +127,45 @@ def run_corpus(
     }
     work = _Work(out, settings)
     work.open()
-    engine = LayerFlowIG(
-        loaded.network, None if layers is None else list(layers), scalarization=scalarization
-    )
-    chosen = _Chosen(loaded, corpus, limit, max_tokens)
-    with tqdm(
-        chosen, total=limit, desc="sentences", unit="sentence", disable=not show_progress
-    ) as sentences:
-        for sentence, encoding in sentences:
-            if work.has(sentence):
+    engine = LayerFlowIG(loaded.network, layers, scalarization=scalarization)
+    taken: list[int] = []
+    skipped: Counter[str] = Counter()
+    with tqdm(total=limit, desc="sentences", unit="sentence", disable=not show_progress) as bar:
+        for sentence in read_sentences(corpus):
+            if len(taken) == limit:
+                break
+            why = _reason_to_skip(loaded, sentence.text, max_tokens)
+            if why is not None:
+                skipped[why] += 1
                 continue
-            words = _words(loaded, sentence) if merge_words else None
-            records = measure_text(engine, encoding, words, n_steps=n_steps, tolerance=tolerance)
-            tokens = encoding["input_ids"].shape[1]
-            work.keep(sentence, tokens, records)
-    if not chosen.taken:
-        reasons = "; ".join(f"{count} {why}" for why, count in chosen.skipped.items())
+            taken.append(sentence.number)
+            if not work.has(sentence):
+                encoding, words = loaded.encode(sentence.text), None
+                if merge_words:
+                    words = word_groups(offsets=loaded.offsets(sentence.text), text=sentence.text)
+                found = measure_text(engine, encoding, words, n_steps=n_steps, tolerance=tolerance)
+                work.keep(sentence, encoding["input_ids"].shape[1], found)
+            bar.update()
+    if not taken:
+        reasons = "; ".join(f"{count} {why}" for why, count in skipped.items())
         raise LigError(
             f"corpus {str(corpus)!r} has no sentence that can be attributed"
             + (f" ({reasons})." if reasons else ": it is empty.")
         )
-    work.finish(chosen.taken)
-    return Corpus(out, len(chosen.taken), dict(chosen.skipped))
+    work.finish(taken)
+    return Corpus(out, len(taken), dict(skipped))
 
 
-@dataclass
-class _Chosen:
-    """The sentences to attribute, and why others are not."""
-
-    loaded: Pretrained
-    corpus: str | Path
-    limit: int | None
-    max_tokens: int | None
-    taken: list[int] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
-
-    def __iter__(self) -> Iterator[tuple[Sentence, dict[str, Tensor]]]:
-        special = self.loaded.tokenizer.num_special_tokens_to_add(pair=False)
-        most = self.loaded.most_tokens
-        for sentence in read_sentences(self.corpus):
-            if self.limit is not None and len(self.taken) == self.limit:
-                return
-            count = self.loaded.count_tokens(sentence.text)
-            if count <= special:
-                self.skipped["without a token of its own"] += 1
-            elif most is not None and count > most:
-                self.skipped[f"too long for the model ({most} tokens at most)"] += 1
-            elif self.max_tokens is not None and count > self.max_tokens:
-                self.skipped[f"longer than {self.max_tokens} tokens"] += 1
-            else:
-                self.taken.append(sentence.number)
-                yield sentence, self.loaded.encode(sentence.text)
+def _reason_to_skip(loaded: Pretrained, text: str, max_tokens: int | None) -> str | None:
+    """Why a sentence cannot be attributed or should not be, in words; None if it is attributed."""
+    count, most = loaded.count_tokens(text), loaded.most_tokens
+    if count <= loaded.tokenizer.num_special_tokens_to_add(pair=False):
+        return "without a token of its own"
+    if most is not None and count > most:
+        return f"too long for the model ({most} tokens at most)"
+    if max_tokens is not None and count > max_tokens:
+        return f"longer than {max_tokens} tokens"
+    return None
 
 
 class _Work:
@@ -210,13 +202,12 @@ class _Work:
                 f"{str(self.about)!r} holds no settings of a consistency run: choose another "
                 "file, or remove it."
             )
-        names = sorted(self.settings.keys() | found.keys())
-        other = [name for name in names if found.get(name) != self.settings.get(name)]
-        if other:
-            changes = ", ".join(
-                f"{name} {brief(found.get(name))} there and {brief(self.settings.get(name))} now"
-                for name in other
-            )
+        changes = ", ".join(
+            f"{name} {brief(found.get(name))} there and {brief(self.settings.get(name))} now"
+            for name in sorted(self.settings.keys() | found.keys())
+            if found.get(name) != self.settings.get(name)
+        )
+        if changes:
             raise LigError(
                 f"{str(self.out)!r} belongs to a run with other settings ({changes}): give the "
                 "same, or choose another file."
@@ -228,13 +219,9 @@ class _Work:
 
     def keep(self, sentence: Sentence, tokens: int, records: Sequence[Record]) -> None:
         """Write the records of a finished sentence."""
-        rows = [
-            {"sentence": sentence.number, "sentence_id": sentence.name, "tokens": tokens}
-            | vars(record)
-            for record in records
-        ]
-        pyarrow = need("pyarrow")
-        table = pyarrow.Table.from_pylist(rows, schema=_schema())
+        about = {"sentence": sentence.number, "sentence_id": sentence.name, "tokens": tokens}
+        rows = [about | vars(record) for record in records]
+        table = need("pyarrow").Table.from_pylist(rows, schema=_schema())
         self.parts.mkdir(exist_ok=True)
         with _replacing(self._part(sentence.number)) as path:
             need("pyarrow.parquet").write_table(table, path)
@@ -244,7 +231,9 @@ class _Work:
         parts = [self._part(number) for number in numbers]
         parquet = need("pyarrow.parquet")
         if not self.out.exists():
-            with _replacing(self.out) as path, _writer(path, self.out.suffix.lower()) as file:
+            csv = self.out.suffix.lower() == ".csv"
+            writer = need("pyarrow.csv").CSVWriter if csv else parquet.ParquetWriter
+            with _replacing(self.out) as path, writer(path, _schema()) as file:
                 for part in parts:
                     file.write_table(parquet.read_table(part))
         for part in parts:
@@ -264,37 +253,13 @@ def _replacing(path: Path) -> Iterator[Path]:
     os.replace(beside, path)
 
 
-def _writer(path: Path, suffix: str) -> Any:
-    if suffix == ".csv":
-        return need("pyarrow.csv").CSVWriter(path, _schema())
-    return need("pyarrow.parquet").ParquetWriter(path, _schema())
-
-
 def _schema() -> Any:
     """Columns: the sentence's, and those of a record under their field names."""
     pyarrow = need("pyarrow")
-    kinds = {
-        "int": pyarrow.int64(),
-        "str": pyarrow.string(),
-        "str | None": pyarrow.string(),
-        "float | None": pyarrow.float64(),
-    }
-    of_sentence = [("sentence", "int"), ("sentence_id", "str"), ("tokens", "int")]
-    of_record = [(one.name, str(one.type)) for one in fields_of(Record)]
-    return pyarrow.schema([(name, kinds[kind]) for name, kind in chain(of_sentence, of_record)])
-
-
-def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    csv = need("pyarrow.csv")
-    options = csv.ConvertOptions(
-        column_types=_schema(), strings_can_be_null=True, quoted_strings_can_be_null=False
-    )
-    for batch in csv.open_csv(path, convert_options=options):
-        yield from batch.to_pylist()
-
-
-def _words(loaded: Pretrained, sentence: Sentence) -> list[int]:
-    return word_groups(offsets=loaded.offsets(sentence.text), text=sentence.text)
+    kinds = {"int": pyarrow.int64(), "str": pyarrow.string(), "float": pyarrow.float64()}
+    columns = {"sentence": "int", "sentence_id": "str", "tokens": "int"}
+    columns |= {one.name: str(one.type).removesuffix(" | None") for one in fields_of(Record)}
+    return pyarrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
 
 
 def _fingerprint_of(model: nn.Module) -> str:

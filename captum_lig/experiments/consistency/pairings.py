@@ -6,6 +6,7 @@ starts. The pairings are arithmetic on what that gives.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,12 +36,7 @@ __all__ = [
 ]
 
 LAYER_BASELINES = ("zero", "target_token", "target_token+zero_ratio")
-ATTENTION_BASELINES = (
-    "zero",
-    "target_token",
-    "target_token+map_ratio",
-    "target_token+zero_ratio",
-)
+ATTENTION_BASELINES = (*LAYER_BASELINES[:2], "target_token+map_ratio", LAYER_BASELINES[2])
 ALL_ZERO, UNIFORM = "all_zero", "uniform"
 CONTROLS = (ALL_ZERO, UNIFORM)
 """Maps made without the model; the second takes the total of each row."""
@@ -58,10 +54,7 @@ class Pairing:
 
 
 PAIRINGS = tuple(
-    Pairing(baseline, start, rule)
-    for baseline in ATTENTION_BASELINES
-    for start in MLP_STARTS
-    for rule in RULES
+    Pairing(*names) for names in itertools.product(ATTENTION_BASELINES, MLP_STARTS, RULES)
 )
 
 
@@ -181,20 +174,19 @@ def layer_maps(zero: Sequence[LayerFlow], target_token: Sequence[LayerFlow]) -> 
         start = [flow.mlp_start for flow in zero].index(str(pairing.mlp_start))
         flow = variants[pairing.attention_baseline][start]
         composed[pairing] = unpadded(flow.compose(pairing.rule))
-        unconverged = _unconverged(flow, pairing.rule)
+        rows = _unconverged(flow, pairing.rule)
         if pairing.attention_baseline.endswith("zero_ratio"):
-            unconverged = unconverged | _unconverged(zero[start], pairing.rule)
-        composed_unconverged[pairing] = unconverged[kept]
+            rows = rows | _unconverged(zero[start], pairing.rule)
+        composed_unconverged[pairing] = rows[kept]
     directs = dict(zip(LAYER_BASELINES, (zero[0], target_token[0], by_zero[0]), strict=True))
     of_zero, of_token = (~flows[0].converged["layer"][0, kept] for flows in (zero, target_token))
+    unconverged = (of_zero, of_token, of_zero | of_token)
     return LayerMaps(
         index=zero[0].index,
         visible=_visible(zero[0])[kept][:, kept],
-        direct={name: unpadded(_layer(flow)) for name, flow in directs.items()},
+        direct={name: unpadded(flow.need("layer")) for name, flow in directs.items()},
         composed=composed,
-        direct_unconverged=dict(
-            zip(LAYER_BASELINES, (of_zero, of_token, of_zero | of_token), strict=True)
-        ),
+        direct_unconverged=dict(zip(LAYER_BASELINES, unconverged, strict=True)),
         composed_unconverged=composed_unconverged,
     )
 
@@ -212,17 +204,9 @@ def measure_text(
 ) -> list[Record]:
     """Compare composed and direct maps of one text, in the engine's layers.
 
-    Args:
-        engine: the model and its layers.
-        inputs: what the model is called with, one text.
-        words: ``(S,)`` which word each token belongs to, to compare maps between words; see
-            :func:`captum_lig.flow.words.word_groups`. None: between tokens.
-        n_steps: as in :meth:`LayerFlowIG.attribute`, and so are ``method``, ``tolerance`` and
-            ``dtype``.
-        method: see there.
-        tolerance: see there. Rows that do not make it are counted, not left out.
-        dtype: see there.
-        show_progress: show a progress bar over layers.
+    ``words (S,)`` says which word each token belongs to, to compare maps between words, see
+    :func:`captum_lig.flow.words.word_groups`; None: between tokens. The settings are those of
+    :meth:`LayerFlowIG.attribute`. Rows that are not within tolerance are counted, not left out.
 
     Returns:
         A record for each layer, layer baseline, and pairing or control.
@@ -285,8 +269,7 @@ def _visible(zero: LayerFlow) -> Tensor:
     A source that the mask forbids has an attention weight of exactly 0 on the whole zero path, in
     every head; near the start of that path attention is spread over everything else.
     """
-    assert zero.attention is not None
-    seen = (zero.attention[0] != 0).any(0)
+    seen = (zero.need("attention")[0] != 0).any(0)
     seen[torch.arange(len(zero.targets), device=seen.device), zero.targets] = True
     return seen
 
@@ -295,11 +278,6 @@ def _unconverged(flow: LayerFlow, rule: str) -> Tensor:
     """``(T,)`` targets for which a row of the rule's boundaries is not within tolerance."""
     heads = flow.converged["chain" if rule == "chain" else "attention"][0]
     return ~(heads.all(0) & flow.converged["mlp"][0])
-
-
-def _layer(flow: LayerFlow) -> Tensor:
-    assert flow.layer is not None
-    return flow.layer
 
 
 def _records(maps: LayerMaps) -> list[Record]:
@@ -316,25 +294,22 @@ def _records(maps: LayerMaps) -> list[Record]:
                 Record(
                     layer=maps.index,
                     layer_baseline=layer_baseline,
-                    attention_baseline=pairing.attention_baseline,
-                    mlp_start=pairing.mlp_start,
-                    rule=pairing.rule,
+                    **vars(pairing),
                     rows=len(one.l2),
                     uncertified_rows=uncertified[row],
                     relative_rows=int((~one.relative_l2.isnan()).sum()),
                     correlation_rows=int((~one.pearson.isnan()).sum()),
-                    **{
-                        f"{name}_{key}": number
-                        for name, measure in vars(one).items()
-                        for key, number in _mean_and_std(measure).items()
-                    },
+                    **_means_and_stds(vars(one)),
                 )
             )
     return records
 
 
-def _mean_and_std(measure: Tensor) -> dict[str, float | None]:
-    found = measure[~measure.isnan()]
-    if len(found) == 0:
-        return {"mean": None, "std": None}
-    return {"mean": float(found.mean()), "std": float(found.std(correction=0))}
+def _means_and_stds(measures: dict[str, Tensor]) -> dict[str, Any]:
+    """The numbers of a record, None where no row has the measure."""
+    numbers = {}
+    for name, measure in measures.items():
+        rows = measure[~measure.isnan()]
+        numbers[f"{name}_mean"] = float(rows.mean()) if len(rows) else None
+        numbers[f"{name}_std"] = float(rows.std(correction=0)) if len(rows) else None
+    return numbers

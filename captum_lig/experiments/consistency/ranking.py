@@ -22,6 +22,7 @@ MEASURES = {
 }
 """Measures, and the count of the rows that each is a mean over."""
 
+COUNTS = ("rows", "uncertified_rows", "relative_rows", "correlation_rows")
 _DESCENDING = ("pearson", "spearman")
 
 
@@ -34,7 +35,7 @@ class _Pool:
     second: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, record: Mapping[str, Any]) -> None:
-        for count in ("rows", "uncertified_rows", "relative_rows", "correlation_rows"):
+        for count in COUNTS:
             self.counts[count] += record[count]
         for measure, count in MEASURES.items():
             mean, std = record[f"{measure}_mean"], record[f"{measure}_std"]
@@ -117,10 +118,7 @@ class Pooled:
                 rank=rank,
                 pairing=pairing,
                 measures={name: one.measure(name) for name in MEASURES},
-                **{
-                    count: one.counts[count]
-                    for count in ("rows", "uncertified_rows", "relative_rows", "correlation_rows")
-                },
+                **{count: one.counts[count] for count in COUNTS},
             )
             for rank, (pairing, one) in enumerate(sorted(pools.items(), key=order), 1)
         ]

@@ -21,19 +21,8 @@ from captum_lig.views.page.numbers import pack
 
 __all__ = ["page", "write_page"]
 
-MODULES = (
-    "numbers",
-    "graph",
-    "routes",
-    "words",
-    "model",
-    "ink",
-    "flow",
-    "maps",
-    "node",
-    "tables",
-    "main",
-)
+MODULES = ["numbers", "graph", "routes", "words", "model", "ink", "flow", "maps", "node", "tables"]
+MODULES += ["main"]
 """The scripts, each after those that it imports."""
 
 

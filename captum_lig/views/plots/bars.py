@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from captum_lig.errors import LigError
 from captum_lig.flow.axes import FIELDS
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.summary import TOLERANCE, row_errors, target_rows
-from captum_lig.views.plots.draw import set_caption, set_title, show_figure
+from captum_lig.views.plots import draw
 
 __all__ = ["plot_completeness", "plot_shares"]
 
@@ -52,54 +54,57 @@ def plot_shares(
     if not flows:
         raise LigError("there is no flow to show: the list of flows is empty.")
     parts = np.array([_three_shares(flow, rule) for flow in flows])
-    width = max(3.5, 0.35 * len(flows) + 1.5) + 1.8
-    figure = Figure(figsize=(width, 3.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(len(flows), 1.8, 3.2)
     columns, bottom = np.arange(len(flows)), np.zeros(len(flows))
     names = ("heads, from other tokens", "heads, from the token itself", "residual stream")
-    hatches = ("", "//", "")
-    for part, name, color, hatch in zip(
-        parts.T, names, (OTHERS, SELF, RESIDUAL), hatches, strict=True
-    ):
+    colors, hatches = (OTHERS, SELF, RESIDUAL), ("", "//", "")
+    for part, name, color, hatch in zip(parts.T, names, colors, hatches, strict=True):
         axes.bar(
             columns, part, 0.8, bottom, color=color, label=name, hatch=hatch, edgecolor="white"
         )
         bottom += part
-    every = max(1, len(flows) // 16)
-    axes.set_xticks(columns[::every], [str(flow.index) for flow in flows][::every], fontsize=8)
-    axes.set_xlabel("layer", fontsize=8)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", fontsize=7, frameon=False, reverse=True)
-    set_title(figure, title, width)
-    set_caption(
-        figure,
-        f"Mean over targets of the sizes of routes, {rule}. Baseline {flows[0].baseline}.",
-        width,
-    )
-    if show:
-        show_figure(figure)
+    caption = f"Mean over targets of the sizes of routes, {rule}. Baseline {flows[0].baseline}."
+    _label(figure, axes, columns, flows)
+    draw.finish(figure, title, caption, figure.get_figwidth(), show)
     return figure, axes
 
 
-def _three_shares(flow: LayerFlow, rule: str) -> tuple[float, float, float]:
+def _figure(layers: int, room: float, height: float) -> tuple[Figure, Axes]:
+    """For so many layers, with some inches beside them for the legend."""
+    width = max(3.5, 0.35 * layers + 1.5) + room
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _label(figure: Figure, axes: Axes, columns: NDArray[Any], flows: Sequence[LayerFlow]) -> None:
+    """Name the layers, at ``columns`` of the axes, and put a legend beside them."""
+    every = max(1, len(flows) // 16)
+    axes.set_xticks(columns[::every], [str(flow.index) for flow in flows][::every])
+    axes.set_xlabel("layer", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    bars = bool(axes.patches)  # piled up from below
+    figure.legend(
+        loc="outside right center", fontsize=7, frameon=False, markerscale=2, reverse=bars
+    )
+
+
+def _three_shares(flow: LayerFlow, rule: str) -> tuple[float, ...]:
     """From others and from itself through the heads, and along the residual stream."""
     routes = flow.compose(rule, by_head=True)[0].abs().double()  # (H, T, S)
-    assert flow.residual is not None
     rows = target_rows(flow)
     every = torch.arange(len(flow.targets), device=routes.device)
     itself = routes[:, every, flow.targets].sum(0)
     others = routes.sum((0, 2)) - itself
-    residual = flow.residual[0].abs().double()
+    residual = flow.need("residual")[0].abs().double()
     parts = torch.stack([others, itself, residual])[:, rows]
     size = parts.sum(0)
     share = torch.where(size > 0, parts / size, 0.0)[:, size > 0]
     if share.shape[1] == 0:
         return 0.0, 0.0, 0.0
-    a, b, c = share.mean(1).tolist()
-    return a, b, c
+    return tuple(share.mean(1).tolist())
 
 
 def plot_completeness(
@@ -121,9 +126,7 @@ def plot_completeness(
     boundaries = [name for name in FIELDS if any(name in flow.certified for flow in flows)]
     if not boundaries:
         raise LigError("there is no row to show: give flows with a boundary.")
-    width = max(3.5, 0.35 * len(flows) + 1.5) + 1.0
-    figure = Figure(figsize=(width, 3.0), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(len(flows), 1.0, 3.0)
     count = missed = 0
     tolerance = TOLERANCE if flows[0].tolerance is None else flows[0].tolerance
     for number, boundary in enumerate(boundaries):
@@ -135,9 +138,7 @@ def plot_completeness(
             errors = [row_errors(one, boundary, target_rows(one)).flatten() for one in texts]
             found = torch.cat(errors).double().cpu().numpy()
             shift = (number - (len(boundaries) - 1) / 2) * 0.75 / len(boundaries)
-            spread = (
-                np.linspace(-0.09, 0.09, len(found)) if len(found) > 1 else np.zeros(len(found))
-            )
+            spread = np.linspace(-0.09, 0.09, len(found)) if len(found) > 1 else 0.0
             x.append(flow.index + shift + spread)
             y.append(found)
         values = np.concatenate(y)
@@ -163,19 +164,11 @@ def plot_completeness(
         fontsize=7,
     )
     axes.set_yscale("log")
-    axes.set_xticks([flow.index for flow in flows][:: max(1, len(flows) // 16)])
-    axes.set_xlabel("layer", fontsize=8)
     axes.set_ylabel("completeness error", fontsize=8)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", fontsize=7, frameon=False, markerscale=2)
-    set_title(figure, title, width)
-    set_caption(
-        figure,
+    caption = (
         f"|sum of a row - total| / total of {count} rows, {missed} of them above the tolerance; "
-        f"errors below {EXACT:g} are drawn there.",
-        width,
+        f"errors below {EXACT:g} are drawn there."
     )
-    if show:
-        show_figure(figure)
+    _label(figure, axes, np.array([flow.index for flow in flows]), flows)
+    draw.finish(figure, title, caption, figure.get_figwidth(), show)
     return figure, axes

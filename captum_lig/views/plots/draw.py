@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,31 +13,18 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from numpy.typing import NDArray
+from torch import Tensor
 
 from captum_lig.errors import LigError
+from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.flow.summary import target_rows
 from captum_lig.flow.tokens import readable_text, readable_token
 from captum_lig.views.plots.text import PLAIN, drawable, font_families
-
-__all__ = [
-    "COLORS",
-    "GREY",
-    "areas",
-    "arrange",
-    "curve",
-    "draw_color_bar",
-    "draw_matrix",
-    "label_axis",
-    "set_caption",
-    "set_title",
-    "show_figure",
-    "symmetric",
-    "text_style",
-    "token_labels",
-]
 
 COLORS = ListedColormap(colormaps["RdBu_r"](np.linspace(0.07, 0.93, 256)))
 """Positive red, negative blue: told apart with every common colour blindness. The darkest ends
@@ -68,6 +56,70 @@ def symmetric(values: NDArray[Any], quantile: float = 1.0, limit: float | None =
     elif not limit > 0:
         raise LigError(f"limit={limit}: give a positive number, where the colours end.")
     return Normalize(-(limit or 1.0), limit or 1.0)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One heat map. Padding is gone: positions count the tokens that are left."""
+
+    title: str
+    values: NDArray[Any]
+    """``(T, S)``, masked where grey is to be seen."""
+    targets: NDArray[np.int64]
+    """``(T,)`` positions of the targets among the sources."""
+    names: list[str]
+    """What the ``S`` sources are called."""
+    color: Any = "black"
+    """Of the title."""
+
+    @property
+    def is_self(self) -> NDArray[np.bool_]:
+        """``(T, S)`` True where a token is its own source."""
+        is_self: NDArray[np.bool_] = self.targets[:, None] == np.arange(len(self.names))
+        return is_self
+
+    def without_self(self) -> Panel:
+        """The same with self terms in grey."""
+        values = np.ma.array(self.values)
+        values[self.is_self] = np.ma.masked
+        return replace(self, values=values)
+
+
+def make_panel(flow: LayerFlow, values: Tensor, tokens: Sequence[str], title: str = "") -> Panel:
+    """A map of a flow of one text, without padding."""
+    rows, kept = target_rows(flow), flow.valid[0]
+    names = token_labels([tokens[int(i)] for i in kept.nonzero()])
+    matrix = values[rows][:, kept].detach().cpu().double().numpy()
+    return Panel(title, matrix, (kept.cumsum(0) - 1)[flow.targets[rows]].cpu().numpy(), names)
+
+
+def draw_panels(
+    figure: Figure,
+    within: tuple[SubplotSpec, SubplotSpec],
+    panels: Sequence[Panel],
+    columns: int,
+    size: tuple[float, float],
+    norm: Normalize,
+    fontsize: float,
+) -> tuple[list[Axes], Axes]:
+    """Maps of ``size`` inches each in rows of ``columns``; their axes, and those for the scale.
+
+    ``within`` are the two areas that :func:`areas` gives.
+    """
+    left, bar = within
+    grid = left.subgridspec(math.ceil(len(panels) / columns), columns)
+    drawn = []
+    for index, panel in enumerate(panels):
+        axes = figure.add_subplot(grid[index // columns, index % columns])
+        labels = [panel.names[target] for target in panel.targets]
+        draw_matrix(axes, panel.values, labels, panel.names, norm, size)
+        axes.set_title(panel.title, fontsize=fontsize, color=panel.color)
+        first, lowest = index % columns == 0, index + columns >= len(panels)
+        axes.tick_params(labelleft=first, labelbottom=lowest)
+        axes.set_ylabel("target" if first else "", fontsize=8)
+        axes.set_xlabel("source" if lowest else "", fontsize=8)
+        drawn.append(axes)
+    return drawn, figure.add_subplot(bar)
 
 
 def draw_matrix(
@@ -109,6 +161,52 @@ def curve(start: float, source: int, target: int) -> NDArray[np.float64]:
     t = np.linspace(0, 1, 25)
     ease = t * t * (3 - 2 * t)
     return np.column_stack([start + t, source + (target - source) * ease])
+
+
+Link = tuple[float, int, int, float]
+"""Where its column starts, row of the source, row of the target, and a share."""
+
+
+def draw_links(
+    axes: Axes, links: Sequence[Link], norm: Normalize, thin: float, widest: float, gid: str
+) -> None:
+    """Links as wide, from ``thin`` to ``widest`` points, and as dark as their size."""
+    values = np.array([value for *_, value in links])
+    lines = LineCollection(
+        [curve(start, source, target) for start, source, target, _ in links],
+        linewidths=thin + (widest - thin) * (np.abs(values) / norm.vmax).clip(0, 1),
+        cmap=COLORS,
+        norm=norm,
+        capstyle="butt",
+        zorder=3,
+    )
+    lines.set_array(values)
+    lines.set_gid(gid)
+    axes.add_collection(lines)
+
+
+def draw_self_links(axes: Axes, links: Sequence[Link], color: str, widest: float, gid: str) -> None:
+    """Links of tokens to themselves; a share of 1 is ``widest`` points wide."""
+    sizes = np.abs([value for *_, value in links])
+    lines = LineCollection(
+        [[(start, row), (start + 1, row)] for start, row, *_ in links],
+        linewidths=widest * sizes.clip(0, 1),
+        colors=color,
+        capstyle="butt",
+        zorder=2,
+    )
+    lines.set_gid(gid)
+    axes.add_collection(lines)
+
+
+def label_rows(axes: Axes, labels: Sequence[str], height: float) -> None:
+    """Tokens on both sides of axes of ``height`` inches, first row on top."""
+    style = text_style()
+    label_axis(axes.yaxis, np.arange(len(labels)), labels, height, 8.0, style)
+    axes.tick_params(length=0, labelright=True)
+    for tick in axes.yaxis.get_major_ticks():
+        tick.label2.update({"fontsize": tick.label1.get_fontsize(), **style})
+    axes.spines[:].set_visible(False)
 
 
 def label_axis(
@@ -153,27 +251,24 @@ def draw_color_bar(
         )
 
 
-def set_title(figure: Figure, title: str | None, width: float) -> None:
-    """A title of untrusted text over a figure of ``width`` inches."""
-    if title is None:
-        return
-    heading = drawable(readable_text(title), font_families())
-    heading = textwrap.fill(heading, int(width * 10.5), max_lines=2, placeholder=" …")
-    figure.suptitle(heading, fontsize=11, x=0.01, ha="left", **text_style())
-
-
-def set_caption(figure: Figure, caption: str, width: float) -> None:
-    """What the figure shows, below it."""
-    text = textwrap.fill(caption, max(20, int(width * 18)))
-    figure.supxlabel(text, fontsize=7, x=0.01, ha="left", **text_style())
-
-
-def show_figure(figure: Figure) -> None:
-    """Show a figure through pyplot.
+def finish(
+    figure: Figure, title: str | None, caption: str | None, width: float, show: bool
+) -> None:
+    """Put a title of untrusted text over a figure of ``width`` inches and say below what it shows.
 
     Raises:
-        LigError: if matplotlib is too old for it.
+        LigError: with ``show``, if matplotlib is too old for it.
     """
+    style = text_style()
+    if title is not None:
+        heading = drawable(readable_text(title), style["family"])
+        heading = textwrap.fill(heading, int(width * 10.5), max_lines=2, placeholder=" …")
+        figure.suptitle(heading, fontsize=11, x=0.01, ha="left", **style)
+    if caption is not None:
+        text = textwrap.fill(caption, max(20, int(width * 18)))
+        figure.supxlabel(text, fontsize=7, x=0.01, ha="left", **style)
+    if not show:
+        return
     from matplotlib import pyplot
 
     try:

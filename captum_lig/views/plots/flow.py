@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from captum_lig.flow.layer_flow import LayerFlow
-from captum_lig.flow.summary import LayerSummary, one_text, shares, summarize, target_rows
-from captum_lig.views.plots.draw import (
-    COLORS,
-    GREY,
-    areas,
-    arrange,
-    curve,
-    draw_color_bar,
-    draw_matrix,
-    label_axis,
-    set_caption,
-    set_title,
-    show_figure,
-    symmetric,
-    text_style,
-    token_labels,
-)
+from captum_lig.flow.summary import LayerSummary, one_text, shares, summarize
+from captum_lig.views.plots import draw
 
 __all__ = ["plot_flow"]
 
@@ -43,27 +26,20 @@ ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class _Layer:
-    """What is drawn of one layer. Padding is gone: positions count the tokens that are left."""
+    """What is drawn of one layer."""
 
     index: int
     composed: NDArray[np.float64]
     """``(T, S)`` shares by the composition rule."""
-    direct: NDArray[np.float64]
-    """``(T, S)`` shares of the direct map."""
-    targets: NDArray[np.int64]
-    """``(T,)`` positions of the targets among the sources."""
+    direct: draw.Panel
+    """Shares of the direct map."""
     summary: LayerSummary
-
-    @property
-    def is_self(self) -> NDArray[np.bool_]:
-        """``(T, S)`` True where a token is its own source."""
-        is_self: NDArray[np.bool_] = self.targets[:, None] == np.arange(self.direct.shape[1])
-        return is_self
 
     @property
     def moves_itself(self) -> bool:
         """False if every self term is 0, as it is by construction on target-token paths."""
-        return bool(np.abs(self.direct[self.is_self]).max(initial=0.0) > ROUNDING)
+        own = self.direct.values[self.direct.is_self]
+        return bool(np.abs(own).max(initial=0.0) > ROUNDING)
 
 
 def plot_flow(
@@ -98,59 +74,50 @@ def plot_flow(
         LigError: if flows and tokens do not fit, for an unknown rule, or a missing boundary.
     """
     one_text(flows, tokens)
-    layers = [_layer(flow, rule) for flow in flows]
-    style = text_style()
-    kept = flows[0].valid[0].nonzero().squeeze(-1).tolist()
-    labels = token_labels([tokens[i] for i in kept])
+    layers = [_layer(flow, tokens, rule) for flow in flows]
+    labels = layers[0].direct.names
     norm = _color_scale(layers)
 
-    panel, columns, rows = arrange(len(labels), len(layers))
+    panel, columns, rows = draw.arrange(len(labels), len(layers))
     strip_height = min(max(1.5, 0.165 * len(labels)), 14.0)
-    targets = max(len(layer.targets) for layer in layers)
+    targets = max(len(layer.composed) for layer in layers)
     map_height = min(panel * targets / len(labels), max(1.2, 0.4 * targets))
     heights = [strip_height + 0.35, rows * (map_height + 0.4)]
     width = columns * panel + 1.6
     figure = Figure(figsize=(width, sum(heights) + 1.1), layout="constrained")
     halves = figure.add_gridspec(2, 1, height_ratios=heights)
-    left, bar = areas(halves[1], columns * panel, heights[1])
-    grid = left.subgridspec(rows, columns)
-
     strip = figure.add_subplot(halves[0])
-    _draw_strip(strip, layers, labels, norm, (width - 2.0, strip_height), style)
-    maps = []
-    for index, layer in enumerate(layers):
-        axes = figure.add_subplot(grid[index // columns, index % columns])
-        _draw_map(axes, layer, labels, norm, (panel, map_height))
-        first, lowest = index % columns == 0, index + columns >= len(layers)
-        axes.tick_params(labelleft=first, labelbottom=lowest)
-        axes.set_ylabel("target" if first else "", fontsize=8)
-        axes.set_xlabel("source" if lowest else "", fontsize=8)
-        maps.append(axes)
+    _draw_strip(strip, layers, labels, norm, (width - 2.0, strip_height))
+    panels = [
+        layer.direct if layer.moves_itself else layer.direct.without_self() for layer in layers
+    ]
+    within, size = draw.areas(halves[1], columns * panel, heights[1]), (panel, map_height)
+    maps, bar = draw.draw_panels(figure, within, panels, columns, size, norm, 7)
     other = " (links: of the row's absolute sum)" if rule == "product" else ""
-    draw_color_bar(figure, figure.add_subplot(bar), norm, f"share of the target's total{other}")
-    set_title(figure, title, width)
-    set_caption(figure, _caption(flows, layers, rule), width)
-    if show:
-        show_figure(figure)
+    draw.draw_color_bar(figure, bar, norm, f"share of the target's total{other}")
+    draw.finish(figure, title, _caption(flows, layers, rule), width, show)
     return figure, [strip, *maps]
 
 
-def _layer(flow: LayerFlow, rule: str) -> _Layer:
-    rows, kept = target_rows(flow), flow.valid[0]
-    position = kept.cumsum(0) - 1
-    return _Layer(
-        index=flow.index,
-        composed=shares(flow, rule)[rows][:, kept].cpu().double().numpy(),
-        direct=shares(flow, None)[rows][:, kept].cpu().double().numpy(),
-        targets=position[flow.targets[rows]].cpu().numpy(),
-        summary=summarize(flow, rule, links=0),
+def _layer(flow: LayerFlow, tokens: Sequence[str], rule: str) -> _Layer:
+    summary = summarize(flow, rule, links=0)
+    title = (
+        f"layer {flow.index} · composed off by {summary.agreement_text}\n"
+        f"completeness error {summary.error_text}"
     )
+    direct = draw.make_panel(flow, shares(flow, None), tokens, title)
+    if not summary.certified:
+        direct = replace(direct, color=draw.COLORS(1.0))
+    composed = draw.make_panel(flow, shares(flow, rule), tokens).values
+    return _Layer(flow.index, composed, direct, summary)
 
 
 def _color_scale(layers: Sequence[_Layer]) -> Normalize:
     """Symmetric, and made for the links: self terms of a zero baseline would outshine them."""
-    links = [m[~layer.is_self] for layer in layers for m in (layer.composed, layer.direct)]
-    return symmetric(np.concatenate(links), 0.99)
+    links = [
+        m[~layer.direct.is_self] for layer in layers for m in (layer.composed, layer.direct.values)
+    ]
+    return draw.symmetric(np.concatenate(links), 0.99)
 
 
 def _draw_strip(
@@ -159,7 +126,6 @@ def _draw_strip(
     labels: Sequence[str],
     norm: Normalize,
     size: tuple[float, float],
-    style: dict[str, Any],
 ) -> None:
     rows = np.arange(len(labels))
     name = "layer {}" if size[0] / len(layers) > 0.7 else "{}"
@@ -169,9 +135,10 @@ def _draw_strip(
         if layer.index != previous + 1:
             axes.text(start + 0.2, len(rows) / 2 - 0.5, "· · ·", ha="center", color="0.35")
             start += 0.4
-        axes.hlines(rows, start, start + 1, colors=GREY, linewidths=0.5, zorder=1)
-        axes.add_collection(_self_links(layer, start, widest))
-        axes.add_collection(_links(layer, start, widest, norm))
+        axes.hlines(rows, start, start + 1, colors=draw.GREY, linewidths=0.5, zorder=1)
+        own, links = _links(layer, start)
+        draw.draw_self_links(axes, own, "0.75", widest, f"self links {layer.index}")
+        draw.draw_links(axes, links, norm, 0.3, widest, f"links {layer.index}")
         for column in (start, start + 1):
             axes.plot([column] * len(rows), rows, ".", color="0.35", markersize=3, zorder=4)
         number = name.format(layer.index)
@@ -182,67 +149,19 @@ def _draw_strip(
     axes.set_xticks([])
     if name == "{}":
         axes.set_title("layer", fontsize=8, pad=14)
-    label_axis(axes.yaxis, rows, labels, size[1], 8.0, style)
-    axes.tick_params(length=0, labelright=True)
-    for tick in axes.yaxis.get_major_ticks():
-        tick.label2.update({"fontsize": tick.label1.get_fontsize(), **style})
-    axes.spines[:].set_visible(False)
+    draw.label_rows(axes, labels, size[1])
 
 
-def _links(layer: _Layer, start: float, widest: float, norm: Normalize) -> LineCollection:
-    """The strongest links of each target from other tokens, the weakest drawn first."""
-    size = np.where(layer.is_self, 0.0, np.abs(layer.composed))
-    found = [
-        (row, source)
-        for row in range(len(size))
-        for source in np.argsort(-size[row], kind="stable")[:LINKS_PER_TARGET]
-        if size[row, source] > 0
-    ]
-    found.sort(key=lambda link: size[link])
-    values = np.array([layer.composed[link] for link in found])
-    links = LineCollection(
-        [curve(start, source, layer.targets[row]) for row, source in found],
-        linewidths=0.3 + (widest - 0.3) * (np.abs(values) / norm.vmax).clip(0, 1),
-        cmap=COLORS,
-        norm=norm,
-        capstyle="butt",
-        zorder=3,
-    )
-    links.set_array(values)
-    links.set_gid(f"links {layer.index}")
-    return links
-
-
-def _self_links(layer: _Layer, start: float, widest: float) -> LineCollection:
-    """What each token keeps of itself; all of it is the full width."""
-    links = LineCollection(
-        [[(start, target), (start + 1, target)] for target in layer.targets],
-        linewidths=widest * np.abs(layer.composed[layer.is_self]).clip(0, 1),
-        colors="0.75",
-        capstyle="butt",
-        zorder=2,
-    )
-    links.set_gid(f"self links {layer.index}")
-    return links
-
-
-def _draw_map(
-    axes: Axes,
-    layer: _Layer,
-    labels: Sequence[str],
-    norm: Normalize,
-    size: tuple[float, float],
-) -> None:
-    values = np.ma.array(layer.direct)
-    if not layer.moves_itself:
-        values[layer.is_self] = np.ma.masked
-    draw_matrix(axes, values, [labels[target] for target in layer.targets], labels, norm, size)
-    axes.set_title(
-        f"layer {layer.index} · composed off by {layer.summary.agreement_text}\n"
-        f"completeness error {layer.summary.error_text}",
-        fontsize=7,
-        color="black" if layer.summary.certified else COLORS(1.0),
-    )
+def _links(layer: _Layer, start: float) -> tuple[list[draw.Link], list[draw.Link]]:
+    """What tokens keep of themselves, and the strongest links of each target, weakest first."""
+    own, found = [], []
+    for target, row in zip(layer.direct.targets, layer.composed, strict=True):
+        size = np.abs(row)
+        size[target] = 0
+        own.append((start, target, target, row[target]))
+        strongest = np.argsort(-size, kind="stable")[:LINKS_PER_TARGET]
+        found += [(start, source, target, row[source]) for source in strongest if size[source] > 0]
+    return own, sorted(found, key=lambda link: abs(link[3]))
 
 
 def _caption(flows: Sequence[LayerFlow], layers: Sequence[_Layer], rule: str) -> str:

@@ -6,28 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_lig.errors import LigError
 from captum_lig.graph import FlowGraph, Route
-from captum_lig.views.plots.draw import (
-    COLORS,
-    GREY,
-    areas,
-    curve,
-    draw_color_bar,
-    label_axis,
-    set_caption,
-    set_title,
-    show_figure,
-    symmetric,
-    text_style,
-    token_labels,
-)
+from captum_lig.views.plots import draw
 
 __all__ = ["plot_graph"]
 
@@ -76,7 +61,7 @@ def plot_graph(
     if target is None and start is None:
         target = -1
     trace = graph.relevance(target, start, rule=rule, absolute=absolute)
-    labels = token_labels(graph.tokens)
+    labels = draw.token_labels(graph.tokens)
     columns, tokens = len(graph.layers), len(labels)
     relevance = trace.tokens.cpu().numpy()
     ends = [int(end) for end in np.flatnonzero(relevance[-1])]
@@ -85,17 +70,18 @@ def plot_graph(
     others = [link for link in links if link[1] != link[2]]
     to_itself = [link for link in links if link[1] == link[2]]
     # Links of a token to itself are far larger: the scale leaves them out.
-    norm = symmetric(np.array([value for *_, value in others]), 0.99)
+    norm = draw.symmetric(np.array([value for *_, value in others]), 0.99)
 
     column = min(1.5, max(0.35, 9 / columns))
     height = min(max(1.8, 0.2 * tokens), 16.0)
     width = column * columns + 2.6
     figure = Figure(figsize=(width, height + 1.3), layout="constrained")
-    left, bar = areas(figure, width - 0.9, height)
+    left, bar = draw.areas(figure, width - 0.9, height)
     axes = figure.add_subplot(left)
-    axes.hlines(np.arange(tokens), 0, columns, colors=GREY, linewidths=0.5, zorder=1)
-    axes.add_collection(_stays(to_itself, whole))
-    axes.add_collection(_moves(others, norm))
+    axes.hlines(np.arange(tokens), 0, columns, colors=draw.GREY, linewidths=0.5, zorder=1)
+    kept = [(column, row, row, value / whole) for column, row, _, value in to_itself]
+    draw.draw_self_links(axes, kept, "0.7", WIDEST, "self links")
+    draw.draw_links(axes, others, norm, 0.2, WIDEST, "links")
     _draw_nodes(axes, relevance / whole)
     routes = _routes(graph, ends, source, relevance, k, rule)
     _draw_routes(axes, routes, graph.indices[0])
@@ -110,30 +96,18 @@ def plot_graph(
     if column <= 0.7:
         axes.set_xlabel("layer", fontsize=8)
         axes.xaxis.set_label_position("top")
-    style = text_style()
-    label_axis(axes.yaxis, np.arange(tokens), labels, height, 8.0, style)
-    axes.tick_params(length=0, labelright=True)
-    for tick in axes.yaxis.get_major_ticks():
-        tick.label2.update({"fontsize": tick.label1.get_fontsize(), **style})
-    axes.spines[:].set_visible(False)
+    draw.label_rows(axes, labels, height)
     label = "relevance carried" + (", absolute" if absolute else "")
-    draw_color_bar(figure, figure.add_subplot(bar), norm, label, percent=start is None)
-    set_title(figure, title, width)
-    set_caption(figure, _caption(graph, ends, routes, rule), width)
-    if show:
-        show_figure(figure)
+    draw.draw_color_bar(figure, figure.add_subplot(bar), norm, label, percent=start is None)
+    draw.finish(figure, title, _caption(graph, ends, routes, rule), width, show)
     return figure, axes
-
-
-Link = tuple[int, int, int, float]
-"""Column, source, target, relevance carried."""
 
 
 def _links(
     graph: FlowGraph, relevance: NDArray[np.float64], rule: str, absolute: bool
-) -> list[Link]:
+) -> list[draw.Link]:
     """The strongest links of each layer, weakest first."""
-    found: list[Link] = []
+    found: list[draw.Link] = []
     most = _links_a_layer(graph)
     for column, layer in enumerate(graph.layers):
         matrix = layer.shares(rule, absolute).matrix.cpu().numpy()
@@ -149,40 +123,11 @@ def _links_a_layer(graph: FlowGraph) -> int:
     return max(20, LINKS // len(graph.layers))
 
 
-def _moves(links: list[Link], norm: Normalize) -> LineCollection:
-    values = np.array([value for *_, value in links])
-    collection = LineCollection(
-        [curve(column, source, target) for column, source, target, _ in links],
-        linewidths=0.2 + (WIDEST - 0.2) * (np.abs(values) / norm.vmax).clip(0, 1),
-        cmap=COLORS,
-        norm=norm,
-        capstyle="butt",
-        zorder=2,
-    )
-    collection.set_array(values)
-    collection.set_gid("links")
-    return collection
-
-
-def _stays(links: list[Link], whole: float) -> LineCollection:
-    """What comes down to the same token; all of a target's relevance is the full width."""
-    values = np.array([value for *_, value in links])
-    collection = LineCollection(
-        [[(column, source), (column + 1, source)] for column, source, *_ in links],
-        linewidths=WIDEST * (np.abs(values) / whole).clip(0, 1),
-        colors="0.7",
-        capstyle="butt",
-        zorder=1.5,
-    )
-    collection.set_gid("self links")
-    return collection
-
-
 def _draw_nodes(axes: Axes, relevance: NDArray[np.float64]) -> None:
     positions = np.argwhere(relevance != 0)
     sizes = np.abs(relevance[relevance != 0]).clip(0, 1)
     dots = axes.scatter(
-        positions[:, 0], positions[:, 1], s=2 + 60 * sizes, color="0.25", linewidths=0, zorder=3
+        positions[:, 0], positions[:, 1], s=2 + 60 * sizes, color="0.25", linewidths=0, zorder=4
     )
     dots.set_gid("nodes")
 
@@ -215,7 +160,7 @@ def _draw_routes(axes: Axes, routes: list[Route], first: int) -> None:
             if step.head is not None and step.head not in heads:
                 heads.append(step.head)
     for (column, source, target), heads in links.items():
-        line = curve(column, source, target)
+        line = draw.curve(column, source, target)
         axes.plot(line[:, 0], line[:, 1], color=ROUTE_COLOR, linewidth=1.2, zorder=4)
         if heads:
             axes.annotate(
@@ -231,7 +176,7 @@ def _draw_routes(axes: Axes, routes: list[Route], first: int) -> None:
 
 
 def _caption(graph: FlowGraph, ends: list[int], routes: list[Route], rule: str) -> str:
-    names = ", ".join(token_labels([graph.tokens[end] for end in ends]))
+    names = ", ".join(draw.token_labels([graph.tokens[end] for end in ends]))
     if len(ends) > 8:
         names = f"{len(ends)} tokens"
     text = (
@@ -240,7 +185,7 @@ def _caption(graph: FlowGraph, ends: list[int], routes: list[Route], rule: str) 
         f"{_links_a_layer(graph)}), all heads together, in grey where it stays with its token. "
     )
     if routes:
-        start, end = token_labels([routes[0].labels[0], routes[0].labels[-1]])
+        start, end = draw.token_labels([routes[0].labels[0], routes[0].labels[-1]])
         text += (
             f"Green: the strongest routes from {start} to {end}, with shares "
             f"{', '.join(f'{route.share:+.2g}' for route in routes)}; h: head. "

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,33 +22,11 @@ from torch import Tensor
 from captum_lig.errors import LigError
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.summary import one_text, shares, target_rows
-from captum_lig.views.plots.draw import (
-    areas,
-    arrange,
-    draw_color_bar,
-    draw_matrix,
-    set_caption,
-    set_title,
-    show_figure,
-    symmetric,
-    token_labels,
-)
+from captum_lig.views.plots import draw
 
 __all__ = ["plot_compared", "plot_heads", "plot_layers", "plot_map"]
 
 SHARE = "share of the target's total"
-
-
-@dataclass(frozen=True)
-class _Panel:
-    title: str
-    values: NDArray[Any]
-    """``(T, S)``, masked where grey is to be seen."""
-    rows: list[str]
-    columns: list[str]
-    is_self: NDArray[np.bool_]
-    """``(T, S)`` True where a token is its own source; left out of the colour scale, since self
-    terms of a zero baseline are far larger than links."""
 
 
 def plot_map(
@@ -86,9 +64,9 @@ def plot_map(
         )
     if not np.isfinite(matrix).all():
         raise LigError("the map holds numbers that are not finite: there is nothing to draw there.")
-    names = token_labels(tokens)
-    panel = _Panel("", matrix, [names[row] for row in rows], names, np.zeros(matrix.shape, bool))
-    figure, axes = _draw([panel], limit, title, label, None, show, quantile=1.0, percent=percent)
+    panel = draw.Panel("", matrix, np.array(rows, int), draw.token_labels(tokens))
+    norm = draw.symmetric(matrix, limit=limit)
+    figure, axes = _draw([panel], norm, title, label, None, show, percent=percent)
     return figure, axes[0]
 
 
@@ -117,12 +95,7 @@ def plot_heads(
     """
     one_text([flow], tokens)
     if rule is None:
-        if flow.attention is None or flow.attention_total is None:
-            raise LigError(
-                "this flow has no 'attention' boundary: name it in boundaries=(...) when calling "
-                "LayerFlowIG.attribute."
-            )
-        values, size = flow.attention[0], flow.attention_total[0][..., None]
+        values, size = flow.need("attention")[0], flow.need("attention_total")[0][..., None]
         label = "share of the head's output"
     else:
         values = flow.compose(rule, by_head=True)[0]
@@ -130,8 +103,7 @@ def plot_heads(
             size = values.abs().sum((0, 2))[:, None]
             label = "share of the row's absolute sum over heads"
         else:
-            assert flow.mlp_total is not None
-            size, label = flow.mlp_total[0][:, None], SHARE
+            size, label = flow.need("mlp_total")[0][:, None], SHARE
     parts = torch.where(size > 0, values / size, 0.0)
     panels = []
     for head, part in enumerate(parts):
@@ -143,7 +115,7 @@ def plot_heads(
         f"Baseline {flow.baseline}, scalarization {flow.scalarization}."
         + ("" if rule is None else " Per cent: mean over targets of the sizes of a head's row.")
     )
-    return _draw(panels, limit, title, label, caption, show)
+    return _draw(panels, _scale(panels, limit), title, label, caption, show)
 
 
 def plot_layers(
@@ -175,7 +147,7 @@ def plot_layers(
         f"{'Direct maps' if rule is None else f'Maps composed by {rule}'}. "
         f"Baseline {flows[0].baseline}, scalarization {flows[0].scalarization}."
     )
-    return _draw(panels, limit, title, SHARE, caption, show)
+    return _draw(panels, _scale(panels, limit), title, SHARE, caption, show)
 
 
 def plot_compared(
@@ -203,8 +175,7 @@ def plot_compared(
     """
     one_text([flow], tokens)
     direct = shares(flow, None)
-    assert flow.layer_total is not None
-    total = flow.layer_total[0][:, None]  # scales both, the product rule too
+    total = flow.need("layer_total")[0][:, None]  # scales both, the product rule too
     composed = torch.where(total > 0, flow.compose(rule)[0] / total, 0.0)
     off = flow.agreement(rule)[0, target_rows(flow)].nanmean().item()
     panels = [
@@ -217,61 +188,43 @@ def plot_compared(
         f"{'n/a' if math.isnan(off) else f'{off:.0%}'} (distance over the size of the direct row, "
         f"mean over targets). Baseline {flow.baseline}, scalarization {flow.scalarization}."
     )
-    return _draw(panels, limit, title, SHARE, caption, show, columns=3)
+    return _draw(panels, _scale(panels, limit), title, SHARE, caption, show, columns=3)
 
 
-def _panel(flow: LayerFlow, values: Tensor, tokens: Sequence[str], title: str) -> _Panel:
+def _panel(flow: LayerFlow, values: Tensor, tokens: Sequence[str], title: str) -> draw.Panel:
     """The map without padding, and without self terms where they are 0 by construction."""
-    rows, kept = target_rows(flow), flow.valid[0]
-    matrix = np.ma.array(values[rows][:, kept].detach().cpu().double().numpy())
-    positions = (kept.cumsum(0) - 1)[flow.targets[rows]].cpu().numpy()
-    is_self: NDArray[np.bool_] = positions[:, None] == np.arange(matrix.shape[1])
-    if flow.baseline == "target_token":
-        matrix[is_self] = np.ma.masked
-    names = token_labels([tokens[int(i)] for i in kept.nonzero()])
-    return _Panel(title, matrix, [names[i] for i in positions], names, is_self)
+    panel = draw.make_panel(flow, values, tokens, title)
+    return panel.without_self() if flow.baseline == "target_token" else panel
+
+
+def _scale(panels: Sequence[draw.Panel], limit: float | None) -> Normalize:
+    """Of links alone: self terms of a zero baseline are far larger."""
+    links = [np.asarray(panel.values)[~panel.is_self] for panel in panels]
+    return draw.symmetric(np.concatenate(links), 0.99, limit)
 
 
 def _draw(
-    panels: list[_Panel],
-    limit: float | None,
+    panels: Sequence[draw.Panel],
+    norm: Normalize,
     title: str | None,
     label: str,
     caption: str | None,
     show: bool,
     *,
-    quantile: float = 0.99,
     percent: bool = True,
     columns: int | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    rows_shown, tokens = len(panels[0].rows), len(panels[0].columns)
-    links = [np.asarray(panel.values)[~panel.is_self] for panel in panels]
-    norm = symmetric(np.concatenate(links), quantile, limit)
-    width, found, rows = arrange(tokens, len(panels))
-    if columns is not None:
-        found, rows = columns, math.ceil(len(panels) / columns)
-    columns = found
+    targets, tokens = panels[0].values.shape
+    width, found, _ = draw.arrange(tokens, len(panels))
+    columns = columns or found
     if len(panels) > 1:
         width = min(width, max(2.0, 0.09 * tokens, 11.0 / columns))
-    height = min(width * rows_shown / tokens, max(1.2, 0.4 * rows_shown))
-    full = columns * width + 1.7
-    figure = Figure(figsize=(full, rows * (height + 0.45) + 1.1), layout="constrained")
-    left, bar = areas(figure, columns * width, rows * (height + 0.45))
-    grid = left.subgridspec(rows, columns)
-    drawn = []
-    for index, panel in enumerate(panels):
-        axes = figure.add_subplot(grid[index // columns, index % columns])
-        draw_matrix(axes, panel.values, panel.rows, panel.columns, norm, (width, height))
-        axes.set_title(panel.title, fontsize=8)
-        first, lowest = index % columns == 0, index + columns >= len(panels)
-        axes.tick_params(labelleft=first, labelbottom=lowest)
-        axes.set_ylabel("target" if first else "", fontsize=8)
-        axes.set_xlabel("source" if lowest else "", fontsize=8)
-        drawn.append(axes)
-    draw_color_bar(figure, figure.add_subplot(bar), norm, label, percent)
-    set_title(figure, title, full)
-    if caption is not None:
-        set_caption(figure, caption, full)
-    if show:
-        show_figure(figure)
+    height = min(width * targets / tokens, max(1.2, 0.4 * targets))
+    full, rows = columns * width + 1.7, math.ceil(len(panels) / columns)
+    whole = rows * (height + 0.45)
+    figure = Figure(figsize=(full, whole + 1.1), layout="constrained")
+    within = draw.areas(figure, columns * width, whole)
+    drawn, bar = draw.draw_panels(figure, within, panels, columns, (width, height), norm, 8)
+    draw.draw_color_bar(figure, bar, norm, label, percent)
+    draw.finish(figure, title, caption, full, show)
     return figure, drawn

@@ -24,6 +24,7 @@ from captum_lig.model.find_blocks import elements
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder
 from captum_lig.model.split import SplitBlock
+from captum_lig.model.validate import tokens_first
 from captum_lig.paths.baselines import Start
 from captum_lig.paths.choose import choose_structure, inspect_structure, make_path
 from captum_lig.pretrained.load import load_model
@@ -67,7 +68,8 @@ def inspect_model(
     try:
         with finder.recorded(call) as calls:
             blocks = tuple(_inspect_block(finder, b) for b in calls)
-            seen = int(calls[0].valid[0].sum()) if calls else None
+            if calls and not tokens_first(calls[0]):
+                seen = int(calls[0].valid[0].sum())
     except Exception as error:  # an unknown model may raise anything
         unreachable = _sentence(error)
     if seen is not None and seen < 2:
@@ -154,7 +156,7 @@ def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
         report = replace(report, boundaries=("attention",))
         # Reversed: what follows the attention must not depend on other tokens or on positions.
         back = rows.flip(0)
-        output = cut.post(attended[back], z[back]).flip(0)
+        output = cut.post(attended[back], z[back], back).flip(0)
         errors["block"] = _gap(output, cut.output[rows])
         cut.check(rows, attended[rows], output)
         for start in starts.values():

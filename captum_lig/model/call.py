@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -103,6 +104,9 @@ class BlockCall:
     described: bool = False
     """Whether the caller said where it is to be cut, if at all."""
     spread: Spread = "shared"
+    per_token: tuple[int, ...] = ()
+    """Which of the :meth:`tensors` hold something for each token ``(B, S, ...)``, used after the
+    attention."""
     readings: tuple[Reading, ...] = ()
     """What the first axes of the tensors among ``kwargs`` and ``args`` are, in this order; empty
     before that was found out."""
@@ -191,28 +195,46 @@ class BlockCall:
         _mapped([self.kwargs, self.args], note)
         return found
 
-    def on(self, z: Tensor, instead: tuple[int | str, Tensor] | None = None) -> Tensor:
+    def on(
+        self,
+        z: Tensor,
+        instead: tuple[int | str, Tensor] | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """The block's output ``(N, S, D)`` for ``z (N, S, D)``, of a call for one text.
 
         ``instead`` is the position or name of another argument, and ``(N, ...)`` to put there; a
-        block that takes one sequence at a time takes one of those.
+        block that takes one sequence at a time takes one of those. ``positions (N, S)`` are those
+        of the tokens in the text, if they changed: arguments :attr:`per_token` go with them.
         """
         if self.spread == "one by one" and len(z) > 1:
             assert instead is None
-            return torch.cat([self.on(one) for one in z.split(1)])
+            return torch.cat(
+                [
+                    self.on(one, positions=None if positions is None else positions[n : n + 1])
+                    for n, one in enumerate(z.split(1))
+                ]
+            )
+        moving = () if positions is None else self.per_token
+        indices = count()
 
         def spread(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[0] == 1:
+            if not isinstance(value, Tensor):
+                return value
+            if next(indices) in moving:
+                return value[0][positions]
+            if self.spread != "repeated":
+                return value
+            if value.dim() >= 2 and value.shape[0] == 1:
                 return value.expand(len(z), *value.shape[1:])
-            if isinstance(value, Tensor) and value.dim() == 3:
-                return value.repeat(len(z), 1, 1)  # one for each head, texts first
-            return value
+            # One for each head, texts first.
+            return value.repeat(len(z), 1, 1) if value.dim() == 3 else value
 
         z = z.contiguous()  # as in the model, whose code may say z.view()
         args, kwargs = self.args, self.kwargs
-        if self.spread == "repeated":
-            args = tuple(_mapped(value, spread) for value in args)
+        if self.spread == "repeated" or moving:
             kwargs = {name: _mapped(value, spread) for name, value in kwargs.items()}
+            args = tuple(_mapped(value, spread) for value in args)
         place = place_of_hidden(args, kwargs)
         if isinstance(place, int):
             args = (*args[:place], z, *args[place + 1 :])

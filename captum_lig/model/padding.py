@@ -95,6 +95,11 @@ def reads_own_tokens(block: BlockCall) -> bool:
 
 
 def _check_targets(block: BlockCall) -> None:
+    if not bool(block.valid.any()):
+        raise LigError(
+            f"{block.describe()}: every token of every text is padding, its attention mask lets no "
+            "token be read. Leave it out, with layer=[...]."
+        )
     mask = _own_mask(block)
     if mask is None:
         return

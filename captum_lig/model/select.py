@@ -40,7 +40,7 @@ class Finder:
         self.left_out: list[str] = []
         """What the last run had beside the blocks that may be blocks too, if none were named."""
         self._said = False
-        self._known: dict[tuple[Any, ...], tuple[Spread, Attention | None]] = {}
+        self._known: dict[tuple[Any, ...], tuple[Spread, tuple[int, ...], Attention | None]] = {}
 
     @contextmanager
     def blocks(self, call: ModelCall) -> Iterator[list[BlockCall]]:
@@ -94,13 +94,14 @@ class Finder:
             LigError: if it cannot be cut.
         """
         if (known := self._known.get(_kind(block))) is not None:
-            spread, found = known
-            return replace(block, spread=spread, attention=block.attention or found)
+            spread, per_token, found = known
+            attention = block.attention or found
+            return replace(block, spread=spread, per_token=per_token, attention=attention)
         sure = validate_block(block)
         # What was not found may be found on another text, and one token shows nothing of a mix.
-        if (sure.attention is not None or block.described) and int(block.valid[0].sum()) > 1:
+        if (sure.attention is not None or block.described) and int(block.valid.sum(-1).max()) > 1:
             found = sure.attention if block.attention is None else None
-            self._known[_kind(block)] = sure.spread, found
+            self._known[_kind(block)] = sure.spread, sure.per_token, found
         return sure
 
     def _watched(

@@ -107,12 +107,13 @@ class SplitBlock:
         (u,) = _joined(seen)
         return u
 
-    def post(self, u: Tensor, z: Tensor) -> Tensor:
+    def post(self, u: Tensor, z: Tensor, positions: Tensor) -> Tensor:
         """Everything after the attention core, token by token.
 
         Args:
             u: per-head attention outputs ``(M, H, e)``.
             z: the residual stream of the same tokens ``(M, D)``.
+            positions: ``(M,)`` their positions in the text.
 
         Returns:
             ``(M, D)`` the tokens leaving the block.
@@ -128,9 +129,11 @@ class SplitBlock:
         if spare:
             u = torch.cat([u, u.new_zeros(spare, *u.shape[1:])])
             z = torch.cat([z, z.new_zeros(spare, width)])
+            positions = torch.cat([positions, positions.new_zeros(spare)])
         u = u.reshape(sequences, length, *u.shape[1:])
+        packed = z.reshape(sequences, length, width), positions.reshape(sequences, length)
         with skipping(self._skipped):
-            output = self.with_u(u, z.reshape(sequences, length, width))
+            output = self.with_u(u, *packed)
         return output.reshape(-1, output.shape[-1])[:count]
 
     def whole(self, z: Tensor) -> Tensor:
@@ -157,15 +160,20 @@ class SplitBlock:
 
     # --- running it ---
 
-    def with_u(self, u: Tensor, z: Tensor) -> Tensor:
-        """The block's output ``(N, S, D)`` with ``u (N, S, H, e)`` put at its core."""
+    def with_u(self, u: Tensor, z: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The block's output ``(N, S, D)`` with ``u (N, S, H, e)`` put at its core.
+
+        ``positions (N, S)`` are those of the tokens in the text, if they are others.
+        """
+        if positions is None:
+            positions = torch.arange(z.shape[1], device=z.device).expand(z.shape[:2])
         if self.call.spread == "one by one" and len(z) > 1:
-            pairs = zip(u.split(1), z.split(1), strict=True)
-            return torch.cat([self.with_u(one_u, one_z) for one_u, one_z in pairs])
+            parts = zip(u.split(1), z.split(1), positions.split(1), strict=True)
+            return torch.cat([self.with_u(*part) for part in parts])
         if self._parts is not None:
             self.meter.passed += z.shape[0] * z.shape[1]
             return self._parts[2](u, z)
-        return self._run(z, lambda *_: u)
+        return self._run(z, lambda *_: u, positions)
 
     def _until(
         self, z: Tensor, note: Callable[[Callable[[], Tensor], AttentionCall | None], None]
@@ -192,8 +200,8 @@ class SplitBlock:
             "it cannot be cut there."
         )
 
-    def _run(self, z: Tensor, at_core: AtCore) -> Tensor:
-        """The block's output ``(N, S, D)``, with its first attention in other hands."""
+    def _run(self, z: Tensor, at_core: AtCore, positions: Tensor | None = None) -> Tensor:
+        """The block's output ``(N, S, D)``, with what ``at_core`` gives at its first attention."""
         attention = self.call.attention
         reached = False
 
@@ -214,7 +222,7 @@ class SplitBlock:
                         attention.projection, attention.heads, lambda u: at_core(lambda: u, None)
                     )
                 )
-            return self.call.on(z)
+            return self.call.on(z, positions=positions)
 
     @property
     def own(self) -> Tensor:
@@ -317,8 +325,8 @@ class SplitBlock:
         # One sequence of them, hardly a token where it was and none beside its neighbours.
         count, generator = len(both[0]), torch.Generator().manual_seed(0)
         order = (torch.randperm(max(len(z), count), generator=generator) % count)[: len(z)]
-        some, points, expected = (x[order.to(x.device)] for x in both)
-        found = self.post(some, points)
+        some, points, expected, positions = (x[order.to(z.device)] for x in [*both, rows.repeat(2)])
+        found = self.post(some, points, positions)
         if not nearly_equal(found, expected, self.output):
             raise self.not_by_token(deviation(found, expected, self.output))
         return u
@@ -328,7 +336,8 @@ class SplitBlock:
         return LigError(
             f"{self.call.describe()} cannot be cut at its attention: fed its own attention output "
             f"beside other tokens it gives something else (off by {deviation:.1e}). What follows "
-            "the attention has to treat each token by itself. Ask for its layer boundary alone, "
+            "the attention has to treat each token by itself, and what else it gets for each token "
+            "has to come as (B, S, ...). Ask for its layer boundary alone, "
             "with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
         )
 

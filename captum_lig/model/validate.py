@@ -23,7 +23,7 @@ from captum_lig.model.sdpa import use_sdpa
 from captum_lig.model.split import SplitBlock
 from captum_lig.model.user_block import Span, check_span
 
-__all__ = ["compare_with_model", "validate_block"]
+__all__ = ["compare_with_model", "tokens_first", "validate_block"]
 
 
 def compare_with_model(calls: list[BlockCall], run: Callable[[], Any]) -> None:
@@ -113,8 +113,9 @@ def validate_block(call: BlockCall) -> BlockCall:
         LigError: if the block, called again, gives something else, sees sources that its mask
             forbids, or depends on other tokens otherwise than through the attention reached.
     """
+    _check_axes(call)
     _check_sizes(call)
-    one = call.for_text(0)
+    one = call.for_text(int(call.valid.sum(-1).argmax()))
     check_span(one)
     places = one.valid[0].nonzero().squeeze(-1)
     z, own = one.hidden.detach(), one.output.detach()
@@ -131,16 +132,18 @@ def validate_block(call: BlockCall) -> BlockCall:
                 f"(off by {deviation(again[0, places], own[0, places]):.1e}): it is random or "
                 "keeps a state, and so has no attribution."
             )
+        _check_gradients(one)
         other = _whole(one, moved)
-        call = replace(call, spread=_spread(one, torch.cat([z, moved]), torch.cat([own, other])))
+        spread = _spread(one, torch.cat([z, moved]), torch.cat([own, other]))
+        call, one = replace(call, spread=spread), replace(one, spread=spread)
         changed = deviations(other[0], own[0]) > 1e-5
         if call.attention is not None:
-            _check_reach(call, source, places, changed)
-        elif not call.described and (found := find_projection(call)) is not None:
-            projected = replace(call, attention=found)
+            return replace(call, per_token=_check_reach(one, source, places, changed))
+        if not call.described and (found := find_projection(one)) is not None:
             with contextlib.suppress(LigError):  # what comes after it mixes tokens again: whole
-                _check_reach(projected, source, places, changed)
-                return projected
+                one = replace(one, attention=found)
+                per_token = _check_reach(one, source, places, changed)
+                return replace(call, attention=found, per_token=per_token)
     return call
 
 
@@ -151,11 +154,6 @@ def _check_sizes(call: BlockCall) -> None:
     if sizes is None:
         return
     shape = tuple(call.hidden.shape)
-    if sizes == (length, batch, batch) and batch > 1 and (batch != length or _mixes_texts(call)):
-        raise LigError(
-            f"{call.describe()} gets tokens first, {shape} as (S, B, D): build it with "
-            "batch_first=True, the weights are the same, and give (B, S, D)."
-        )
     if sizes == (batch, length, length):
         if reads_own_tokens(call):
             return
@@ -170,7 +168,7 @@ def _check_sizes(call: BlockCall) -> None:
             f"{call.describe()} gets {shape}, and its attention {sizes[0]} sequences of one token: "
             "each token attends to itself alone (windows of one token), and nothing flows between "
             "tokens. Ask for its layer boundary alone, with layer=[captum_lig.Block(module)] and "
-            "boundaries=('layer',); if these are texts of one token, tokens first, give (B, S, D)."
+            "boundaries=('layer',)."
         )
     raise LigError(
         f"{call.describe()} gets {shape}, and its attention {sizes[0]} sequences with {sizes[1]} "
@@ -180,13 +178,52 @@ def _check_sizes(call: BlockCall) -> None:
     )
 
 
-def _mixes_texts(call: BlockCall) -> bool:
-    """Whether what stands first on the first axis reaches the others on it: tokens, not texts."""
+def _check_axes(call: BlockCall) -> None:
+    """What stands side by side on the first axis are texts, that do not reach each other."""
+    shape = tuple(call.hidden.shape)
+    if tokens_first(call):
+        raise LigError(
+            f"{call.describe()} gets tokens first, {shape} as (S, B, D): build it with "
+            "batch_first=True if it can be, the weights are the same, and give (B, S, D). Else ask "
+            "for the map of its states alone, with captum_lig.SetToSetIG(lambda z: "
+            "block(z.transpose(0, 1)).transpose(0, 1)), of z (1, S, D)."
+        )
+    if shape[0] > 1 and _mixes(call, 0):
+        raise LigError(
+            f"{call.describe()} gets {shape}, and sequence 0 on the first axis reaches others: it "
+            "works on pairs or groups of them. A block has to treat each text or picture by itself."
+        )
+
+
+def tokens_first(call: BlockCall) -> bool:
+    """Whether the states are ``(S, B, D)``."""
+    batch, length, _ = call.hidden.shape
+    return batch > 1 and _mixes(call, 0) and (length == 1 or not _mixes(call, 1))
+
+
+def _mixes(call: BlockCall, axis: int) -> bool:
+    """Whether what stands first on an axis of the states reaches the others on it."""
     moved = call.hidden.detach().clone()
-    moved[0] = moved[0].roll(1, -1)
+    moved.select(axis, 0).copy_(moved.select(axis, 0).roll(1, -1))
+    others = torch.arange(1, moved.shape[axis], device=moved.device)
+    kept = call.valid.index_select(axis, others)
     with torch.no_grad(), use_sdpa(), contextlib.suppress(Exception):
-        return not nearly_equal(call.on(moved)[1:], call.output[1:])
+        same, other = (call.on(z).index_select(axis, others) for z in (call.hidden, moved))
+        return not nearly_equal(other[kept], same[kept])
     return False
+
+
+def _check_gradients(one: BlockCall) -> None:
+    """Its output can be differentiated by what it gets."""
+    if any(p.is_inference() for p in one.module.parameters()):
+        return  # it is copied before it is attributed
+    with torch.enable_grad():
+        output = _whole(one, one.hidden.detach().clone().requires_grad_())
+    if not output.requires_grad:
+        raise LigError(
+            f"{one.describe()} has no gradients: its code runs under torch.no_grad(), or detaches "
+            "what it gives. There is no path to integrate along; take that out of its forward."
+        )
 
 
 def _whole(one: BlockCall, z: Tensor) -> Tensor:
@@ -207,8 +244,11 @@ def _spread(one: BlockCall, z: Tensor, expected: Tensor) -> Spread:
     return "one by one"
 
 
-def _check_reach(call: BlockCall, source: int, places: Tensor, changed: Tensor) -> None:
-    """The targets that a change of one source changes ``(S,)``, against the mask and the cut."""
+def _check_reach(call: BlockCall, source: int, places: Tensor, changed: Tensor) -> tuple[int, ...]:
+    """The targets that a change of one source changes ``(S,)``, against the mask and the cut.
+
+    Returns which arguments hold something for each token.
+    """
     cut = SplitBlock(call, 0, Meter())
     if cut.mask is not None:
         forbidden = ~allowed(cut.mask)[:, :, source].any(0)
@@ -233,9 +273,38 @@ def _check_reach(call: BlockCall, source: int, places: Tensor, changed: Tensor) 
             "layer=[captum_lig.Block(module)] and boundaries=('layer',)."
         )
     # Each token twice, so that no sequence is what it was: what follows must not mind.
-    twice = cut.post(u[0].repeat_interleave(2, 0), cut.z.repeat_interleave(2, 0))[::2]
+    per_token = _per_token(cut, u, places)
+    cut = SplitBlock(replace(call, per_token=per_token), 0, Meter())
+    tokens = u[0], cut.z, torch.arange(len(cut.z), device=u.device)
+    twice = cut.post(*(x.repeat_interleave(2, 0) for x in tokens))[::2]
     if not nearly_equal(twice[places], cut.output[places]):
         raise cut.not_by_token(deviation(twice[places], cut.output[places]))
+    return per_token
+
+
+def _per_token(cut: SplitBlock, u: Tensor, places: Tensor) -> tuple[int, ...]:
+    """Arguments that hold something for each token, used after the attention ``u (1, S, H, e)``.
+
+    What two tokens get is exchanged: then these two give something else, and no others.
+    """
+    length, found = len(cut.z), []
+    for index, x in enumerate(cut.call.tensors()):
+        if x is cut.call.hidden or x.shape[:2] != (1, length):
+            continue
+        first = places[0]
+        others = [place for place in places.tolist() if not torch.equal(x[0, place], x[0, first])]
+        if not others:
+            continue
+        two = torch.stack([first, first.new_tensor(others[0])])
+        order = torch.arange(length, device=u.device)
+        order[two] = two.flip(0)
+        exchanged = SplitBlock(replace(cut.call, per_token=(index,)), 0, Meter())
+        moved = deviations(exchanged.with_u(u, cut.z[None], order[None])[0], cut.output) > 1e-5
+        elsewhere = moved.clone()
+        elsewhere[two] = False
+        if bool(moved[two].any()) and not bool(elsewhere[places].any()):
+            found.append(index)
+    return tuple(found)
 
 
 def _reached(call: BlockCall) -> str:

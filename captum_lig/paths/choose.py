@@ -80,8 +80,11 @@ class WholeBlock(Block, Protocol):
     epsilons: list[float]
     """Values of eps of the norms inside."""
 
-    def post(self, u: Tensor, z: Tensor) -> Tensor:
-        """What follows the attention: ``u (M, H, d)`` and ``z (M, D)`` to ``(M, D)``."""
+    def post(self, u: Tensor, z: Tensor, positions: Tensor) -> Tensor:
+        """What follows the attention: ``u (M, H, d)`` and ``z (M, D)`` to ``(M, D)``.
+
+        ``positions (M,)`` are those of the tokens in the text.
+        """
 
     def check_post(self, z: Tensor, rows: Tensor) -> Tensor:
         """Make sure at a point ``z (S, D)`` that ``post`` is what follows the attention, by token.

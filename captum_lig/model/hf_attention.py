@@ -1,4 +1,4 @@
-"""Our place at transformers' attention interface: one registered function, many handlers.
+"""Our function at transformers' attention interface: one registered function, many handlers.
 
 transformers lets a library register an attention function under a name, and there is no way to
 take it back. So ours is registered once and does nothing by itself: what happens to a call is

@@ -1,8 +1,8 @@
-"""Cutting one block open: ``pre`` and ``post`` of its attention core, by running its own code.
+"""Splitting a block at its attention core into ``pre`` and ``post``, by running its own code.
 
 ``pre(z)`` calls the block and stops it where the attention function is reached; ``post(u, z)``
-calls it again and hands it ``u`` there. No model code is rewritten, so what the cut computes is
-what the model computes; :meth:`SplitBlock.check` makes sure of it.
+calls it again and hands it ``u`` there. No model code is rewritten, so the split block computes
+what the model computes; :meth:`SplitBlock.check` validates it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SplitBlock:
         attention = self.call.attention
         self._parts = None if attention is None else attention.parts
         self.has_attention = attention is not None
-        """Whether there is a cut. Without, the block counts as one head, whose output is its own:
+        """Whether it is split. If not, the block counts as one head, whose output is its own:
         ``attend`` is the whole block and ``post`` hands its output on."""
         self.opens = attention is not None and attention.site in ("interface", "sdpa")
         """Whether queries, keys and values can be had."""
@@ -197,7 +197,7 @@ class SplitBlock:
     def _not_reached(self) -> LigError:
         return LigError(
             f"{self.call.describe()} did not reach its attention when called again: "
-            "it cannot be cut there."
+            "it cannot be split there."
         )
 
     def _run(self, z: Tensor, at_core: AtCore, positions: Tensor | None = None) -> Tensor:
@@ -269,14 +269,14 @@ class SplitBlock:
         same = deviations(without, self.output, rounding=4 * eps).max() <= 64 * eps
         return seen if same else {}
 
-    # --- making sure of it ---
+    # --- validating it ---
 
     def attends(self, rows: Tensor, u: Tensor) -> bool:
         """Whether its attention gives ``u (R, H, e)`` for the tokens ``rows (R,)`` of the text."""
         return nearly_equal(u, self.own[rows], self.own)
 
     def check(self, rows: Tensor, u: Tensor, output: Tensor | None = None) -> None:
-        """Make sure that the cut is the block: same attention output, same block output.
+        """Check that the split block is the block: same attention output, same block output.
 
         Args:
             rows: ``(R,)`` the tokens compared (not padding).
@@ -285,7 +285,7 @@ class SplitBlock:
 
         Raises:
             LigError: if the attention is not the softmax of scaled dot products plus a mask, or
-                if the block, fed ``u`` at the cut, does not give what it gave in the model.
+                if the block, fed ``u`` at its core, does not give what it gave in the model.
         """
         own_output = self.output[rows]
         if not self.has_attention:
@@ -307,7 +307,7 @@ class SplitBlock:
             raise self.not_by_token(deviation(output, own_output, self.output))
 
     def check_post(self, z: Tensor, rows: Tensor) -> Tensor:
-        """Make sure that ``post`` is what follows the attention in the block, token by token.
+        """Check that ``post`` is what follows the attention in the block, token by token.
 
         Args:
             z: ``(S, D)`` a point of a path.
@@ -334,7 +334,7 @@ class SplitBlock:
     def not_by_token(self, deviation: float) -> LigError:
         """What to say if what follows the attention does not treat each token by itself."""
         return LigError(
-            f"{self.call.describe()} cannot be cut at its attention: fed its own attention output "
+            f"{self.call.describe()} cannot be split at its attention: fed its attention output "
             f"beside other tokens it gives something else (off by {deviation:.1e}). What follows "
             "the attention has to treat each token by itself, and what else it gets for each token "
             "has to come as (B, S, ...). Ask for its layer boundary alone, "

@@ -1,4 +1,4 @@
-"""Making sure, before anything is attributed, that a model's blocks are what they seem."""
+"""Validating a model's blocks before anything is attributed."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ __all__ = ["compare_with_model", "tokens_first", "validate_block"]
 
 
 def compare_with_model(calls: list[BlockCall], run: Callable[[], Any]) -> None:
-    """Make sure that the blocks gave what they give when nobody looks.
+    """Check that the recorded blocks gave what they give in the unmodified model.
 
-    They were recorded with our attention function and our masks in place of the model's own: a
+    They were recorded with our attention function and our masks in position of the model's own: a
     mask that gets lost on the way (and causality with it) shows here.
 
     Args:
@@ -64,7 +64,7 @@ def compare_with_model(calls: list[BlockCall], run: Callable[[], Any]) -> None:
         difference = _difference(call.output[kept], own[kept])
         if not difference <= (5e-2 if half else 1e-4):
             raise LigError(
-                f"{call.describe()} gives something else when it is watched (off by "
+                f"{call.describe()} gives something else while it is recorded (off by "
                 f"{difference:.1e}): {_reason(call)}"
             )
 
@@ -82,7 +82,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 def _reason(call: BlockCall) -> str:
-    """Why a block may give something else when it is watched, and what to do."""
+    """Why a block may give something else while it is recorded, and what to do."""
     if call.site == "interface" and any(
         x.dtype == torch.bool and x.dim() > 2 for x in call.tensors()
     ):
@@ -107,7 +107,7 @@ def _padded(output: Tensor, length: int) -> Tensor:
 
 
 def validate_block(call: BlockCall) -> BlockCall:
-    """The recorded block with where to cut it and how it takes many sequences, made sure of.
+    """The recorded block with where to split it and how it takes many sequences, validated.
 
     Raises:
         LigError: if the block, called again, gives something else, sees sources that its mask
@@ -117,19 +117,20 @@ def validate_block(call: BlockCall) -> BlockCall:
     _check_sizes(call)
     one = call.for_text(int(call.valid.sum(-1).argmax()))
     check_span(one)
-    places = one.valid[0].nonzero().squeeze(-1)
+    positions = one.valid[0].nonzero().squeeze(-1)
     z, own = one.hidden.detach(), one.output.detach()
-    source = int(places[len(places) // 2])
+    source = int(positions[len(positions) // 2])
     moved = z.clone()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(z.shape[-1], generator=generator).to(z)
     moved[0, source] += noise * z[0, source].std().clamp_min(1e-3)
     with torch.no_grad():
         again = _whole(one, z)
-        if not nearly_equal(again[0, places], own[0, places]):
+        if not nearly_equal(again[0, positions], own[0, positions]):
+            gap = deviation(again[0, positions], own[0, positions])
             raise LigError(
                 f"{call.describe()} gives something else when it is called again with what it got "
-                f"(off by {deviation(again[0, places], own[0, places]):.1e}): it is random or "
+                f"(off by {gap:.1e}): it is random or "
                 "keeps a state, and so has no attribution."
             )
         _check_gradients(one)
@@ -138,11 +139,11 @@ def validate_block(call: BlockCall) -> BlockCall:
         call, one = replace(call, spread=spread), replace(one, spread=spread)
         changed = deviations(other[0], own[0]) > 1e-5
         if call.attention is not None:
-            return replace(call, per_token=_check_reach(one, source, places, changed))
+            return replace(call, per_token=_check_reach(one, source, positions, changed))
         if not call.described and (found := find_projection(one)) is not None:
             with contextlib.suppress(LigError):  # what comes after it mixes tokens again: whole
                 one = replace(one, attention=found)
-                per_token = _check_reach(one, source, places, changed)
+                per_token = _check_reach(one, source, positions, changed)
                 return replace(call, attention=found, per_token=per_token)
     return call
 
@@ -159,7 +160,7 @@ def _check_sizes(call: BlockCall) -> None:
             return
         raise LigError(
             f"{call.describe()} reads other tokens than its own in its first attention, as many as "
-            "its own are: an encoder's states, most likely. It cannot be cut there; ask for its "
+            "its own are: an encoder's states, most likely. It cannot be split there; ask for its "
             "layer boundary alone, with layer=[captum_lig.Block(module)] and "
             "boundaries=('layer',)."
         )
@@ -172,7 +173,7 @@ def _check_sizes(call: BlockCall) -> None:
         )
     raise LigError(
         f"{call.describe()} gets {shape}, and its attention {sizes[0]} sequences with {sizes[1]} "
-        f"targets and {sizes[2]} sources: windows, or tokens from elsewhere. It cannot be cut "
+        f"targets and {sizes[2]} sources: windows, or tokens from elsewhere. It cannot be split "
         "there; ask for its layer boundary alone, with layer=[captum_lig.Block(module)] and "
         "boundaries=('layer',)."
     )
@@ -244,65 +245,67 @@ def _spread(one: BlockCall, z: Tensor, expected: Tensor) -> Spread:
     return "one by one"
 
 
-def _check_reach(call: BlockCall, source: int, places: Tensor, changed: Tensor) -> tuple[int, ...]:
-    """The targets that a change of one source changes ``(S,)``, against the mask and the cut.
+def _check_reach(
+    call: BlockCall, source: int, positions: Tensor, changed: Tensor
+) -> tuple[int, ...]:
+    """The targets that a change of one source changes ``(S,)``, against the mask and the split.
 
     Returns which arguments hold something for each token.
     """
-    cut = SplitBlock(call, 0, Meter())
-    if cut.mask is not None:
-        forbidden = ~allowed(cut.mask)[:, :, source].any(0)
+    split = SplitBlock(call, 0, Meter())
+    if split.mask is not None:
+        forbidden = ~allowed(split.mask)[:, :, source].any(0)
         forbidden[source] = False  # it reaches itself past the attention
-        seen = (forbidden & changed)[places]
+        seen = (forbidden & changed)[positions]
         if bool(seen.any()):
             raise LigError(
-                f"{call.describe()}: target {int(places[seen][0])} depends on source {source}, "
+                f"{call.describe()}: target {int(positions[seen][0])} depends on source {source}, "
                 f"although the mask that reached {_reached(call)} forbids it. Tokens "
                 "are mixed somewhere else too: ask for its layer boundary alone, with "
                 "layer=[captum_lig.Block(module)] and boundaries=('layer',)."
             )
-    u = cut.attend(cut.z[None])
+    u = split.attend(split.z[None])
     step = u.std().clamp_min(1e-3)
-    through = (cut.with_u(u + step, cut.z[None])[0] - cut.output).abs().amax(-1)
+    through = (split.with_u(u + step, split.z[None])[0] - split.output).abs().amax(-1)
     elsewhere = changed & (through == 0)
     elsewhere[source] = False
-    if bool(elsewhere[places].any()):
+    if bool(elsewhere[positions].any()):
         raise LigError(
             f"{call.describe()}: its output depends on other tokens, but not on what is put in at "
-            f"{_reached(call)}. It cannot be cut there: ask for its layer boundary alone, with "
+            f"{_reached(call)}. It cannot be split there: ask for its layer boundary alone, with "
             "layer=[captum_lig.Block(module)] and boundaries=('layer',)."
         )
     # Each token twice, so that no sequence is what it was: what follows must not mind.
-    per_token = _per_token(cut, u, places)
-    cut = SplitBlock(replace(call, per_token=per_token), 0, Meter())
-    tokens = u[0], cut.z, torch.arange(len(cut.z), device=u.device)
-    twice = cut.post(*(x.repeat_interleave(2, 0) for x in tokens))[::2]
-    if not nearly_equal(twice[places], cut.output[places]):
-        raise cut.not_by_token(deviation(twice[places], cut.output[places]))
+    per_token = _per_token(split, u, positions)
+    split = SplitBlock(replace(call, per_token=per_token), 0, Meter())
+    tokens = u[0], split.z, torch.arange(len(split.z), device=u.device)
+    twice = split.post(*(x.repeat_interleave(2, 0) for x in tokens))[::2]
+    if not nearly_equal(twice[positions], split.output[positions]):
+        raise split.not_by_token(deviation(twice[positions], split.output[positions]))
     return per_token
 
 
-def _per_token(cut: SplitBlock, u: Tensor, places: Tensor) -> tuple[int, ...]:
+def _per_token(split: SplitBlock, u: Tensor, positions: Tensor) -> tuple[int, ...]:
     """Arguments that hold something for each token, used after the attention ``u (1, S, H, e)``.
 
     What two tokens get is exchanged: then these two give something else, and no others.
     """
-    length, found = len(cut.z), []
-    for index, x in enumerate(cut.call.tensors()):
-        if x is cut.call.hidden or x.shape[:2] != (1, length):
+    length, found = len(split.z), []
+    for index, x in enumerate(split.call.tensors()):
+        if x is split.call.hidden or x.shape[:2] != (1, length):
             continue
-        first = places[0]
-        others = [place for place in places.tolist() if not torch.equal(x[0, place], x[0, first])]
+        first = positions[0]
+        others = [at for at in positions.tolist() if not torch.equal(x[0, at], x[0, first])]
         if not others:
             continue
         two = torch.stack([first, first.new_tensor(others[0])])
         order = torch.arange(length, device=u.device)
         order[two] = two.flip(0)
-        exchanged = SplitBlock(replace(cut.call, per_token=(index,)), 0, Meter())
-        moved = deviations(exchanged.with_u(u, cut.z[None], order[None])[0], cut.output) > 1e-5
+        exchanged = SplitBlock(replace(split.call, per_token=(index,)), 0, Meter())
+        moved = deviations(exchanged.with_u(u, split.z[None], order[None])[0], split.output) > 1e-5
         elsewhere = moved.clone()
         elsewhere[two] = False
-        if bool(moved[two].any()) and not bool(elsewhere[places].any()):
+        if bool(moved[two].any()) and not bool(elsewhere[positions].any()):
             found.append(index)
     return tuple(found)
 

@@ -30,7 +30,7 @@ class PointSet:
     values: Values
     to_layout: tuple[int, int, int]
     rows: Tensor
-    """``(R,)`` the rows' places among the sources."""
+    """``(R,)`` the rows' positions among the sources."""
     frozen: Tensor | None
     """``(R, S)`` sources that the path does not move, or None if that is left to arithmetic."""
 

@@ -50,7 +50,7 @@ class _Run:
 
     @property
     def is_stack(self) -> bool:
-        """Whether it holds two modules of one class, in one list, that attend: its own blocks."""
+        """Whether it holds two modules of one class, in one list, that attend: its blocks."""
         seen: dict[Any, set[int]] = {}
         for run in self.inside:
             key = id(run.element.container), type(run.element.module)

@@ -76,7 +76,7 @@ def _attention(
         next((kwargs[name] for name in SINKS if kwargs.get(name) is not None), None),
         None if function is None else family,
     )
-    # Families' own functions end with .contiguous(), and some count on it.
+    # Families' functions end with .contiguous(), and some count on it.
     return current_handler()(call).contiguous(), None
 
 

@@ -165,7 +165,7 @@ class ModelCall:
         return tuple(map(_copied, self.args)), kwargs
 
     def run_unmodified(self) -> None:
-        """Call the model, and let its errors be."""
+        """Call the model, without turning its errors into ours."""
         args, kwargs = self.arguments()
         self.model(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Splitting a block at its attention core into ``pre`` and ``post``, by running its own code.
+"""Splitting a block at its attention core into ``pre`` and ``post``, by running its code.
 
 ``pre(z)`` calls the block and stops it where the attention function is reached; ``post(u, z)``
 calls it again and hands it ``u`` there. No model code is rewritten, so the split block computes
@@ -28,7 +28,7 @@ from captum_lig.model.sdpa import use_sdpa
 __all__ = ["SplitBlock", "epsilons"]
 
 AtCore = Callable[[Callable[[], Tensor], AttentionCall | None], Tensor]
-"""What to do at the core: given the block's own output there, ``(N, T, H, e)`` when called, and
+"""What to do at the core: given the block's output there, ``(N, T, H, e)`` when called, and
 the attention call if there is one, return the output to go on with."""
 
 
@@ -44,7 +44,7 @@ class SplitBlock:
         attention = self.call.attention
         self._parts = None if attention is None else attention.parts
         self.has_attention = attention is not None
-        """Whether it is split. If not, the block counts as one head, whose output is its own:
+        """Whether it is split. If not, the block counts as one head, whose output is the block's:
         ``attend`` is the whole block and ``post`` hands its output on."""
         self.opens = attention is not None and attention.site in ("interface", "sdpa")
         """Whether queries, keys and values can be had."""
@@ -231,7 +231,7 @@ class SplitBlock:
 
     @cached_property
     def _attended(self) -> tuple[Tensor, dict[nn.Module, int]]:
-        """The block's own attention output for the text, and what ran before it.
+        """The block's attention output for the text, and what ran before it.
 
         The output is ``(S, H, e)``; what ran are linear maps, with their widths.
         """

@@ -29,7 +29,7 @@ __all__ = ["compare_with_model", "tokens_first", "validate_block"]
 def compare_with_model(calls: list[BlockCall], run: Callable[[], Any]) -> None:
     """Check that the recorded blocks gave what they give in the unmodified model.
 
-    They were recorded with our attention function and our masks in position of the model's own: a
+    They were recorded with our attention function and our masks in place of the model's: a
     mask that gets lost on the way (and causality with it) shows here.
 
     Args:
@@ -72,7 +72,7 @@ def compare_with_model(calls: list[BlockCall], run: Callable[[], Any]) -> None:
 def _difference(found: Tensor, expected: Tensor) -> float:
     """How far tokens ``(M, D)`` are from what they should be, as a root mean square.
 
-    Of all of them together, and with every entry held against its own size.
+    Of all of them together, and with every entry relative to its size.
     """
     gap, own = (found - expected).double(), expected.double()
     # An entry is rounded with what it is a sum of, and the largest part may be common to all.
@@ -149,7 +149,7 @@ def validate_block(call: BlockCall) -> BlockCall:
 
 
 def _check_sizes(call: BlockCall) -> None:
-    """The attention works on the block's own tokens, in the order (B, S, D)."""
+    """The attention works on the block's tokens, in the order (B, S, D)."""
     batch, length, _ = call.hidden.shape
     sizes = None if call.attention is None else call.attention.sizes
     if sizes is None:
@@ -236,7 +236,7 @@ def _spread(one: BlockCall, z: Tensor, expected: Tensor) -> Spread:
     for spread in spreads:
         try:
             output = _whole(replace(one, spread=spread), z)
-        except Exception:  # shapes that do not go together, in the block's own words
+        except Exception:  # shapes that do not go together, as the block puts it
             continue
         if output.shape == expected.shape and nearly_equal(
             output.flatten(0, 1), expected.flatten(0, 1)

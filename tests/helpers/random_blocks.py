@@ -42,7 +42,8 @@ class Options:
     gate: bool = False  # of the heads' outputs, from the tokens
     softcap: bool = False
     sinks: bool = False
-    after: str = "tokens"  # or "mixed": the MLP looks at other tokens, "away" from the text alone
+    after: str = "tokens"  # or "mixed": the MLP looks at other tokens; or, "away" from the text
+    # alone, at its position
     massive: bool = False  # one activation of 3,000
 
 
@@ -88,7 +89,9 @@ class RandomBlock(nn.Module):
             return nn.Identity() if norm is None else norm(WIDTH, eps=1e-4)
 
         self.norm, self.norm_after = normed(), normed()
-        self.query, self.key = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, inner)
+        # Normed keys have no bias in the families that norm them.
+        self.key = nn.Linear(WIDTH, inner, bias=options.key_norm == "none")
+        self.query = nn.Linear(WIDTH, WIDTH)
         self.value, self.out = nn.Linear(WIDTH, inner), nn.Linear(WIDTH, WIDTH)
         self.query_norm = nn.RMSNorm(HEAD_WIDTH, eps=1e-3)
         self.key_norm = nn.RMSNorm(HEAD_WIDTH, eps=1e-3)
@@ -165,8 +168,9 @@ class RandomBlock(nn.Module):
         if self.options.after == "mixed":
             wide = wide + 0.5 * wide.mean(1, keepdim=True)
         if self.options.after == "away":
-            far = torch.tanh((x - self.text).square().mean((1, 2), keepdim=True))
-            wide = wide + far * wide.mean(1, keepdim=True)
+            apart = (x[:, :, None] - self.text[:, None]).square().mean(-1)  # (B, S, S)
+            far = torch.tanh(apart.amin(-1, keepdim=True))
+            wide = wide + far * torch.arange(x.shape[1], device=x.device)[:, None]
         return self.down(wide)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:

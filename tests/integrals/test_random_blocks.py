@@ -113,14 +113,14 @@ NAMED = {
     "values of two tokens": Options(mix="values"),
     "queries of two tokens": Options(mix="queries"),
     "a convolution before the attention": Options(mix="inputs", norm="rms"),
-    "norms after the rotary encoding": Options(key_norm="after", rotary=True, causal=True),
-    "norms before the rotary encoding": Options(key_norm="before", rotary=True, causal=True),
+    "norms after the rotary encoding": Options(key_norm="after", rotary=True, norm="rms"),
+    "norms before the rotary encoding": Options(key_norm="before", rotary=True, norm="rms"),
     "nothing special": Options(causal=True),
 }
 PATHS = {
     ("norms after the rotary encoding", "target_token"): "run_block",
     ("norms after the rotary encoding", "zero"): "run_block",
-    ("norms before the rotary encoding", "target_token"): "run_block",  # keys have a bias
+    ("norms before the rotary encoding", "target_token"): "closed_form",
     ("norms before the rotary encoding", "zero"): "run_block",
     ("nothing special", "target_token"): "closed_form",
     ("nothing special", "zero"): "closed_form",

@@ -83,10 +83,11 @@ def test_what_is_each_tokens_goes_with_it(
     model = drawn(WithExtra(block))
     texts = noise(1 if kind is OneByOne else 2, LENGTH, WIDTH)
     assert inspect_model(model, texts).not_supported == ()
-    flow = LayerFlowIG(model, 0, scalarization=scalarization).attribute(
-        texts, baseline, boundaries=NAMES, n_steps=24, tolerance=None
-    )
+    ig = LayerFlowIG(model, 0, scalarization=scalarization)
+    given = {"baselines": baseline, "boundaries": NAMES, "n_steps": 24, "tolerance": None}
+    flow, again = ig.attribute(texts, **given), ig.attribute(texts.flip(1), **given)
     assert isinstance(flow, LayerFlow)
+    assert not torch.equal(flow.layer, again.layer)
     for text, z in enumerate(texts):
         reference = twin(block, 2 * model.extra(z).detach())
         rule = twins.gauss_legendre(24)

@@ -93,7 +93,7 @@ def _tested(everything: Sequence[Found]) -> str:
         if one is None:
             continue
         rows.append([family.name, family.what, _sites(one), one.outcome, _error(one)])
-    return _table(["family", "what is special", "cut", "outcome", "largest error"], rows)
+    return _table(["family", "what is special", "split", "outcome", "largest error"], rows)
 
 
 def _by_kind(found: Sequence[Found]) -> str:
@@ -108,7 +108,7 @@ def _by_kind(found: Sequence[Found]) -> str:
         names = ", ".join(f.name + ("*" if f.unfinished else "") for f in some)
         rows.append([*key, names, _error(worst)])
     note = "\n\nAn asterisk: there was no time for all of its blocks and baselines."
-    head = ["input", "cut", "boundaries", "families", "largest error"]
+    head = ["input", "split", "boundaries", "families", "largest error"]
     return _table(head, rows) + (note if any(f.unfinished for f in found) else "")
 
 

@@ -17,8 +17,9 @@ Pre = Callable[[Tensor], QKV]
 Attend = Callable[[Tensor], Tensor]
 """The residual stream ``(N, S, D)`` to per-head attention outputs ``(N, S, H, d)``."""
 
-Post = Callable[[Tensor, Tensor], Tensor]
-"""``(M, H, d)`` attention outputs and ``(M, D)`` residual stream to ``(M, D)``."""
+Post = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(M, H, d)`` attention outputs, ``(M, D)`` residual stream and ``(M,)`` positions in the text to
+``(M, D)``."""
 
 Parts = dict[str, Tensor]
 """Results by name, rows first."""

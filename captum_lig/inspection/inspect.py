@@ -24,6 +24,7 @@ from captum_lig.model.find_blocks import elements
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder
 from captum_lig.model.split import SplitBlock
+from captum_lig.model.validate import tokens_first
 from captum_lig.paths.baselines import Start
 from captum_lig.paths.choose import choose_structure, inspect_structure, make_path
 from captum_lig.pretrained.load import load_model
@@ -67,7 +68,8 @@ def inspect_model(
     try:
         with finder.recorded(call) as calls:
             blocks = tuple(_inspect_block(finder, b) for b in calls)
-            seen = int(calls[0].valid[0].sum()) if calls else None
+            if calls and not tokens_first(calls[0]):
+                seen = int(calls[0].valid[0].sum())
     except Exception as error:  # an unknown model may raise anything
         unreachable = _sentence(error)
     if seen is not None and seen < 2:
@@ -115,22 +117,22 @@ def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
     try:
         whole = z.dtype in (torch.float32, torch.float64)
         call = finder.attached(call)
-        cut = SplitBlock(call.in_dtype(z.dtype if whole else torch.float32), 0, Meter())
-        z, kept = cut.z, call.valid[0].to(z.device).nonzero().squeeze(-1)
+        split = SplitBlock(call.in_dtype(z.dtype if whole else torch.float32), 0, Meter())
+        z, kept = split.z, call.valid[0].to(z.device).nonzero().squeeze(-1)
         report = replace(report, dtype=_dtype(z.dtype))
-        attended = cut.attend(z[None])[0]
-        if not cut.has_attention:
+        attended = split.attend(z[None])[0]
+        if not split.has_attention:
             return replace(
                 report,
                 boundaries=("layer", "influence"),
-                forward_error={"block": _gap(attended[kept][:, 0], cut.output[kept])},
+                forward_error={"block": _gap(attended[kept][:, 0], split.output[kept])},
                 not_supported="no attention was reached in it, so it has no attention and mlp "
                 "boundaries.",
             )
-        structure = inspect_structure(cut, cut.epsilons, len(kept))
+        structure = inspect_structure(split, split.epsilons, len(kept))
         report = replace(
             report,
-            attention=_attention(cut, kept, attended),
+            attention=_attention(split, kept, attended),
             norm=structure.norm,
             keys_know_position=structure.keys_know_position,
             values_know_position=structure.values_know_position,
@@ -138,11 +140,11 @@ def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
         rows = kept[torch.linspace(0, len(kept) - 1, min(len(kept), MOST_ROWS)).round().long()]
         starts = {"zero": Start(shared=torch.zeros_like(z)), "target_token": Start()}
         chosen = {
-            baseline: choose_structure(cut, start, kept, with_output=False)
+            baseline: choose_structure(split, start, kept, with_output=False)
             for baseline, start in starts.items()
         }
         end = torch.ones(1, device=z.device, dtype=torch.float64)
-        ends = [make_path(cut, chosen[name], starts[name], rows).at(end).u[0] for name in starts]
+        ends = [make_path(split, chosen[name], starts[name], rows).at(end).u[0] for name in starts]
         errors = {"attention": max(_gap(u, attended[rows]) for u in ends)}
         report = replace(
             report,
@@ -150,37 +152,37 @@ def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
             forward_error=errors,
         )
         for u in ends:
-            cut.check(rows, u)
+            split.check(rows, u)
         report = replace(report, boundaries=("attention",))
         # Reversed: what follows the attention must not depend on other tokens or on positions.
         back = rows.flip(0)
-        output = cut.post(attended[back], z[back]).flip(0)
-        errors["block"] = _gap(output, cut.output[rows])
-        cut.check(rows, attended[rows], output)
+        output = split.post(attended[back], z[back], back).flip(0)
+        errors["block"] = _gap(output, split.output[rows])
+        split.check(rows, attended[rows], output)
         for start in starts.values():
-            choose_structure(cut, start, kept)
+            choose_structure(split, start, kept)
     except Exception as error:  # an unknown block may raise anything when called again
         return replace(report, not_supported=_sentence(error, call))
     return replace(report, boundaries=("attention", "mlp", "layer", "influence"))
 
 
-def _attention(cut: SplitBlock, kept: Tensor, attended: Tensor) -> AttentionReport:
+def _attention(split: SplitBlock, kept: Tensor, attended: Tensor) -> AttentionReport:
     """What a block's attention function gets, as far as it can be seen."""
     arguments = {}  # what makes the row function another one than the softmax
-    if cut.softcap is not None:
-        arguments["softcap"] = f"{cut.softcap:g}"
-    if cut.sinks is not None:
-        arguments["sinks"] = f"{len(cut.sinks)}, one a head"
+    if split.softcap is not None:
+        arguments["softcap"] = f"{split.softcap:g}"
+    if split.sinks is not None:
+        arguments["sinks"] = f"{len(split.sinks)}, one a head"
     seen: dict[str, Any] = {}
-    if cut.opens:
-        q, k, _ = cut.pre(cut.z[None])
-        mask = None if cut.mask is None else cut.mask[:, kept][..., kept]
+    if split.opens:
+        q, k, _ = split.pre(split.z[None])
+        mask = None if split.mask is None else split.mask[:, kept][..., kept]
         seen = dict(zip(("mask", "reach", "bias"), mask_kind(mask), strict=True))
         seen |= {"key_value_heads": k.shape[1], "head_width": q.shape[-1]}
-        seen["scaling"] = float(cut.scaling)
+        seen["scaling"] = float(split.scaling)
     return AttentionReport(
-        site=cut.call.site,
-        heads=cut.heads,
+        site=split.call.site,
+        heads=split.heads,
         value_width=attended.shape[-1],
         arguments=arguments,
         **seen,

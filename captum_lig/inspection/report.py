@@ -30,7 +30,7 @@ class AttentionReport:
     """What a block's attention function gets. None: hidden in the block's code."""
 
     site: str
-    """Where the block is cut: ``"interface"`` (of transformers), ``"sdpa"`` (torch's function),
+    """Where the block is split: ``"interface"`` (of transformers), ``"sdpa"`` (torch's function),
     ``"projection"`` (the input of the output projection; queries and keys are hidden) or
     ``"parts"`` (functions of the caller)."""
     heads: int
@@ -82,7 +82,7 @@ class BlockReport:
     two ends, ``"run_block"`` by running the block up to its attention core at each point,
     ``"autograd"`` by running its attention, too: the first that is what the block does there."""
     forward_error: dict[str, float] | None = None
-    """Largest difference between the cut block and the block, as part of the largest entry:
+    """Largest difference between the split block and the block, as part of the largest entry:
     ``attention``, our attention arithmetic at the ends of both paths against the model's;
     ``block``, the block's output when it is fed its attention output."""
 

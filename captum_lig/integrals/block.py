@@ -126,7 +126,8 @@ def attribute_cross(
         z = split.z[0, chunk]
         rows = Rows.between(
             path=own,
-            post=lambda _, z: z,  # nothing of it is asked for
+            post=lambda _, z, __: z,  # nothing of it is asked for
+            positions=chunk,
             start=z,
             end=z,
             unmoved=~seen.any(-1),
@@ -165,6 +166,7 @@ def _rows(
     return Rows.between(
         path=choose.make_path(split, structure, start, positions),
         post=split.post,
+        positions=positions,
         start=start.residual(split.z, positions),
         end=split.z[positions],
         unmoved=_unmoved(split, structure, start, positions),

@@ -26,7 +26,9 @@ class Rows:
     """Some rows of one block and one text: their path, and what it does at its two ends."""
 
     path: AttentionPath
-    post: Post
+    block_post: Post
+    positions: Tensor
+    """``(R,)`` positions of the targets in the text."""
     start: Tensor
     """``(R, D)`` where the residual stream of the targets starts."""
     step: Tensor
@@ -55,6 +57,7 @@ class Rows:
         cls,
         path: AttentionPath,
         post: Post,
+        positions: Tensor,
         start: Tensor,
         end: Tensor,
         unmoved: Tensor,
@@ -68,6 +71,7 @@ class Rows:
         Args:
             path: the path of the residual stream as the attention core sees it.
             post: what follows the attention core.
+            positions: ``(R,)`` positions of the targets in the text.
             start: ``(R, D)`` where the residual stream of the targets starts.
             end: ``(R, D)`` the residual stream of the targets.
             unmoved: ``(R,)`` True for rows that nothing on the path can move.
@@ -79,12 +83,14 @@ class Rows:
         ends = path.at(torch.tensor([0.0, 1.0], dtype=torch.float64, device=end.device))
         u, weights = ends.u, ends.self_weights
         if with_outputs:
-            y = post(u.flatten(0, 1), torch.cat([start, end])).view(2, len(end), -1)
+            both = torch.cat([start, end]), positions.repeat(2)
+            y = post(u.flatten(0, 1), *both).view(2, len(end), -1)
         else:
             y = torch.full_like(torch.stack([start, end]), torch.nan)
         return cls(
             path=path,
-            post=post,
+            block_post=post,
+            positions=positions,
             start=start,
             step=end - start,
             u_start=u[0],
@@ -165,6 +171,10 @@ class Rows:
         """``(P, R, D)`` the residual stream of the targets at ``a (P,)``."""
         return self.start + a.to(self.step).view(-1, 1, 1) * self.step
 
+    def post(self, u: Tensor, z: Tensor) -> Tensor:
+        """``(M, D)`` the block's outputs for ``u (M, H, d)`` and ``z (M, D)``, rows last."""
+        return self.block_post(u, z, self.positions.repeat(len(z) // len(self)))
+
     def outputs(self, u: Tensor, z: Tensor) -> Tensor:
         """``(P, R, D)`` the block's outputs for ``u (P, R, H, d)`` and ``z (P, R, D)``."""
         return self.post(u.flatten(0, 1), z.flatten(0, 1)).view(*u.shape[:2], -1)
@@ -218,7 +228,12 @@ class Rows:
         residual[torch.arange(count, device=residual.device), positions] = self.step
         at = u.to(dtype), self.residual(a)[0].to(dtype)
         self.meter.passed += count * sources
-        return jvp_of_many(self.post, at, ((rates * moves).to(dtype), residual.to(dtype)))
+
+        def post(u: Tensor, z: Tensor) -> Tensor:
+            many = len(z) // count  # what is run for each of the sources stands side by side
+            return self.block_post(u, z, self.positions.repeat_interleave(many))
+
+        return jvp_of_many(post, at, ((rates * moves).to(dtype), residual.to(dtype)))
 
 
 def _change(ends: Tensor, whole: Tensor, unmoved: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -21,11 +22,11 @@ __all__ = [
     "Spread",
     "first_tensor",
     "hidden_of",
-    "place_of_hidden",
+    "position_of_hidden",
 ]
 
 Site = Literal["interface", "sdpa", "projection", "parts"]
-"""Where a block is cut: at transformers' attention interface, at torch's
+"""Where a block is split: at transformers' attention interface, at torch's
 ``scaled_dot_product_attention``, at the input of its output projection, or by the caller."""
 
 Spread = Literal["shared", "repeated", "one by one"]
@@ -37,7 +38,7 @@ Reading = Literal["shared", "text", "heads"]
 """What the first axis of an argument counts: nothing of the batch (each text gets it as it is), the
 texts, or the heads of the first text, of the second, and so on."""
 
-Parts = tuple[Callable[..., Any], Callable[..., Tensor], Callable[..., Tensor]]
+PreCorePost = tuple[Callable[..., Any], Callable[..., Tensor], Callable[..., Tensor]]
 """A block in three functions: before the attention core, the core, and what follows it."""
 
 
@@ -56,9 +57,9 @@ class Attention:
     """``(H,)``"""
     by_sdpa: bool = False
     projection: nn.Module | None = None
-    """The module whose input is cut, if it is not the attention core that is reached."""
-    parts: Parts | None = None
-    """The caller's own ``pre``, ``core`` and ``post``."""
+    """The module whose input is replaced, if it is not the attention core that is reached."""
+    parts: PreCorePost | None = None
+    """The caller's ``pre``, ``core`` and ``post``."""
 
     @classmethod
     def of(cls, call: AttentionCall) -> Attention:
@@ -101,8 +102,11 @@ class BlockCall:
     turn: int = 0
     """How often the same module ran before."""
     described: bool = False
-    """Whether the caller said where it is to be cut, if at all."""
+    """Whether the caller said where it is to be split, if at all."""
     spread: Spread = "shared"
+    per_token: tuple[int, ...] = ()
+    """Which of the :meth:`tensors` hold something for each token ``(B, S, ...)``, used after the
+    attention."""
     readings: tuple[Reading, ...] = ()
     """What the first axes of the tensors among ``kwargs`` and ``args`` are, in this order; empty
     before that was found out."""
@@ -118,7 +122,7 @@ class BlockCall:
 
     @property
     def site(self) -> str:
-        """Where it is cut, or ``"whole"`` if it is not."""
+        """Where it is split, or ``"whole"`` if it is not."""
         return "whole" if self.attention is None else self.attention.site
 
     @property
@@ -191,40 +195,58 @@ class BlockCall:
         _mapped([self.kwargs, self.args], note)
         return found
 
-    def on(self, z: Tensor, instead: tuple[int | str, Tensor] | None = None) -> Tensor:
+    def on(
+        self,
+        z: Tensor,
+        instead: tuple[int | str, Tensor] | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """The block's output ``(N, S, D)`` for ``z (N, S, D)``, of a call for one text.
 
         ``instead`` is the position or name of another argument, and ``(N, ...)`` to put there; a
-        block that takes one sequence at a time takes one of those.
+        block that takes one sequence at a time takes one of those. ``positions (N, S)`` are those
+        of the tokens in the text, if they changed: arguments :attr:`per_token` go with them.
         """
         if self.spread == "one by one" and len(z) > 1:
             assert instead is None
-            return torch.cat([self.on(one) for one in z.split(1)])
+            return torch.cat(
+                [
+                    self.on(one, positions=None if positions is None else positions[n : n + 1])
+                    for n, one in enumerate(z.split(1))
+                ]
+            )
+        moving = () if positions is None else self.per_token
+        indices = count()
 
         def spread(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[0] == 1:
+            if not isinstance(value, Tensor):
+                return value
+            if next(indices) in moving:
+                return value[0][positions]
+            if self.spread != "repeated":
+                return value
+            if value.dim() >= 2 and value.shape[0] == 1:
                 return value.expand(len(z), *value.shape[1:])
-            if isinstance(value, Tensor) and value.dim() == 3:
-                return value.repeat(len(z), 1, 1)  # one for each head, texts first
-            return value
+            # One for each head, texts first.
+            return value.repeat(len(z), 1, 1) if value.dim() == 3 else value
 
         z = z.contiguous()  # as in the model, whose code may say z.view()
         args, kwargs = self.args, self.kwargs
-        if self.spread == "repeated":
-            args = tuple(_mapped(value, spread) for value in args)
+        if self.spread == "repeated" or moving:
             kwargs = {name: _mapped(value, spread) for name, value in kwargs.items()}
-        place = place_of_hidden(args, kwargs)
-        if isinstance(place, int):
-            args = (*args[:place], z, *args[place + 1 :])
+            args = tuple(_mapped(value, spread) for value in args)
+        position = position_of_hidden(args, kwargs)
+        if isinstance(position, int):
+            args = (*args[:position], z, *args[position + 1 :])
         else:
-            assert place is not None
-            kwargs = {**kwargs, place: z}
+            assert position is not None
+            kwargs = {**kwargs, position: z}
         if instead is not None:
-            place, value = instead
-            if isinstance(place, int):
-                args = (*args[:place], value, *args[place + 1 :])
+            position, value = instead
+            if isinstance(position, int):
+                args = (*args[:position], value, *args[position + 1 :])
             else:
-                kwargs = {**kwargs, place: value}
+                kwargs = {**kwargs, position: value}
         return first_tensor(self.module(*args, **kwargs))
 
     def in_dtype(self, dtype: torch.dtype) -> BlockCall:
@@ -288,14 +310,14 @@ def first_tensor(output: Any) -> Tensor:
 
 def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The residual stream ``(B, S, D)`` among a module's arguments, or None."""
-    place = place_of_hidden(args, kwargs)
-    if place is None:
+    position = position_of_hidden(args, kwargs)
+    if position is None:
         return None
-    return args[place] if isinstance(place, int) else kwargs[place]  # type: ignore[no-any-return]
+    return args[position] if isinstance(position, int) else kwargs[position]  # type: ignore[no-any-return]
 
 
-def place_of_hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str | None:
-    """Where it stands among them: a place, or a name."""
+def position_of_hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str | None:
+    """Where it stands among them: a number, or a name."""
 
     def fits(value: Any) -> bool:
         return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()

@@ -29,7 +29,7 @@ def sizes(x: Tensor, among: Tensor | None = None) -> Tensor:
     Without ``among`` the tokens of ``x`` are compared with each other.
     """
     among = _some(x if among is None else among, 0)
-    # Of one or two tokens nobody can say what is usual.
+    # One or two tokens do not show what is usual.
     center = among.nanmedian(0).values if len(among) > 2 else torch.zeros_like(among[0])
     usual = (among - center).abs().nanmedian(0).values
     apart = (x - center).abs()

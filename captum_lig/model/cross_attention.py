@@ -18,7 +18,7 @@ from captum_lig._types import QKV
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, allowed, handle_with, read_sources
-from captum_lig.model.call import BlockCall, place_of_hidden
+from captum_lig.model.call import BlockCall, position_of_hidden
 from captum_lig.model.compare import deviation, nearly_equal
 from captum_lig.model.hooks import stoppable
 from captum_lig.model.sdpa import use_sdpa
@@ -31,14 +31,18 @@ __all__ = ["Cross", "SplitCrossAttention", "find_cross", "without_cross"]
 class Cross:
     """Where a block attends to an encoder's states."""
 
-    place: int | str
+    position: int | str
     """Position or name of the argument that the states are."""
     turn: int
     """Which of the block's attention calls it is, from 0."""
 
     def states(self, call: BlockCall) -> Tensor:
         """``(B, S, D)`` the states that a block got."""
-        found = call.args[self.place] if isinstance(self.place, int) else call.kwargs[self.place]
+        found = (
+            call.args[self.position]
+            if isinstance(self.position, int)
+            else call.kwargs[self.position]
+        )
         assert isinstance(found, Tensor)
         return found
 
@@ -52,20 +56,20 @@ def find_cross(call: BlockCall) -> Cross | None:
     one = call.for_text(0)
     z = one.hidden.detach()
     own = _attention_calls(one, z)
-    for place in _candidates(one):
-        cross = Cross(place, 0)
+    for position in _candidates(one):
+        cross = Cross(position, 0)
         states = cross.states(one).detach()
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(states.shape, generator=generator).to(states)
         moved = states.clone()
         # Every second token, so that what is another token's can be seen not to change.
         moved[:, ::2] += noise[:, ::2] * states.std(correction=0).clamp_min(1e-3)
-        other = _attention_calls(one, z, (place, moved))
+        other = _attention_calls(one, z, (position, moved))
         for turn, (before, after) in enumerate(zip(own, other, strict=True)):
             if torch.equal(before.value, after.value):
                 continue
             _check_by_token(call, before, after, states.shape[1])
-            return Cross(place, turn)
+            return Cross(position, turn)
     return None
 
 
@@ -138,7 +142,7 @@ class SplitCrossAttention:
         return torch.cat(found) if len(found) > 1 else found[0]
 
     def check(self, rows: Tensor, u: Tensor) -> None:
-        """Make sure that the block's own cross-attention gives what our arithmetic gives.
+        """Check that the block's cross-attention gives what our arithmetic gives.
 
         Args:
             rows: ``(R,)`` the targets compared (not padding).
@@ -161,7 +165,7 @@ class SplitCrossAttention:
         at_once = 1 if self.call.spread == "one by one" else len(states)
         for part in states.split(at_once):
             self.meter.passed += len(part) * self.z.shape[1]
-            z, instead = self.z.expand(len(part), -1, -1), (self.cross.place, part)
+            z, instead = self.z.expand(len(part), -1, -1), (self.cross.position, part)
             yield _attention_calls(self.call, z, instead, self.cross.turn)[-1]
 
 
@@ -194,12 +198,12 @@ def _attention_calls(
 
 def _candidates(call: BlockCall) -> list[int | str]:
     """Arguments ``(1, S, D)`` of a call for one text, other than its tokens."""
-    own = place_of_hidden(call.args, call.kwargs)
-    places: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
+    own = position_of_hidden(call.args, call.kwargs)
+    positions: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
     return [
-        place
-        for place, value in places
-        if place != own
+        position
+        for position, value in positions
+        if position != own
         and isinstance(value, Tensor)
         and value.is_floating_point()
         and value.dim() == 3

@@ -50,7 +50,7 @@ class _Run:
 
     @property
     def is_stack(self) -> bool:
-        """Whether it holds two modules of one class, in one list, that attend: its own blocks."""
+        """Whether it holds two modules of one class, in one list, that attend: its blocks."""
         seen: dict[Any, set[int]] = {}
         for run in self.inside:
             key = id(run.element.container), type(run.element.module)
@@ -94,17 +94,17 @@ def record_blocks(
     Raises:
         LigError: if there is no block.
     """
-    watched = _elements(model)
+    candidates = _elements(model)
     while True:
-        runs = _runs(model, run, watched, named)
+        runs = _runs(model, run, candidates, named)
         found = [r for r in runs if r.element.container is not None]
         stacks = {id(r.element.module) for r in found if r.depth == 0 and r.is_stack}
         if not stacks:
             break
-        watched = [element for element in watched if id(element.module) not in stacks]
+        candidates = [element for element in candidates if id(element.module) not in stacks]
     blocks = _blocks(runs)
     if not blocks:
-        lists = sorted({e.name.rpartition(".")[0] or "the model itself" for e in watched})
+        lists = sorted({e.name.rpartition(".")[0] or "the model itself" for e in candidates})
         raise LigError(
             f"no blocks were found in {type(model).__name__}: none of its lists of modules "
             f"({', '.join(lists[:3]) or 'there are none'}) holds modules that map tokens (B, S, D) "
@@ -119,7 +119,7 @@ def record_blocks(
 def _runs(
     model: nn.Module,
     run: Callable[[], Any],
-    watched: list[_Element],
+    candidates: list[_Element],
     named: dict[str, nn.Module],
 ) -> list[_Run]:
     """What ran, in the order it ended; what runs inside another element is not kept whole."""
@@ -149,7 +149,7 @@ def _runs(
         return call.eager()
 
     chosen = {module: _Element(name, module, None) for name, module in named.items()}
-    for element in watched:
+    for element in candidates:
         chosen.setdefault(element.module, element)
     with hooked(chosen, enter=enter, leave=leave), torch.no_grad(), use_sdpa(), handle_with(note):
         run()

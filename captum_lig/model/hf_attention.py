@@ -1,4 +1,4 @@
-"""Our place at transformers' attention interface: one registered function, many handlers.
+"""Our function at transformers' attention interface: one registered function, many handlers.
 
 transformers lets a library register an attention function under a name, and there is no way to
 take it back. So ours is registered once and does nothing by itself: what happens to a call is
@@ -76,7 +76,7 @@ def _attention(
         next((kwargs[name] for name in SINKS if kwargs.get(name) is not None), None),
         None if function is None else family,
     )
-    # Families' own functions end with .contiguous(), and some count on it.
+    # Families' functions end with .contiguous(), and some count on it.
     return current_handler()(call).contiguous(), None
 
 

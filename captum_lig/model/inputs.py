@@ -164,8 +164,8 @@ class ModelCall:
         kwargs = {name: _copied(value) for name, value in self.kwargs.items()}
         return tuple(map(_copied, self.args)), kwargs
 
-    def unwatched(self) -> None:
-        """Call the model, and let its errors be."""
+    def run_unmodified(self) -> None:
+        """Call the model, without turning its errors into ours."""
         args, kwargs = self.arguments()
         self.model(*args, **kwargs)
 
@@ -176,7 +176,7 @@ class ModelCall:
             LigError: if it cannot embed the tokens (too many, or unknown).
         """
         try:
-            self.unwatched()
+            self.run_unmodified()
         except (TypeError, ValueError) as error:
             if isinstance(error, LigError):
                 raise

@@ -7,7 +7,7 @@ a decoder's text may be as long as its encoder's. So a token is padding
 2. if the caller's ``attention_mask`` says so, and it is about the block's tokens: with other tokens
    put where that mask is 0, the block gets and gives something else there and nowhere else. Where
    a model multiplies what is masked by zero, that cannot be seen; then the block, which does not
-   read those places, has to read them as soon as the model is called without the mask.
+   read those positions, has to read them as soon as the model is called without the mask.
 
 Whatever the model reads as text is text, whatever a mask says of it.
 """
@@ -44,20 +44,20 @@ def with_padding(
         LigError: if a token that is no padding may read no token at all.
     """
     found: dict[int, Tensor] = {}
-    for place, block in enumerate(blocks):
+    for number, block in enumerate(blocks):
         hidden = _hidden(block)
         if hidden is not None:
-            found[place] = hidden
+            found[number] = hidden
     for masked in model.masked:
         undecided = {
-            place: block
-            for place, block in enumerate(blocks)
-            if place not in found and block.hidden.shape[:2] == masked.padding.shape
+            number: block
+            for number, block in enumerate(blocks)
+            if number not in found and block.hidden.shape[:2] == masked.padding.shape
         }
         if undecided:
-            for place in _about(model, masked, record, undecided):
-                found[place] = masked.padding.to(undecided[place].hidden.device)
-    result = [replace(block, padding=found.get(place)) for place, block in enumerate(blocks)]
+            for number in _about(model, masked, record, undecided):
+                found[number] = masked.padding.to(undecided[number].hidden.device)
+    result = [replace(block, padding=found.get(number)) for number, block in enumerate(blocks)]
     for block in result:
         _check_targets(block)
     return result
@@ -85,16 +85,21 @@ def _own_mask(block: BlockCall) -> Tensor | None:
 
 def reads_own_tokens(block: BlockCall) -> bool:
     """Whether keys or values depend on the block's tokens: else they are another model's states."""
-    cut = SplitBlock(block, 0, Meter())
+    split = SplitBlock(block, 0, Meter())
     try:
         with torch.no_grad():
-            own, other = cut.pre(cut.z[None]), cut.pre(_moved(cut.z)[None])
+            own, other = split.pre(split.z[None]), split.pre(_moved(split.z)[None])
     except Exception:  # what is wrong with it is for its validation to say
         return True
     return any(not torch.equal(a, b) for a, b in zip(own[1:], other[1:], strict=True))
 
 
 def _check_targets(block: BlockCall) -> None:
+    if not bool(block.valid.any()):
+        raise LigError(
+            f"{block.describe()}: every token of every text is padding, its attention mask lets no "
+            "token be read. Leave it out, with layer=[...]."
+        )
     mask = _own_mask(block)
     if mask is None:
         return
@@ -121,24 +126,24 @@ def _about(
     others = record(model.with_instead(masked.tokens, masked.other_tokens()))
     found: list[int] = []
     untouched: list[int] = []
-    for place, block in blocks.items():
+    for number, block in blocks.items():
         padding = masked.padding.to(block.hidden.device)
-        changed = _changed(block.hidden, others[place].hidden)
+        changed = _changed(block.hidden, others[number].hidden)
         if not bool(changed.any()):
             if block.attention is None or block.attention.sizes is None:
-                untouched.append(place)
+                untouched.append(number)
         else:
-            changed |= _changed(block.output, others[place].output)
+            changed |= _changed(block.output, others[number].output)
             if not bool((changed & ~padding).any()):
-                found.append(place)
+                found.append(number)
     if untouched:
         bare = record(model.with_instead(masked.mask, torch.ones_like(masked.mask)))
-        for place in untouched:
-            block, padding = blocks[place], masked.padding.to(blocks[place].hidden.device)
+        for number in untouched:
+            block, padding = blocks[number], masked.padding.to(blocks[number].hidden.device)
             text = int(padding.any(-1).nonzero()[0])
             z = block.hidden[text].detach()
-            if not _reads(block, text, z, padding) and _reads(bare[place], text, z, padding):
-                found.append(place)
+            if not _reads(block, text, z, padding) and _reads(bare[number], text, z, padding):
+                found.append(number)
     return found
 
 

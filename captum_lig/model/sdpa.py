@@ -1,4 +1,4 @@
-"""Our place at ``torch.nn.functional.scaled_dot_product_attention``, for code that calls it."""
+"""Our function at ``torch.nn.functional.scaled_dot_product_attention``, for code that calls it."""
 
 from __future__ import annotations
 

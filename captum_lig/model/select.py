@@ -32,7 +32,7 @@ KINDS = (nn.Module, str, int, Block)
 
 
 class Finder:
-    """A model's blocks that are meant, found by running it, each made sure of once."""
+    """A model's blocks that are meant, found by running it, each validated once."""
 
     def __init__(self, model: nn.Module, layer: Layer | Sequence[Layer] | None = None) -> None:
         check_layer(layer)
@@ -40,14 +40,14 @@ class Finder:
         self.left_out: list[str] = []
         """What the last run had beside the blocks that may be blocks too, if none were named."""
         self._said = False
-        self._known: dict[tuple[Any, ...], tuple[Spread, Attention | None]] = {}
+        self._known: dict[tuple[Any, ...], tuple[Spread, tuple[int, ...], Attention | None]] = {}
 
     @contextmanager
     def blocks(self, call: ModelCall) -> Iterator[list[BlockCall]]:
-        """The blocks with what they were called with, made sure of, to be attributed inside.
+        """The blocks with what they were called with, validated, to be attributed inside.
 
         Raises:
-            LigError: if there are no such blocks, or one of them cannot be cut.
+            LigError: if there are no such blocks, or one of them cannot be split.
         """
         with self.recorded(call) as calls:
             if self.left_out and not self._said:
@@ -63,7 +63,7 @@ class Finder:
 
         Raises:
             LigError: if there are no such blocks, or what they give is not finite or not what they
-                give when nobody looks.
+                give in the unmodified model.
         """
         # Nothing of the caller's grad mode reaches in: inference tensors have no gradients.
         with (
@@ -73,37 +73,38 @@ class Finder:
             torch.inference_mode(False),
             torch.no_grad(),
         ):
-            calls, watch = self._watched(call)
+            calls, recording = self._record(call)
             for block in calls:
                 check_not_quantised(block)
-            with watch():
+            with recording():
                 calls = with_padding(
                     call, [with_readings(block) for block in calls], self._recorded
                 )
             for block in calls:
                 check_finite(block)
             if any(_kind(block) not in self._known for block in calls):
-                compare_with_model(calls, call.unwatched)
-            with watch():
+                compare_with_model(calls, call.run_unmodified)
+            with recording():
                 yield calls
 
     def attached(self, block: BlockCall) -> BlockCall:
-        """The recorded block with where to cut it, made sure of the first time that it is seen.
+        """The recorded block with where to split it, validated the first time that it is seen.
 
         Raises:
-            LigError: if it cannot be cut.
+            LigError: if it cannot be split.
         """
         if (known := self._known.get(_kind(block))) is not None:
-            spread, found = known
-            return replace(block, spread=spread, attention=block.attention or found)
+            spread, per_token, found = known
+            attention = block.attention or found
+            return replace(block, spread=spread, per_token=per_token, attention=attention)
         sure = validate_block(block)
         # What was not found may be found on another text, and one token shows nothing of a mix.
-        if (sure.attention is not None or block.described) and int(block.valid[0].sum()) > 1:
+        if (sure.attention is not None or block.described) and int(block.valid.sum(-1).max()) > 1:
             found = sure.attention if block.attention is None else None
-            self._known[_kind(block)] = sure.spread, found
+            self._known[_kind(block)] = sure.spread, sure.per_token, found
         return sure
 
-    def _watched(
+    def _record(
         self, call: ModelCall
     ) -> tuple[list[BlockCall], Callable[[], AbstractContextManager[None]]]:
         """The blocks that are meant, and the context in which they were recorded."""

@@ -1,8 +1,8 @@
-"""Cutting one block open: ``pre`` and ``post`` of its attention core, by running its own code.
+"""Splitting a block at its attention core into ``pre`` and ``post``, by running its code.
 
 ``pre(z)`` calls the block and stops it where the attention function is reached; ``post(u, z)``
-calls it again and hands it ``u`` there. No model code is rewritten, so what the cut computes is
-what the model computes; :meth:`SplitBlock.check` makes sure of it.
+calls it again and hands it ``u`` there. No model code is rewritten, so the split block computes
+what the model computes; :meth:`SplitBlock.check` validates it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from captum_lig.model.sdpa import use_sdpa
 __all__ = ["SplitBlock", "epsilons"]
 
 AtCore = Callable[[Callable[[], Tensor], AttentionCall | None], Tensor]
-"""What to do at the core: given the block's own output there, ``(N, T, H, e)`` when called, and
+"""What to do at the core: given the block's output there, ``(N, T, H, e)`` when called, and
 the attention call if there is one, return the output to go on with."""
 
 
@@ -44,7 +44,7 @@ class SplitBlock:
         attention = self.call.attention
         self._parts = None if attention is None else attention.parts
         self.has_attention = attention is not None
-        """Whether there is a cut. Without, the block counts as one head, whose output is its own:
+        """Whether it is split. If not, the block counts as one head, whose output is the block's:
         ``attend`` is the whole block and ``post`` hands its output on."""
         self.opens = attention is not None and attention.site in ("interface", "sdpa")
         """Whether queries, keys and values can be had."""
@@ -107,12 +107,13 @@ class SplitBlock:
         (u,) = _joined(seen)
         return u
 
-    def post(self, u: Tensor, z: Tensor) -> Tensor:
+    def post(self, u: Tensor, z: Tensor, positions: Tensor) -> Tensor:
         """Everything after the attention core, token by token.
 
         Args:
             u: per-head attention outputs ``(M, H, e)``.
             z: the residual stream of the same tokens ``(M, D)``.
+            positions: ``(M,)`` their positions in the text.
 
         Returns:
             ``(M, D)`` the tokens leaving the block.
@@ -128,9 +129,11 @@ class SplitBlock:
         if spare:
             u = torch.cat([u, u.new_zeros(spare, *u.shape[1:])])
             z = torch.cat([z, z.new_zeros(spare, width)])
+            positions = torch.cat([positions, positions.new_zeros(spare)])
         u = u.reshape(sequences, length, *u.shape[1:])
+        packed = z.reshape(sequences, length, width), positions.reshape(sequences, length)
         with skipping(self._skipped):
-            output = self.with_u(u, z.reshape(sequences, length, width))
+            output = self.with_u(u, *packed)
         return output.reshape(-1, output.shape[-1])[:count]
 
     def whole(self, z: Tensor) -> Tensor:
@@ -157,15 +160,20 @@ class SplitBlock:
 
     # --- running it ---
 
-    def with_u(self, u: Tensor, z: Tensor) -> Tensor:
-        """The block's output ``(N, S, D)`` with ``u (N, S, H, e)`` put at its core."""
+    def with_u(self, u: Tensor, z: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The block's output ``(N, S, D)`` with ``u (N, S, H, e)`` put at its core.
+
+        ``positions (N, S)`` are those of the tokens in the text, if they are others.
+        """
+        if positions is None:
+            positions = torch.arange(z.shape[1], device=z.device).expand(z.shape[:2])
         if self.call.spread == "one by one" and len(z) > 1:
-            pairs = zip(u.split(1), z.split(1), strict=True)
-            return torch.cat([self.with_u(one_u, one_z) for one_u, one_z in pairs])
+            parts = zip(u.split(1), z.split(1), positions.split(1), strict=True)
+            return torch.cat([self.with_u(*part) for part in parts])
         if self._parts is not None:
             self.meter.passed += z.shape[0] * z.shape[1]
             return self._parts[2](u, z)
-        return self._run(z, lambda *_: u)
+        return self._run(z, lambda *_: u, positions)
 
     def _until(
         self, z: Tensor, note: Callable[[Callable[[], Tensor], AttentionCall | None], None]
@@ -189,11 +197,11 @@ class SplitBlock:
     def _not_reached(self) -> LigError:
         return LigError(
             f"{self.call.describe()} did not reach its attention when called again: "
-            "it cannot be cut there."
+            "it cannot be split there."
         )
 
-    def _run(self, z: Tensor, at_core: AtCore) -> Tensor:
-        """The block's output ``(N, S, D)``, with its first attention in other hands."""
+    def _run(self, z: Tensor, at_core: AtCore, positions: Tensor | None = None) -> Tensor:
+        """The block's output ``(N, S, D)``, with what ``at_core`` gives at its first attention."""
         attention = self.call.attention
         reached = False
 
@@ -214,7 +222,7 @@ class SplitBlock:
                         attention.projection, attention.heads, lambda u: at_core(lambda: u, None)
                     )
                 )
-            return self.call.on(z)
+            return self.call.on(z, positions=positions)
 
     @property
     def own(self) -> Tensor:
@@ -223,7 +231,7 @@ class SplitBlock:
 
     @cached_property
     def _attended(self) -> tuple[Tensor, dict[nn.Module, int]]:
-        """The block's own attention output for the text, and what ran before it.
+        """The block's attention output for the text, and what ran before it.
 
         The output is ``(S, H, e)``; what ran are linear maps, with their widths.
         """
@@ -261,14 +269,14 @@ class SplitBlock:
         same = deviations(without, self.output, rounding=4 * eps).max() <= 64 * eps
         return seen if same else {}
 
-    # --- making sure of it ---
+    # --- validating it ---
 
     def attends(self, rows: Tensor, u: Tensor) -> bool:
         """Whether its attention gives ``u (R, H, e)`` for the tokens ``rows (R,)`` of the text."""
         return nearly_equal(u, self.own[rows], self.own)
 
     def check(self, rows: Tensor, u: Tensor, output: Tensor | None = None) -> None:
-        """Make sure that the cut is the block: same attention output, same block output.
+        """Check that the split block is the block: same attention output, same block output.
 
         Args:
             rows: ``(R,)`` the tokens compared (not padding).
@@ -277,7 +285,7 @@ class SplitBlock:
 
         Raises:
             LigError: if the attention is not the softmax of scaled dot products plus a mask, or
-                if the block, fed ``u`` at the cut, does not give what it gave in the model.
+                if the block, fed ``u`` at its core, does not give what it gave in the model.
         """
         own_output = self.output[rows]
         if not self.has_attention:
@@ -299,7 +307,7 @@ class SplitBlock:
             raise self.not_by_token(deviation(output, own_output, self.output))
 
     def check_post(self, z: Tensor, rows: Tensor) -> Tensor:
-        """Make sure that ``post`` is what follows the attention in the block, token by token.
+        """Check that ``post`` is what follows the attention in the block, token by token.
 
         Args:
             z: ``(S, D)`` a point of a path.
@@ -317,8 +325,8 @@ class SplitBlock:
         # One sequence of them, hardly a token where it was and none beside its neighbours.
         count, generator = len(both[0]), torch.Generator().manual_seed(0)
         order = (torch.randperm(max(len(z), count), generator=generator) % count)[: len(z)]
-        some, points, expected = (x[order.to(x.device)] for x in both)
-        found = self.post(some, points)
+        some, points, expected, positions = (x[order.to(z.device)] for x in [*both, rows.repeat(2)])
+        found = self.post(some, points, positions)
         if not nearly_equal(found, expected, self.output):
             raise self.not_by_token(deviation(found, expected, self.output))
         return u
@@ -326,9 +334,10 @@ class SplitBlock:
     def not_by_token(self, deviation: float) -> LigError:
         """What to say if what follows the attention does not treat each token by itself."""
         return LigError(
-            f"{self.call.describe()} cannot be cut at its attention: fed its own attention output "
+            f"{self.call.describe()} cannot be split at its attention: fed its attention output "
             f"beside other tokens it gives something else (off by {deviation:.1e}). What follows "
-            "the attention has to treat each token by itself. Ask for its layer boundary alone, "
+            "the attention has to treat each token by itself, and what else it gets for each token "
+            "has to come as (B, S, ...). Ask for its layer boundary alone, "
             "with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
         )
 

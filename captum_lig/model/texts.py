@@ -53,7 +53,7 @@ def _gap(call: BlockCall, enough: float) -> float:
             output, expected = output[finite], one.output[finite]
             if len(expected) and not nearly_equal(output, expected):
                 worst = max(worst, deviation(output, expected))
-        except Exception:  # sizes that do not go together, in the block's own words
+        except Exception:  # sizes that do not go together, as the block puts it
             return math.inf
         if worst >= enough:
             break

@@ -1,4 +1,4 @@
-"""Blocks that the caller describes: for models whose blocks cannot be found, or not be cut."""
+"""Blocks that the caller describes: for models whose blocks cannot be found or split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lig.errors import LigError
-from captum_lig.model.call import Attention, BlockCall, Parts, first_tensor, hidden_of
+from captum_lig.model.call import Attention, BlockCall, PreCorePost, first_tensor, hidden_of
 from captum_lig.model.hooks import hooked, stoppable
 from captum_lig.model.sdpa import use_sdpa
 
@@ -81,7 +81,7 @@ class Block:
             )
 
     @property
-    def parts(self) -> Parts | None:
+    def parts(self) -> PreCorePost | None:
         """``pre``, ``core`` and ``post``, or None."""
         if self.pre is None or self.core is None or self.post is None:
             return None
@@ -182,7 +182,7 @@ def record_user_block(
 
 
 def check_span(call: BlockCall) -> None:
-    """Make sure that what a span gives depends on the model's tokens through its input alone.
+    """Check that what a span gives depends on the model's tokens through its input alone.
 
     The model runs on its tokens in another order, with the same residual stream put in.
 

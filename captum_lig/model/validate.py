@@ -1,4 +1,4 @@
-"""Making sure, before anything is attributed, that a model's blocks are what they seem."""
+"""Validating a model's blocks before anything is attributed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from captum_lig.model.sdpa import use_sdpa
 from captum_lig.model.split import SplitBlock
 from captum_lig.model.user_block import Span, check_span
 
-__all__ = ["compare_with_model", "validate_block"]
+__all__ = ["compare_with_model", "tokens_first", "validate_block"]
 
 
 def compare_with_model(calls: list[BlockCall], run: Callable[[], Any]) -> None:
-    """Make sure that the blocks gave what they give when nobody looks.
+    """Check that the recorded blocks gave what they give in the unmodified model.
 
-    They were recorded with our attention function and our masks in place of the model's own: a
+    They were recorded with our attention function and our masks in place of the model's: a
     mask that gets lost on the way (and causality with it) shows here.
 
     Args:
@@ -64,7 +64,7 @@ def compare_with_model(calls: list[BlockCall], run: Callable[[], Any]) -> None:
         difference = _difference(call.output[kept], own[kept])
         if not difference <= (5e-2 if half else 1e-4):
             raise LigError(
-                f"{call.describe()} gives something else when it is watched (off by "
+                f"{call.describe()} gives something else while it is recorded (off by "
                 f"{difference:.1e}): {_reason(call)}"
             )
 
@@ -72,7 +72,7 @@ def compare_with_model(calls: list[BlockCall], run: Callable[[], Any]) -> None:
 def _difference(found: Tensor, expected: Tensor) -> float:
     """How far tokens ``(M, D)`` are from what they should be, as a root mean square.
 
-    Of all of them together, and with every entry held against its own size.
+    Of all of them together, and with every entry relative to its size.
     """
     gap, own = (found - expected).double(), expected.double()
     # An entry is rounded with what it is a sum of, and the largest part may be common to all.
@@ -82,7 +82,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 def _reason(call: BlockCall) -> str:
-    """Why a block may give something else when it is watched, and what to do."""
+    """Why a block may give something else while it is recorded, and what to do."""
     if call.site == "interface" and any(
         x.dtype == torch.bool and x.dim() > 2 for x in call.tensors()
     ):
@@ -107,61 +107,60 @@ def _padded(output: Tensor, length: int) -> Tensor:
 
 
 def validate_block(call: BlockCall) -> BlockCall:
-    """The recorded block with where to cut it and how it takes many sequences, made sure of.
+    """The recorded block with where to split it and how it takes many sequences, validated.
 
     Raises:
         LigError: if the block, called again, gives something else, sees sources that its mask
             forbids, or depends on other tokens otherwise than through the attention reached.
     """
+    _check_axes(call)
     _check_sizes(call)
-    one = call.for_text(0)
+    one = call.for_text(int(call.valid.sum(-1).argmax()))
     check_span(one)
-    places = one.valid[0].nonzero().squeeze(-1)
+    positions = one.valid[0].nonzero().squeeze(-1)
     z, own = one.hidden.detach(), one.output.detach()
-    source = int(places[len(places) // 2])
+    source = int(positions[len(positions) // 2])
     moved = z.clone()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(z.shape[-1], generator=generator).to(z)
     moved[0, source] += noise * z[0, source].std().clamp_min(1e-3)
     with torch.no_grad():
         again = _whole(one, z)
-        if not nearly_equal(again[0, places], own[0, places]):
+        if not nearly_equal(again[0, positions], own[0, positions]):
+            gap = deviation(again[0, positions], own[0, positions])
             raise LigError(
                 f"{call.describe()} gives something else when it is called again with what it got "
-                f"(off by {deviation(again[0, places], own[0, places]):.1e}): it is random or "
+                f"(off by {gap:.1e}): it is random or "
                 "keeps a state, and so has no attribution."
             )
+        _check_gradients(one)
         other = _whole(one, moved)
-        call = replace(call, spread=_spread(one, torch.cat([z, moved]), torch.cat([own, other])))
+        spread = _spread(one, torch.cat([z, moved]), torch.cat([own, other]))
+        call, one = replace(call, spread=spread), replace(one, spread=spread)
         changed = deviations(other[0], own[0]) > 1e-5
         if call.attention is not None:
-            _check_reach(call, source, places, changed)
-        elif not call.described and (found := find_projection(call)) is not None:
-            projected = replace(call, attention=found)
+            return replace(call, per_token=_check_reach(one, source, positions, changed))
+        if not call.described and (found := find_projection(one)) is not None:
             with contextlib.suppress(LigError):  # what comes after it mixes tokens again: whole
-                _check_reach(projected, source, places, changed)
-                return projected
+                one = replace(one, attention=found)
+                per_token = _check_reach(one, source, positions, changed)
+                return replace(call, attention=found, per_token=per_token)
     return call
 
 
 def _check_sizes(call: BlockCall) -> None:
-    """The attention works on the block's own tokens, in the order (B, S, D)."""
+    """The attention works on the block's tokens, in the order (B, S, D)."""
     batch, length, _ = call.hidden.shape
     sizes = None if call.attention is None else call.attention.sizes
     if sizes is None:
         return
     shape = tuple(call.hidden.shape)
-    if sizes == (length, batch, batch) and batch > 1 and (batch != length or _mixes_texts(call)):
-        raise LigError(
-            f"{call.describe()} gets tokens first, {shape} as (S, B, D): build it with "
-            "batch_first=True, the weights are the same, and give (B, S, D)."
-        )
     if sizes == (batch, length, length):
         if reads_own_tokens(call):
             return
         raise LigError(
             f"{call.describe()} reads other tokens than its own in its first attention, as many as "
-            "its own are: an encoder's states, most likely. It cannot be cut there; ask for its "
+            "its own are: an encoder's states, most likely. It cannot be split there; ask for its "
             "layer boundary alone, with layer=[captum_lig.Block(module)] and "
             "boundaries=('layer',)."
         )
@@ -170,23 +169,70 @@ def _check_sizes(call: BlockCall) -> None:
             f"{call.describe()} gets {shape}, and its attention {sizes[0]} sequences of one token: "
             "each token attends to itself alone (windows of one token), and nothing flows between "
             "tokens. Ask for its layer boundary alone, with layer=[captum_lig.Block(module)] and "
-            "boundaries=('layer',); if these are texts of one token, tokens first, give (B, S, D)."
+            "boundaries=('layer',)."
         )
     raise LigError(
         f"{call.describe()} gets {shape}, and its attention {sizes[0]} sequences with {sizes[1]} "
-        f"targets and {sizes[2]} sources: windows, or tokens from elsewhere. It cannot be cut "
+        f"targets and {sizes[2]} sources: windows, or tokens from elsewhere. It cannot be split "
         "there; ask for its layer boundary alone, with layer=[captum_lig.Block(module)] and "
         "boundaries=('layer',)."
     )
 
 
-def _mixes_texts(call: BlockCall) -> bool:
-    """Whether what stands first on the first axis reaches the others on it: tokens, not texts."""
+def _check_axes(call: BlockCall) -> None:
+    """What stands side by side on the first axis are texts, that do not reach each other."""
+    shape = tuple(call.hidden.shape)
+    if tokens_first(call):
+        raise LigError(
+            f"{call.describe()} gets tokens first, {shape} as (S, B, D): build it with "
+            "batch_first=True if it can be, the weights are the same, and give (B, S, D). Else ask "
+            "for the map of its states alone, with captum_lig.SetToSetIG(lambda z: "
+            "block(z.transpose(0, 1)).transpose(0, 1)), of z (1, S, D)."
+        )
+    if shape[0] > 1 and _mixes(call, 0):
+        raise LigError(
+            f"{call.describe()} gets {shape}, and sequence 0 on the first axis reaches others: it "
+            "works on pairs or groups of them. A block has to treat each text or picture by itself."
+        )
+
+
+def tokens_first(call: BlockCall) -> bool:
+    """Whether the states are ``(S, B, D)``."""
+    batch, length, _ = call.hidden.shape
+    sizes = None if call.attention is None else call.attention.sizes
+    if sizes == (length, batch, batch) and 1 < batch != length:
+        return True
+    return batch > 1 and _mixes(call, 0) and (length == 1 or not _mixes(call, 1))
+
+
+def _mixes(call: BlockCall, axis: int) -> bool:
+    """Whether what stands first on an axis of the states reaches the others on it."""
     moved = call.hidden.detach().clone()
-    moved[0] = moved[0].roll(1, -1)
+    moved.select(axis, 0).copy_(moved.select(axis, 0).roll(1, -1))
+    others = torch.arange(1, moved.shape[axis], device=moved.device)
+    kept = call.valid.index_select(axis, others)
     with torch.no_grad(), use_sdpa(), contextlib.suppress(Exception):
-        return not nearly_equal(call.on(moved)[1:], call.output[1:])
+        same, other = (call.on(z).index_select(axis, others) for z in (call.hidden, moved))
+        half = same.dtype not in (torch.float32, torch.float64)
+        # Experts round otherwise when other tokens come with one.
+        if half:
+            return _difference(other[kept], same[kept]) > 5e-2
+        return not nearly_equal(other[kept], same[kept])
     return False
+
+
+def _check_gradients(one: BlockCall) -> None:
+    """Its output can be differentiated by what it gets."""
+    if any(p.is_inference() for p in one.module.parameters()):
+        return  # it is copied before it is attributed
+    with torch.enable_grad():
+        z = one.hidden.detach().clone().requires_grad_()
+        output = _whole(one, 1 * z)  # code may write into what it gets, if that is no leaf
+    if not output.requires_grad:
+        raise LigError(
+            f"{one.describe()} has no gradients: its code runs under torch.no_grad(), or detaches "
+            "what it gives. There is no path to integrate along; take that out of its forward."
+        )
 
 
 def _whole(one: BlockCall, z: Tensor) -> Tensor:
@@ -198,7 +244,7 @@ def _spread(one: BlockCall, z: Tensor, expected: Tensor) -> Spread:
     for spread in spreads:
         try:
             output = _whole(replace(one, spread=spread), z)
-        except Exception:  # shapes that do not go together, in the block's own words
+        except Exception:  # shapes that do not go together, as the block puts it
             continue
         if output.shape == expected.shape and nearly_equal(
             output.flatten(0, 1), expected.flatten(0, 1)
@@ -207,35 +253,69 @@ def _spread(one: BlockCall, z: Tensor, expected: Tensor) -> Spread:
     return "one by one"
 
 
-def _check_reach(call: BlockCall, source: int, places: Tensor, changed: Tensor) -> None:
-    """The targets that a change of one source changes ``(S,)``, against the mask and the cut."""
-    cut = SplitBlock(call, 0, Meter())
-    if cut.mask is not None:
-        forbidden = ~allowed(cut.mask)[:, :, source].any(0)
+def _check_reach(
+    call: BlockCall, source: int, positions: Tensor, changed: Tensor
+) -> tuple[int, ...]:
+    """The targets that a change of one source changes ``(S,)``, against the mask and the split.
+
+    Returns which arguments hold something for each token.
+    """
+    split = SplitBlock(call, 0, Meter())
+    if split.mask is not None:
+        forbidden = ~allowed(split.mask)[:, :, source].any(0)
         forbidden[source] = False  # it reaches itself past the attention
-        seen = (forbidden & changed)[places]
+        seen = (forbidden & changed)[positions]
         if bool(seen.any()):
             raise LigError(
-                f"{call.describe()}: target {int(places[seen][0])} depends on source {source}, "
+                f"{call.describe()}: target {int(positions[seen][0])} depends on source {source}, "
                 f"although the mask that reached {_reached(call)} forbids it. Tokens "
                 "are mixed somewhere else too: ask for its layer boundary alone, with "
                 "layer=[captum_lig.Block(module)] and boundaries=('layer',)."
             )
-    u = cut.attend(cut.z[None])
+    u = split.attend(split.z[None])
     step = u.std().clamp_min(1e-3)
-    through = (cut.with_u(u + step, cut.z[None])[0] - cut.output).abs().amax(-1)
+    through = (split.with_u(u + step, split.z[None])[0] - split.output).abs().amax(-1)
     elsewhere = changed & (through == 0)
     elsewhere[source] = False
-    if bool(elsewhere[places].any()):
+    if bool(elsewhere[positions].any()):
         raise LigError(
             f"{call.describe()}: its output depends on other tokens, but not on what is put in at "
-            f"{_reached(call)}. It cannot be cut there: ask for its layer boundary alone, with "
+            f"{_reached(call)}. It cannot be split there: ask for its layer boundary alone, with "
             "layer=[captum_lig.Block(module)] and boundaries=('layer',)."
         )
     # Each token twice, so that no sequence is what it was: what follows must not mind.
-    twice = cut.post(u[0].repeat_interleave(2, 0), cut.z.repeat_interleave(2, 0))[::2]
-    if not nearly_equal(twice[places], cut.output[places]):
-        raise cut.not_by_token(deviation(twice[places], cut.output[places]))
+    per_token = _per_token(split, u, positions)
+    split = SplitBlock(replace(call, per_token=per_token), 0, Meter())
+    tokens = u[0], split.z, torch.arange(len(split.z), device=u.device)
+    twice = split.post(*(x.repeat_interleave(2, 0) for x in tokens))[::2]
+    if not nearly_equal(twice[positions], split.output[positions]):
+        raise split.not_by_token(deviation(twice[positions], split.output[positions]))
+    return per_token
+
+
+def _per_token(split: SplitBlock, u: Tensor, positions: Tensor) -> tuple[int, ...]:
+    """Arguments that hold something for each token, used after the attention ``u (1, S, H, e)``.
+
+    What two tokens get is exchanged: then these two give something else, and no others.
+    """
+    length, found = len(split.z), []
+    for index, x in enumerate(split.call.tensors()):
+        if x is split.call.hidden or x.shape[:2] != (1, length):
+            continue
+        first = positions[0]
+        others = [at for at in positions.tolist() if not torch.equal(x[0, at], x[0, first])]
+        if not others:
+            continue
+        two = torch.stack([first, first.new_tensor(others[0])])
+        order = torch.arange(length, device=u.device)
+        order[two] = two.flip(0)
+        exchanged = SplitBlock(replace(split.call, per_token=(index,)), 0, Meter())
+        moved = deviations(exchanged.with_u(u, split.z[None], order[None])[0], split.output) > 1e-5
+        elsewhere = moved.clone()
+        elsewhere[two] = False
+        if bool(moved[two].any()) and not bool(elsewhere[positions].any()):
+            found.append(index)
+    return tuple(found)
 
 
 def _reached(call: BlockCall) -> str:

@@ -87,7 +87,7 @@ class AutogradPoints:
 
     @property
     def rows(self) -> Tensor:
-        """``(R,)`` the rows' places among the sources."""
+        """``(R,)`` the rows' positions among the sources."""
         return self.path.rows
 
     @cached_property

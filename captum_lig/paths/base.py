@@ -35,7 +35,7 @@ class Points(Protocol):
 
     @property
     def rows(self) -> Tensor:
-        """``(R,)`` the rows' places among the sources."""
+        """``(R,)`` the rows' positions among the sources."""
 
     @property
     def u(self) -> Tensor:

@@ -42,7 +42,7 @@ __all__ = [
 
 
 class Block(Protocol):
-    """What a path needs of a block cut open."""
+    """What a path needs of a split block."""
 
     z: Tensor
     heads: int
@@ -80,11 +80,14 @@ class WholeBlock(Block, Protocol):
     epsilons: list[float]
     """Values of eps of the norms inside."""
 
-    def post(self, u: Tensor, z: Tensor) -> Tensor:
-        """What follows the attention: ``u (M, H, d)`` and ``z (M, D)`` to ``(M, D)``."""
+    def post(self, u: Tensor, z: Tensor, positions: Tensor) -> Tensor:
+        """What follows the attention: ``u (M, H, d)`` and ``z (M, D)`` to ``(M, D)``.
+
+        ``positions (M,)`` are those of the tokens in the text.
+        """
 
     def check_post(self, z: Tensor, rows: Tensor) -> Tensor:
-        """Make sure at a point ``z (S, D)`` that ``post`` is what follows the attention, by token.
+        """Check at a point ``z (S, D)`` that ``post`` is what follows the attention, by token.
 
         Returns the heads' outputs there, ``(S, H, d)``.
         """
@@ -97,7 +100,7 @@ class Structure:
     norm: Norm | None
     """None: no closed form, the block has to be run along the path."""
     keys_know_position: bool = True
-    """Whether a token's key depends on its place (rotary encodings), given its content."""
+    """Whether a token's key depends on its position (rotary encodings), given its content."""
     values_know_position: bool = True
     places: RotaryMaps | None = None
     """What places do to keys, if that was worth finding out."""

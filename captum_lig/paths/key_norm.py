@@ -1,7 +1,7 @@
 """Keys with a norm of their own (Qwen 3, Gemma 3, OLMo 2) along the paths of target tokens.
 
-There a content ``x`` at place ``i`` has the key ``k_i(x) = b_i + M_i n2(kappa(x))``: a norm ``n2``,
-over each head or all of them, of raw keys ``kappa`` that are a linear image of ``n(x)``. Along a
+There a content ``x`` at position ``i`` has the key ``k_i(x) = b_i + M_i n2(kappa(x))``: a norm
+``n2``, over each head or all of them, of raw keys ``kappa`` that are linear in ``n(x)``. Along a
 path the raw keys are a mixture of those at its ends, and so are the keys, with other weights:
 
     k_i(x(a)) = b_i + (w0 sigma(x0) (k_i(x0) - b_i) + w1 sigma(x1) (k_i(x1) - b_i)) / sigma(x(a))
@@ -27,7 +27,7 @@ __all__ = ["KeyWeights", "NormedKeys"]
 
 
 class Inside(Protocol):
-    """What is needed of a block cut open."""
+    """What is needed of a split block."""
 
     z: Tensor
 

@@ -30,9 +30,11 @@ class PointSet:
     values: Values
     to_layout: tuple[int, int, int]
     rows: Tensor
-    """``(R,)`` the rows' places among the sources."""
+    """``(R,)`` the rows' positions among the sources."""
     frozen: Tensor | None
     """``(R, S)`` sources that the path does not move, or None if that is left to arithmetic."""
+    among_sources: bool = True
+    """Whether the rows are sources, too."""
 
     @cached_property
     def _mixed(self) -> Tensor:
@@ -60,6 +62,8 @@ class PointSet:
     @property
     def self_weights(self) -> Tensor | None:
         """``(P, R, H)`` attention weights of the rows on themselves; None if they are no source."""
+        if not self.among_sources:
+            return None
         p = self._out(self.weights.p)
         own = self.rows.view(1, -1, 1, 1).expand(*p.shape[:3], 1)
         return p.gather(-1, own).squeeze(-1)

@@ -1,9 +1,9 @@
-"""What a token's place does to its key: the linear maps of a rotary encoding, found by probing.
+"""What a token's position does to its key: the linear maps of a rotary encoding, found by probing.
 
 With a rotary encoding (any that is linear, the same for all heads and contents) a content ``x`` at
-place ``i`` has the key ``k_i(x) = b_i + M_i kappa(x)``, ``kappa`` its key at place 0 less the
-bias. The maps ``M_i`` follow from a few contents put at all places, by least squares; with them
-each target's content can be put at each place without running the block for every target.
+position ``i`` has the key ``k_i(x) = b_i + M_i kappa(x)``, ``kappa`` its key at position 0 less the
+bias. The maps ``M_i`` follow from a few contents put at all positions, by least squares; with them
+each target's content can be put at each position without running the block for every target.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def probes_needed(key_heads: int, width: int) -> int:
 
 @dataclass(frozen=True)
 class RotaryMaps:
-    """The maps of all places, as the few entries that are not 0 (a rotation turns pairs)."""
+    """The maps of all positions, as the few entries that are not 0 (a rotation turns pairs)."""
 
     maps: Tensor
     """``(S, d, d)`` in float64."""
@@ -39,10 +39,10 @@ class RotaryMaps:
 
     @classmethod
     def find(cls, keys: Keys, z: Tensor, key_heads: int, width: int) -> RotaryMaps | None:
-        """Probe the block around ``z (S, D)``; None if places do not act by such maps.
+        """Probe the block around ``z (S, D)``; None if positions do not act by such maps.
 
         Args:
-            keys: the block's keys, less the bias of their places.
+            keys: the block's keys, less the bias of their positions.
             z: ``(S, D)`` a residual stream.
             key_heads: number of key heads.
             width: width of a key.
@@ -76,12 +76,12 @@ class RotaryMaps:
         return bool(gap <= tolerance * moved.abs().max())
 
     def contents(self, own: Tensor) -> Tensor:
-        """``kappa`` ``(Hkv, S, d)`` from the keys of a text at its own places."""
+        """``kappa`` ``(Hkv, S, d)`` from the keys of a text at its own positions."""
         solved: Tensor = torch.linalg.solve(self.maps, own.double().permute(1, 2, 0))
         return solved.permute(2, 0, 1)
 
     def logits(self, q: Tensor, content: Tensor) -> Tensor:
-        """``q_j . M_i kappa_j`` for each target at each place.
+        """``q_j . M_i kappa_j`` for each target at each position.
 
         Args:
             q: ``(H, R, d)`` queries.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from captum_lig.cost import PATHS
 from captum_lig.paths.points import PointSet
 from captum_lig.paths.qkv import QKVByRunning, QKVClosedForm
 from captum_lig.paths.softmax import RowFunction
@@ -16,16 +17,25 @@ __all__ = ["SharedPath"]
 
 @dataclass(frozen=True)
 class SharedPath:
-    """All targets share one path of the residual stream ``(S, D)``."""
+    """All targets share one path of the sources ``(S, D)``."""
 
     along: QKVClosedForm | QKVByRunning
     rows: Tensor
+    """``(R,)`` positions of the targets."""
     scaling: float
     mask: Tensor | None
     """``(1 or H, T, S)``"""
     row: RowFunction
     frozen: Tensor
     """``(R, S)`` sources that the path does not move."""
+    query: Tensor | None = None
+    """``(H, T, d)`` queries that are held, of targets that are no sources (a decoder's, whose
+    sources are an encoder's states); None: the targets are sources, and their queries move."""
+
+    @property
+    def kind(self) -> str:
+        """One of :data:`captum_lig.cost.PATHS`."""
+        return PATHS[0] if isinstance(self.along, QKVClosedForm) else PATHS[1]
 
     @property
     def sources(self) -> int:
@@ -38,20 +48,26 @@ class SharedPath:
 
     def double(self) -> SharedPath:
         """The same path in float64."""
-        return replace(self, along=self.along.double())
+        query = None if self.query is None else self.query.double()
+        return replace(self, along=self.along.double(), query=query)
 
     def at(self, alphas: Tensor) -> PointSet:
         """Layout ``(P, H, R, S)``."""
         x = self.along(alphas)
-        q, dq = self.scaling * x.q[:, :, self.rows], self.scaling * x.dq[:, :, self.rows]
+        if self.query is None:
+            q, dq = self.scaling * x.q[:, :, self.rows], self.scaling * x.dq[:, :, self.rows]
+        else:
+            q = (self.scaling * self.query[:, self.rows]).expand(len(alphas), -1, -1, -1)
+            dq = None
         mask = None if self.mask is None else self.mask[:, self.rows]
         weights = self.row(grouped(q, x.k.transpose(-1, -2)), mask, heads=1)
         return PointSet(
             weights=weights,
             ds_key=weights.capped(grouped(q, x.dk.transpose(-1, -2))),
-            ds_query=weights.capped(grouped(dq, x.k.transpose(-1, -2))),
-            values=SharedValues(x.v, x.dv, x.q.shape[1] // x.k.shape[1]),
+            ds_query=None if dq is None else weights.capped(grouped(dq, x.k.transpose(-1, -2))),
+            values=SharedValues(x.v, x.dv, q.shape[1] // x.v.shape[1]),
             to_layout=(0, 2, 1),
             rows=self.rows,
             frozen=self.frozen,
+            among_sources=self.query is None,
         )

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from captum_lig.errors import LigError
-from captum_lig.model.call import BlockCall, place_of_hidden
+from captum_lig.model.call import BlockCall, position_of_hidden
 from captum_lig.model.hooks import hooked
 
 __all__ = ["ResidualStream"]
@@ -58,7 +58,7 @@ class ResidualStream:
         if number >= len(self.blocks):
             raise _not_once()
         self._entered += 1
-        argument, through = place_of_hidden(args, kwargs), self.entering[number]
+        argument, through = position_of_hidden(args, kwargs), self.entering[number]
         if isinstance(argument, str):
             return args, {**kwargs, argument: through(kwargs[argument])}
         return (through(args[0]), *args[1:]), kwargs

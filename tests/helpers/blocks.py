@@ -63,7 +63,7 @@ class HandCut:
             return torch.stack(self._each(self.twin, z))[:, :, None]
         return torch.stack(self._each(self.twin.attend, z)).transpose(1, 2)
 
-    def post(self, u: Tensor, z: Tensor) -> Tensor:
+    def post(self, u: Tensor, z: Tensor, positions: Tensor) -> Tensor:
         if not self.has_attention:
             return u[:, 0]
         return self.twin.post(u.double().transpose(0, 1), z.double()).to(z)
@@ -105,6 +105,7 @@ def rows_of(cut: HandCut, start: Start, rows: Tensor | None = None) -> Rows:
     return Rows.between(
         path,
         cut.post,
+        rows,
         start.select(rows).residual(cut.z, rows),
         cut.z[rows],
         torch.zeros(len(rows), dtype=torch.bool),

@@ -128,7 +128,7 @@ def cut_is_the_block(model: nn.Module, inputs: dict[str, Any], family: Family) -
             torch.testing.assert_close(again, cut.output, rtol=1e-5, atol=1e-5)
             if cut.has_attention:
                 u = core(cut) if cut.opens else cut.attend(cut.z[None])[0]
-                output = cut.post(u, cut.z)
+                output = cut.post(u, cut.z, torch.arange(len(cut.z)))
                 torch.testing.assert_close(output, cut.output, rtol=1e-5, atol=1e-5)
     last = Unhooked(model, calls[-1].name, inputs, family)
     torch.testing.assert_close(calls[-1].output[0], last.output, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""A cut that is not the block is refused, with one sentence that says what was seen."""
+"""A split block that is not the block is refused, with one sentence that says what was seen."""
 
 from __future__ import annotations
 
@@ -97,15 +97,15 @@ def test_a_random_block() -> None:
 
     model = drawn(Model(Random({})))
     with torch.random.fork_rng(devices=[]):
-        refused(model, noise(1, LENGTH, WIDTH), "something else when it is watched")
+        refused(model, noise(1, LENGTH, WIDTH), "something else while it is recorded")
 
 
 def test_a_mask_that_gets_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Causality gone without a word: the block is not what it is when nobody looks."""
+    """Causality gone without a word: the block is not what it is in the unmodified model."""
     monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, interface.NAME, lambda *_, **__: None)
     model = models.tiny_gpt2()
     model.set_attn_implementation("eager")
-    refused(model, models.tokens(model, 1, 4), "h.0", "GPT2Block", "when it is watched", "eager")
+    refused(model, models.tokens(model, 1, 4), "h.0", "GPT2Block", "while it is recorded", "eager")
 
 
 def test_attention_of_another_formula(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,7 +212,7 @@ def _mixes(call: BlockCall, axis: int) -> bool:
     others = torch.arange(1, moved.shape[axis], device=moved.device)
     kept = call.valid.index_select(axis, others)
     with torch.no_grad(), use_sdpa(), contextlib.suppress(Exception):
-        same, other = (call.on(z).index_select(axis, others) for z in (call.hidden, moved))
+        same, other = (call.on(z).index_select(axis, others) for z in (call.hidden.clone(), moved))
         half = same.dtype not in (torch.float32, torch.float64)
         # Experts round otherwise when other tokens come with one.
         if half:
@@ -228,7 +228,10 @@ def _check_gradients(one: BlockCall) -> None:
     with torch.enable_grad():
         z = one.hidden.detach().clone().requires_grad_()
         output = _whole(one, 1 * z)  # code may write into what it gets, if that is no leaf
-    if not output.requires_grad:
+        gradient: Tensor | None = None
+        if output.requires_grad:  # by its weights, if not by what it gets
+            (gradient,) = torch.autograd.grad(output.sum(), z, allow_unused=True)
+    if gradient is None:
         raise LigError(
             f"{one.describe()} has no gradients: its code runs under torch.no_grad(), or detaches "
             "what it gives. There is no path to integrate along; take that out of its forward."

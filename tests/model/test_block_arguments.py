@@ -139,6 +139,11 @@ class NoGradients(Attending):
             return super().forward(x)
 
 
+class Detached(Attending):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.detach())
+
+
 def refused(model: nn.Module, x: Tensor, *says: str) -> None:
     for attribute in (
         lambda: LayerFlowIG(model).attribute(x),
@@ -163,8 +168,9 @@ def test_pairs() -> None:
     refused(model, noise(4, LENGTH, WIDTH), "blocks.0", "pairs or groups", "by itself")
 
 
-def test_no_gradients() -> None:
-    model = drawn(Model(NoGradients({})))
+@pytest.mark.parametrize("kind", [NoGradients, Detached])
+def test_no_gradients(kind: type[Attending]) -> None:
+    model = drawn(Model(kind({})))
     refused(model, noise(2, LENGTH, WIDTH), "blocks.0", "no gradients", "no_grad")
 
 

@@ -76,7 +76,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
 
     After Suzuki, Hino, Murata, "LIG: Layer-wise Integrated Gradients for Within-Layer Flow
     Analysis in Transformers", arXiv 2606.21564 (2026). The model is used as it is: its
-    blocks are cut where they attend (``docs/own-models.md``), and left as they were.
+    blocks are split where they attend (``docs/own-models.md``), and left as they were.
 
     Args:
         model: a Transformer, in evaluation mode.

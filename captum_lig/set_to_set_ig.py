@@ -313,7 +313,7 @@ class _Outputs:
             self._indices = index_list(output_indices, count, y.device, "outputs")
             count = len(self._indices)
         self.positions = torch.arange(count) if self._indices is None else self._indices
-        """``(T,)`` places of the targets among the outputs."""
+        """``(T,)`` positions of the targets among the outputs."""
 
     def forward(self, inputs: Tensors, example: Tensor) -> Tensor:
         """Inputs ``(N, ...)`` of the examples ``(N,)`` to outputs ``(N, T, E)``."""

@@ -26,7 +26,7 @@ class Edges:
     """-1 for residual edges."""
     target: Tensor
     source: Tensor
-    """Places of the tokens in the graph; of ``mlp`` edges both are the token of the node."""
+    """Positions of the tokens in the graph; of ``mlp`` edges both are the token of the node."""
     value: Tensor
     """Signed attribution, a length."""
 

@@ -102,8 +102,8 @@ class Structure:
     keys_know_position: bool = True
     """Whether a token's key depends on its position (rotary encodings), given its content."""
     values_know_position: bool = True
-    places: RotaryMaps | None = None
-    """What places do to keys, if that was worth finding out."""
+    rotary: RotaryMaps | None = None
+    """What positions do to keys, if that was worth finding out."""
     normed_keys: NormedKeys | None = None
     """The norm that keys have of their own: then there is a closed form for target tokens alone."""
     opens: bool = True
@@ -120,12 +120,12 @@ class Structure:
 
 
 def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> Structure:
-    """Find the norms in ``pre``, and whether keys and values depend on a token's place.
+    """Find the norms in ``pre``, and whether keys and values depend on a token's position.
 
     Args:
         block: the block.
         epsilons: values of eps that the norms may have.
-        targets: number of targets whose content will have to be put at each place.
+        targets: number of targets whose content will have to be put at each position.
     """
     if not block.opens:
         return Structure(None, opens=False)
@@ -142,11 +142,11 @@ def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> 
         if norm is None:
             return Structure(None, keys, values)
         _, key_heads, _, width = block.tables[1].shape
-        places = None
+        rotary = None
         if keys and not values and targets > 2 * probes_needed(key_heads, width):
             bias = block.tables[1][:1]
-            places = RotaryMaps.find(lambda x: block.pre(x)[1] - bias, block.z, key_heads, width)
-    return Structure(norm, keys, values, places, normed_keys)
+            rotary = RotaryMaps.find(lambda x: block.pre(x)[1] - bias, block.z, key_heads, width)
+    return Structure(norm, keys, values, rotary, normed_keys)
 
 
 def choose_structure(
@@ -269,9 +269,9 @@ def _target_token_path(
 
     mask = None if block.mask is None else block.mask[:, rows]
     bias_logits, mask = row.folded(logits(key_bias), mask)
-    if structure.places is not None:
-        content = structure.places.contents(k - key_bias)[:, rows].repeat_interleave(groups, 0)
-        start_logits = structure.places.logits(q, content)
+    if structure.rotary is not None:
+        content = structure.rotary.contents(k - key_bias)[:, rows].repeat_interleave(groups, 0)
+        start_logits = structure.rotary.logits(q, content)
     elif structure.keys_know_position:
         start_logits = _logits_of_moved_targets(block, key_bias, q, rows)
     else:
@@ -295,7 +295,7 @@ def _target_token_path(
 
 
 def _logits_of_moved_targets(block: Block, key_bias: Tensor, q: Tensor, rows: Tensor) -> Tensor:
-    """``scale q_j.(k_i(z_j) - b_i)`` ``(H, R, S)``: each target's content at each place."""
+    """``scale q_j.(k_i(z_j) - b_i)`` ``(H, R, S)``: each target's content at each position."""
     groups = q.shape[0] // key_bias.shape[0]
     parts = []
     at_once = max(1, 4096 // len(block.z))

@@ -228,7 +228,7 @@ _ROWS: tuple[tuple[str, Callable[[Kind], str]], ...] = (
     ("class", lambda kind: kind[0].class_name),
     ("parameters", _parameters),
     ("residual width", lambda kind: str(kind[0].width or "?")),
-    ("cut at", _of_attention(lambda attention: SITES[attention.site])),
+    ("split at", _of_attention(lambda attention: SITES[attention.site])),
     ("heads", _of_attention(_heads)),
     ("head width", _of_attention(_head_width)),
     ("attention", _of_attention(_attention)),

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.helpers import twins
@@ -81,7 +81,7 @@ class RandomBlock(nn.Module):
     def __init__(self, options: Options, text: Tensor) -> None:
         super().__init__()
         self.options = options
-        self.config = SimpleNamespace(_attn_implementation_internal="eager")
+        self.config = PretrainedConfig(attn_implementation="eager")
         inner = options.key_heads * HEAD_WIDTH
         norm = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "none": None}[options.norm]
 
@@ -140,7 +140,7 @@ class RandomBlock(nn.Module):
             return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
         function: Callable[..., Any] = eager_attention_forward
         if o.site == "interface":
-            name = self.config._attn_implementation_internal
+            name = self.config._attn_implementation
             function = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
         extra: dict[str, Any] = {"softcap": 2.0} if o.softcap else {}
         extra |= {"s_aux": self.sinks} if o.sinks else {}

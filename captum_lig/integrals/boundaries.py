@@ -220,7 +220,7 @@ class LayerBoundary(_OfOutputs):
             return {self.name: summed * self.scalarization.moves[:, :, None]}
         gu, gz = self.gradients(a, at.u, at.velocity()[0] if starts else None)
         rates = at.summed_rates(gu * w.view(-1, 1, 1, 1))
-        itself = torch.einsum("p,prd,rd->r", w, gz, rows.step)
+        itself = torch.einsum("p,prd,rd->r", w, gz.to(w), rows.step.to(w))
         rates[torch.arange(len(itself), device=itself.device), at.rows] += itself
         return {self.name: rates[:, None]}
 
@@ -262,7 +262,7 @@ class MlpBoundary(_OfOutputs):
         gu, gz = self.gradients(a, at, rows.u_step if starts else None)
         return {
             "gradient": torch.einsum("p,prhd->rhd", w, gu),
-            "residual": torch.einsum("p,prd,rd->r", w, gz, rows.step),
+            "residual": torch.einsum("p,prd,rd->r", w, gz.to(w), rows.step.to(w)),
         }
 
     def sums(self, parts: Parts) -> Tensor:

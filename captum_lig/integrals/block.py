@@ -145,7 +145,10 @@ def _integrated(rows: Rows, asked: Asked, settings: Settings) -> Parts:
     found: Parts = {}
     names = [name for name in KINDS if name in asked.boundaries]
     while names:
-        ready = [name for name in names if not set(KINDS[name].after) & set(names)]
+        waiting = {name: set(KINDS[name].after) & set(names) for name in names}
+        first = set().union(*waiting.values())
+        # All that nobody waits for are integrated together: they share the points of the path.
+        ready = [name for name in names if not waiting[name] and (name in first or not first)]
         together: list[Boundary] = []
         for name in ready:
             together += KINDS[name].build(rows, asked, found)

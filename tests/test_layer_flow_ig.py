@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from captum_lig import LayerFlowIG
 from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.model.split import SplitBlock
 from tests.helpers import models, twins
 from tests.helpers.attributions import (
     BASELINES,
@@ -116,3 +119,34 @@ def test_a_repeated_first_token_does_not_move_either() -> None:
     assert bool((flow.layer[0, :2] == 0).all())
     assert bool((flow.layer_total[0, :2] == 0).all())
     assert bool((flow.layer_total[0, 2:] > 0).all())
+
+
+@pytest.mark.parametrize("refused", [0, 2, 4])
+def test_attention_that_is_run_for_some_rows_or_texts_alone(
+    refused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where our arithmetic fails at some rows they go by autograd, and give the same numbers."""
+    model = models.MODELS["bert"]()
+    batch = models.padded_batch(model, (5, 4))
+    boundaries = ("attention", "mlp", "layer")
+    settings: dict[str, Any] = {"boundaries": boundaries, "internal_batch_size": 3}
+    expected = LayerFlowIG(model, 1).attribute(batch, **settings)
+    asked, own = [0], SplitBlock.attends
+
+    def attends(split: SplitBlock, rows: Tensor, u: Tensor) -> bool:
+        asked[0] += 1
+        return asked[0] != refused + 1 and own(split, rows, u)
+
+    monkeypatch.setattr(SplitBlock, "attends", attends)
+    found = LayerFlowIG(model, 1).attribute(batch, **settings)
+    assert asked[0] > refused + 1
+    assert isinstance(found, LayerFlow)
+    assert isinstance(expected, LayerFlow)
+    assert found.cost is not None
+    assert found.cost.path == "autograd"
+    assert expected.self_weight is not None
+    assert found.self_weight is None
+    for name in (*boundaries, "chain", "residual"):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-6
+        )

@@ -187,12 +187,15 @@ def stacked(
     """Results of several texts as the fields of a flow, zeros for targets that are padding.
 
     Args:
-        texts: for each text its results by name, targets first; empty if it has none.
+        texts: for each text its results by name, targets first; empty if it has none. What one of
+            the others lacks is left out.
         rows: for each text which of the targets they are.
         targets: how many targets there are, padding included.
     """
-    fields = {}
-    for name, like in next(found for found in texts if found).items():
+    fields, some = {}, [found for found in texts if found]
+    for name, like in some[0].items():
+        if not all(name in found for found in some):
+            continue  # attention weights, hidden in one of the texts
         whole = like.new_zeros(len(texts), targets, *like.shape[1:])
         for text, found in enumerate(texts):
             if found:

@@ -7,6 +7,7 @@ known here than :class:`Split` and :class:`CrossSplit` say.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -89,7 +90,7 @@ def attribute_text(
         if "attention" in asked.boundaries and rows.self_weight is not None:
             found["self_weight"] = rows.self_weight
         chunks.append(found | _integrated(rows, asked, settings))
-    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return _joined(chunks, torch.cat)
 
 
 def attribute_cross(
@@ -137,7 +138,13 @@ def attribute_cross(
         )
         split.check(chunk, rows.u_start + rows.u_step)
         chunks.append(_integrated(rows, asked, settings))
-    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return _joined(chunks, torch.cat)
+
+
+def _joined(parts: Sequence[Parts], join: Callable[[list[Tensor]], Tensor]) -> Parts:
+    """What all parts have: attention weights are hidden where the attention was run as it is."""
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: join([part[name] for part in parts]) for name in names}
 
 
 def _integrated(rows: Rows, asked: Asked, settings: Settings) -> Parts:

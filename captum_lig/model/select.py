@@ -87,6 +87,10 @@ class Finder:
             with recording():
                 yield calls
 
+    def another(self, call: ModelCall) -> list[BlockCall]:
+        """What the blocks are called with in another run, inside :meth:`blocks`."""
+        return recorded(self.model, self.layer, call)[0]
+
     def attached(self, block: BlockCall) -> BlockCall:
         """The recorded block with where to split it, validated the first time that it is seen.
 

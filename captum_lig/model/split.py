@@ -25,7 +25,7 @@ from captum_lig.model.hooks import hooked, replaced_forward, stoppable
 from captum_lig.model.output_projection import LINEAR, replace_input
 from captum_lig.model.sdpa import use_sdpa
 
-__all__ = ["SplitBlock", "epsilons"]
+__all__ = ["SplitBlock", "epsilons", "skipping"]
 
 AtCore = Callable[[Callable[[], Tensor], AttentionCall | None], Tensor]
 """What to do at the core: given the block's output there, ``(N, T, H, e)`` when called, and
@@ -132,9 +132,13 @@ class SplitBlock:
             positions = torch.cat([positions, positions.new_zeros(spare)])
         u = u.reshape(sequences, length, *u.shape[1:])
         packed = z.reshape(sequences, length, width), positions.reshape(sequences, length)
-        with skipping(self._skipped):
-            output = self.with_u(u, *packed)
+        output = self.after_attention(u, *packed)
         return output.reshape(-1, output.shape[-1])[:count]
+
+    def after_attention(self, u: Tensor, z: Tensor, positions: Tensor | None = None) -> Tensor:
+        """:meth:`with_u` without the projections that only serve the attention."""
+        with skipping(self._skipped):
+            return self.with_u(u, z, positions)
 
     def whole(self, z: Tensor) -> Tensor:
         """The block itself, ``(N, S, D)`` to ``(N, S, D)``."""

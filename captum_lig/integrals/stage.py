@@ -63,8 +63,8 @@ class Stage(Boundary):
     """``(K, ...)``: what ``K`` sums are certified of, tokens as a rule."""
     g: Tensor
     """``(K, ...)`` the cotangent of the output."""
-    limit: Tensor
-    """How far the sums may be off, all together."""
+    relative_to: Tensor
+    """What the sums' errors, all together, are relative to."""
     points_at_once: int
     by_token: bool = True
     """Whether token ``k`` of the output reads token ``k`` of the arguments alone. If not, all sums
@@ -72,7 +72,7 @@ class Stage(Boundary):
 
     @property
     def scalarization(self) -> Cotangent:  # type: ignore[override]
-        """The given cotangent."""
+        """The given cotangent, in float64: a vector's entries are larger than what is read of it."""
         return Cotangent(self._flat(self.g))
 
     @property
@@ -88,8 +88,8 @@ class Stage(Boundary):
 
     @property
     def scale(self) -> Tensor:
-        """``(1, 1)``, of which a panel may use up the share that ``adaptive`` gives it."""
-        return (self.limit / SHARE).view(1, 1)
+        """``(1, 1)``; a panel may use up all of it, not only a share, since tokens do not cancel."""
+        return (self.relative_to / SHARE).view(1, 1)
 
     def error(self, sums: Tensor, change: Tensor) -> Tensor:
         """``(1, 1)``: sizes of what the tokens miss, added up."""
@@ -119,7 +119,9 @@ class Stage(Boundary):
 
     def sums(self, parts: Parts) -> Tensor:
         """``(1, K)``"""
-        each = [(parts[name][0] * ends.step) for name, ends in self.arguments.items()]
+        each = [
+            parts[name][0].double() * ends.step.double() for name, ends in self.arguments.items()
+        ]
         if self.by_token:
             return torch.stack([x.flatten(1).sum(-1) for x in each]).sum(0)[None]
         return torch.stack([x.sum() for x in each]).sum().view(1, 1)
@@ -143,7 +145,7 @@ class Stage(Boundary):
 
     def _flat(self, x: Tensor) -> Tensor:
         """``(1, K, E)``, all in one if tokens are not certified by themselves."""
-        return x.reshape(1, len(x), -1) if self.by_token else x.reshape(1, 1, -1)
+        return x.double().reshape(1, len(x) if self.by_token else 1, -1)
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class AttentionStage(Stage):
     def sums(self, parts: Parts) -> Tensor:
         """``(1, T)`` from the edges, or ``(1, 1)`` from the multiplier."""
         if EDGES in parts:
-            return parts[EDGES].sum((1, 3))
+            return parts[EDGES].double().sum((1, 3))
         return super().sums(parts)
 
 

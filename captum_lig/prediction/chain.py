@@ -178,13 +178,13 @@ class _Chain:
                     f"with them put in it is {there:.6g}, and in the run {own:.6g}. It may read "
                     "other blocks' outputs, or the inputs themselves."
                 )
-        value = ends.start.new_tensor(self.values)[:, None]
+        value = torch.tensor(self.values, dtype=torch.float64, device=ends.end.device)[:, None]
         stage = Stage(
             function=function,
             arguments={"z": ends},
             output=Ends(value[0], value[1]),
             g=torch.ones_like(value[0]),
-            limit=self._limit(value.new_tensor(abs(self.change))),
+            relative_to=self._limit(value.new_tensor(abs(self.change))),
             points_at_once=self._points(10 * ends.end.numel() + 4 * self._vocabulary * len(ends.end)),
             by_token=False,
         )
@@ -195,10 +195,8 @@ class _Chain:
         return int(getattr(getattr(self.rest.call.model, "config", None), "vocab_size", 0) or 0)
 
     def _limit(self, scale: Tensor) -> Tensor:
-        """What one stage may miss: errors of all of them add up."""
-        tolerance = self.settings.tolerance
-        stages = 3 * len(self.blocks) + 1
-        return scale * (1.0 if tolerance is None else tolerance) / stages
+        """What errors of one stage are relative to: those of all of them add up."""
+        return scale / (3 * len(self.blocks) + 1)
 
     def _points(self, floats: int) -> int:
         return self.settings.points_at_once(floats, len(self.valid), self.blocks[0].hidden)
@@ -310,7 +308,7 @@ class _Chain:
             arguments={"z": z},
             output=u,
             g=g,
-            limit=limit,
+            relative_to=limit,
             points_at_once=self._points(floats),
             by_token=edges is not None,
             edges=edges,
@@ -326,12 +324,12 @@ def _still(ends: Ends, valid: Tensor) -> Ends:
 
 def _relevance(g: Tensor, ends: Ends) -> Tensor:
     """``(S,)``"""
-    return (g * ends.step).flatten(1).sum(-1)
+    return (g.double() * ends.step.double()).flatten(1).sum(-1)
 
 
 def _by_head(g: Tensor, ends: Ends) -> Tensor:
     """``(S, H)``"""
-    return (g * ends.step).sum(-1)
+    return (g.double() * ends.step.double()).sum(-1)
 
 
 def _check_runs(blocks: Sequence[BlockCall], others: Sequence[BlockCall]) -> None:

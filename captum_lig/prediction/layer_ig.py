@@ -269,9 +269,9 @@ class _Question:
 
         self.stream = ResidualStream(_blocks(call))
         self.forward: Callable[..., Tensor] = self.stream.through(forward)
-        with torch.no_grad():
+        with torch.enable_grad():  # so that a target that has no gradient is found out here
             ends = [self.forward(*x, *given.further) for x in (given.inputs, given.baselines)]
-        self.change = float(ends[0].double() - ends[1].double())
+        self.change = float(ends[0].detach().double() - ends[1].detach().double())
         self.positions = self.stream.blocks[0].valid[0].nonzero().squeeze(-1)
 
     def attribute(

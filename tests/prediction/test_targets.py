@@ -340,6 +340,15 @@ def test_outputs_that_are_no_records() -> None:
     call = ModelCall.of(linear, x)
     bound = read_target(2, linear, 2)
     torch.testing.assert_close(bound((linear(x), None), call), linear(x)[:, 2])
+    bound = read_target(class_logit(2), linear, 2)
+    for output in (
+        linear(x),
+        (linear(x),),
+        [linear(x)],
+        {"loss": 0 * x[0, 0], "logits": linear(x)},
+    ):
+        torch.testing.assert_close(bound(output, call), linear(x)[:, 2])
+        torch.testing.assert_close(read_target(2, linear, 2)(output, call), linear(x)[:, 2])
     model = models.tiny_bert()
     ids = models.tokens(model, 2, 5)
     hidden = model(ids).last_hidden_state

@@ -55,7 +55,7 @@ class Panel:
 
     def halves(self) -> tuple[Panel, Panel]:
         """Two panels in its place."""
-        if not self.graded or 0 < self.low and self.high <= NARROW * self.low:
+        if not self.graded or (self.low > 0 and self.high <= NARROW * self.low):
             middle = (self.low + self.high) / 2
         elif self.low == 0:
             middle = self.high / 16
@@ -128,7 +128,9 @@ def _by_panels(boundary: Boundary, tolerance: float, n_steps: int, max_steps: in
     count = _panel_steps(boundary, n_steps)
     used = torch.full_like(rows, n_steps)
     parts: Parts = {}
-    queue = _split([_Piece(Panel(0.0, 1.0, boundary.graded), rows, torch.zeros_like(totals), totals)], boundary)
+    queue = _split(
+        [_Piece(Panel(0.0, 1.0, boundary.graded), rows, torch.zeros_like(totals), totals)], boundary
+    )
     while queue:
         remaining: list[_Piece] = []
         unfinished = torch.zeros_like(rows)

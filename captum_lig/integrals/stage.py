@@ -6,8 +6,8 @@ its output down to them::
 
     g_x = integral over a of J_S(x(a))^T g_y
 
-so that ``<g_x, x(1) - x(0)>`` over all arguments is ``<g_y, y(1) - y(0)>``: the chain rule of DeepLIFT
-(Shrikumar et al. 2017) with averages over a path for multipliers.
+so that ``<g_x, x(1) - x(0)>`` over all arguments is ``<g_y, y(1) - y(0)>``: the chain rule of
+DeepLIFT (Shrikumar et al. 2017) with averages over a path for multipliers.
 
 A stage has one row, the text: its tokens are refined together.
 """
@@ -72,23 +72,23 @@ class Stage(Boundary):
 
     @property
     def scalarization(self) -> Cotangent:  # type: ignore[override]
-        """The given cotangent, in float64: a vector's entries are larger than what is read of it."""
+        """The given cotangent, in float64: entries may be larger than what is read of them."""
         return Cotangent(self._flat(self.g))
 
     @property
     def step(self) -> Tensor:
-        """``(1, K, E)``"""
+        """Shape ``(1, K, E)``."""
         return self._flat(self.output.step)
 
     def change(self, a: float) -> Tensor:
-        """``(1, K, E)``"""
+        """Shape ``(1, K, E)``."""
         with torch.no_grad():
             y = self.function(**self.inputs(torch.tensor([a], dtype=torch.float64)))[0]
         return self._flat(y - self.output.start)
 
     @property
     def scale(self) -> Tensor:
-        """``(1, 1)``; a panel may use up all of it, not only a share, since tokens do not cancel."""
+        """Shape ``(1, 1)``; a panel may use up all of it, since tokens do not cancel."""
         return (self.relative_to / SHARE).view(1, 1)
 
     def error(self, sums: Tensor, change: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class Stage(Boundary):
         return {name: x.sum(0, keepdim=True) for name, x in zip(inputs, found, strict=True)}
 
     def sums(self, parts: Parts) -> Tensor:
-        """``(1, K)``"""
+        """Shape ``(1, K)``."""
         each = [
             parts[name][0].double() * ends.step.double() for name, ends in self.arguments.items()
         ]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from captum_lig.errors import LigError
 from captum_lig.model.call import BlockCall, hidden_of
+from captum_lig.model.cross_attention import Cross
 from captum_lig.model.hooks import hooked, replaced_forward, stoppable
 from captum_lig.model.inputs import ModelCall
 
@@ -31,7 +30,7 @@ class Rest:
         self._modules = list(dict.fromkeys(block.module for block in blocks))
 
     def record(self) -> Any:
-        """Run the model as it is, keep in what form blocks give their outputs, and return its own."""
+        """Run the model as it is and return its output; keep the form of the blocks' outputs."""
         raw: list[Any] = []
 
         def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -42,8 +41,8 @@ class Rest:
             output = self.call.model(*args, **kwargs)
         if len(raw) != len(self.blocks):
             raise LigError(
-                f"{type(self.call.model).__name__} ran {len(raw)} blocks, and {len(self.blocks)} when "
-                "it was recorded: it runs other blocks each time."
+                f"{type(self.call.model).__name__} ran {len(raw)} blocks, and {len(self.blocks)} "
+                "when it was recorded: it runs other blocks each time."
             )
         self._raw = raw
         return output
@@ -88,10 +87,19 @@ class Rest:
                 found = call.model(*args, **{**kwargs, **(further or {})})
         return (reached[0] if reached else found), call
 
-    def entering(self, number: int, outputs: Mapping[int, Tensor]) -> Tensor:
-        """The tokens ``(P, S, D)`` that enter a block, with outputs of earlier ones put in."""
+    def entering(
+        self, number: int, outputs: Mapping[int, Tensor], cross: Cross | None = None
+    ) -> Tensor:
+        """The tokens ``(P, S, D)`` that enter a block, with outputs of earlier ones put in.
+
+        Or the encoder's states that it attends to at ``cross``.
+        """
         (args, kwargs), _ = self.run(outputs, until=number)
-        hidden = hidden_of(args, kwargs)
+        if cross is None:
+            hidden = hidden_of(args, kwargs)
+        else:
+            at = cross.position
+            hidden = args[at] if isinstance(at, int) else kwargs[at]
         assert hidden is not None
         return hidden
 

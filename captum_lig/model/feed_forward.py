@@ -23,7 +23,13 @@ from captum_lig.model.compare import deviation, deviations, nearly_equal
 from captum_lig.model.hooks import hooked, replaced_forward
 from captum_lig.model.split import SplitBlock
 
-__all__ = ["FeedForward", "at_feed_forward", "find_feed_forward", "named_feed_forward"]
+__all__ = [
+    "FeedForward",
+    "at_feed_forward",
+    "find_feed_forward",
+    "named_feed_forward",
+    "with_first",
+]
 
 
 @contextmanager
@@ -65,7 +71,7 @@ def at_feed_forward(
         if not found.beside:
             return value
         own()
-        return _with_first(outputs[0], value)
+        return with_first(outputs[0], value)
 
     with hooked([found.block], enter=enter), replaced_forward({found.module: instead}):
         yield
@@ -256,15 +262,15 @@ class _Probe:
         return found
 
 
-def _with_first(output: Any, value: Tensor) -> Any:
+def with_first(output: Any, value: Tensor) -> Any:
     """A module's output with another first tensor."""
     if isinstance(output, Tensor):
         return value
     if isinstance(output, Mapping):
         changed: Any = copy(output)
         name = next(iter(output))
-        changed[name] = _with_first(output[name], value)
+        changed[name] = with_first(output[name], value)
         return changed
     first, *rest = output
-    items = (_with_first(first, value), *rest)
+    items = (with_first(first, value), *rest)
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)

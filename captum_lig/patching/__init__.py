@@ -1,0 +1,6 @@
+"""What single nodes and edges of a model do to a number: they get other values, and it runs on."""
+
+from captum_lig.patching.effects import Effects, Means, effects, means
+from captum_lig.patching.nodes import Node, NodeValues
+
+__all__ = ["Effects", "Means", "Node", "NodeValues", "effects", "means"]

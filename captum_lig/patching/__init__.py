@@ -1,6 +1,7 @@
 """What single nodes and edges of a model do to a number: they get other values, and it runs on."""
 
-from captum_lig.patching.effects import Effects, Means, effects, means
+from captum_lig.patching.effects import Effects, Means
 from captum_lig.patching.nodes import Node, NodeValues
+from captum_lig.patching.patch import effects, means
 
 __all__ = ["Effects", "Means", "Node", "NodeValues", "effects", "means"]

@@ -17,7 +17,7 @@ from captum_lig.model.inputs import ModelCall
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["BoundTarget", "Target", "first_tensor_of_texts", "tensor_called"]
+__all__ = ["BoundTarget", "Target", "first_tensor_of_texts", "named_output", "tensor_called"]
 
 
 def _nothing(call: ModelCall) -> dict[str, Any]:
@@ -107,10 +107,15 @@ def first_tensor_of_texts(output: Any) -> Tensor | None:
     return next((x for x in found if x is not None), None)
 
 
+def named_output(output: Any, name: str) -> Any:
+    """What a record holds under this name, or None."""
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
 def tensor_called(output: Any, name: str, call: ModelCall) -> Tensor:
     """A record's tensor of this name; of a model that gives no record, its first tensor."""
-    record = isinstance(output, Mapping) or hasattr(output, name)
-    value = getattr(output, name, None) if record else first_tensor_of_texts(output)
+    plain = isinstance(output, (Tensor, tuple, list)) and not isinstance(output, Mapping)
+    value = first_tensor_of_texts(output) if plain else named_output(output, name)
     if not isinstance(value, Tensor):
         raise LigError(
             f"{type(call.model).__name__} gives no {name}: load the model with the head that does "

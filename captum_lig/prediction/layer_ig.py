@@ -258,6 +258,13 @@ class _Question:
         call = ModelCall.of(model, inputs, additional)
         _one_text(inputs)
         self.bound = bound = read_target(target, model, 1, tokenizer)
+        # As the model gets them, on its device.
+        if isinstance(inputs, Mapping):
+            inputs = {name: call.kwargs[name] for name in inputs}
+        else:
+            count = len(inputs) if isinstance(inputs, tuple) else 1
+            additional = call.args[count:] or None
+            inputs = call.args[:count]
         start = input_baseline(model, inputs, baselines, additional, tokenizer, bound.fixed)
         main = main_input(model, inputs) if isinstance(inputs, Mapping) else ""
         self.given = given = _Given.of(inputs, start, additional, main)
@@ -269,9 +276,9 @@ class _Question:
 
         self.stream = ResidualStream(_blocks(call))
         self.forward: Callable[..., Tensor] = self.stream.through(forward)
-        with torch.no_grad():
+        with torch.enable_grad():  # so that a target that has no gradient is found out here
             ends = [self.forward(*x, *given.further) for x in (given.inputs, given.baselines)]
-        self.change = float(ends[0].double() - ends[1].double())
+        self.change = float(ends[0].detach().double() - ends[1].detach().double())
         self.positions = self.stream.blocks[0].valid[0].nonzero().squeeze(-1)
 
     def attribute(

@@ -142,12 +142,12 @@ class LogProbability(Target):
             chosen = torch.tensor(ids, device=logits.device).expand(len(logits), -1)
             return logits.log_softmax(-1).gather(-1, chosen[..., None]).sum((-1, -2))
 
-        return BoundTarget(
-            f"log-probability of {self.continuation!r} at the end",
-            read,
-            lambda call: only_logits_at(call, positions),
-            fixed=count,
-        )
+        def cheaper(call: ModelCall) -> dict[str, Any]:
+            _check_end(ids, call, tokenizer)
+            return only_logits_at(call, positions)
+
+        words = f"log-probability of {self.continuation!r} at the end"
+        return BoundTarget(words, read, cheaper, fixed=count)
 
 
 def log_probability(continuation: str | Sequence[int]) -> LogProbability:

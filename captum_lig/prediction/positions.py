@@ -101,6 +101,8 @@ def only_logits_at(call: ModelCall, positions: tuple[int, ...]) -> dict[str, Ten
     """
     if KEEP not in inspect.signature(call.model.forward).parameters:
         return {}
+    if KEEP in named_arguments(call):
+        raise LigError(f"inputs hold {KEEP}: leave it out, the target keeps what it reads.")
     kept = tokens_of(call)
     return {} if kept is None else {KEEP: _indices(kept, positions).unique()}
 
@@ -119,8 +121,6 @@ def at_positions(logits: Tensor, call: ModelCall, positions: tuple[int, ...]) ->
     Raises:
         LigError: for logits of other tokens.
     """
-    if KEEP in named_arguments(call):
-        raise LigError(f"inputs hold {KEEP}: leave it out, positions are counted without it.")
     kept = tokens_of(call)
     if kept is None:
         kept = torch.ones(logits.shape[:2], dtype=torch.bool)

@@ -17,7 +17,12 @@ from captum_lig._arguments import brief
 from captum_lig._captum import select_targets
 from captum_lig.errors import LigError
 from captum_lig.model.inputs import ModelCall
-from captum_lig.prediction.bound_target import BoundTarget, Target, first_tensor_of_texts
+from captum_lig.prediction.bound_target import (
+    BoundTarget,
+    Target,
+    first_tensor_of_texts,
+    named_output,
+)
 from captum_lig.prediction.logit_targets import (
     ClassLogit,
     Logit,
@@ -106,7 +111,8 @@ def target_value(
         LigError: for inputs or a target that cannot be worked with.
     """
     call = ModelCall.of(model, inputs, additional_forward_args)
-    batch = next(len(x) for x in (*call.args, *call.kwargs.values()) if isinstance(x, Tensor))
+    values = (*call.args, *call.kwargs.values())
+    batch = next(len(x) for x in values if isinstance(x, Tensor) and x.dim())
     bound = read_target(target, model, batch, tokenizer)
     args, kwargs = call.arguments()
     return bound(model(*args, **kwargs, **bound.arguments(call)), call)
@@ -138,7 +144,7 @@ def _captum(target: Any) -> BoundTarget:
 
 
 def _selected(output: Any, target: Any) -> Tensor:
-    logits = getattr(output, "logits", None)
+    logits = named_output(output, "logits")
     values = logits if isinstance(logits, Tensor) else first_tensor_of_texts(output)
     shown = f"target={brief(target)}"
     if values is None:

@@ -1,7 +1,19 @@
 """What single nodes and edges of a model do to a number: they get other values, and it runs on."""
 
+from captum_lig.patching.check import Check, CheckedNode, Correlation, check
 from captum_lig.patching.effects import Effects, Means
 from captum_lig.patching.nodes import Node, NodeValues
 from captum_lig.patching.patch import effects, means
 
-__all__ = ["Effects", "Means", "Node", "NodeValues", "effects", "means"]
+__all__ = [
+    "Check",
+    "CheckedNode",
+    "Correlation",
+    "Effects",
+    "Means",
+    "Node",
+    "NodeValues",
+    "check",
+    "effects",
+    "means",
+]

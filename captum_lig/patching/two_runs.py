@@ -18,7 +18,7 @@ from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder
 from captum_lig.patching.effects import Effects, Means
 from captum_lig.patching.nodes import Kind, Node
-from captum_lig.patching.runs import Edits, Place, Run, Runner, one_text, runner
+from captum_lig.patching.runs import Place, Run, Runner, one_text, runner
 from captum_lig.prediction.baselines import input_baseline
 from captum_lig.prediction.targets import read_target
 
@@ -199,15 +199,30 @@ class TwoRuns:
         def edit(own: Tensor) -> Tensor:
             return torch.where(mask, values.to(own), own)
 
-        return self._run(background, number, place, {(number, place): edit}, len(nodes))
+        return self.put(background, number, place, edit, len(nodes))
 
-    def _run(self, background: Run, number: int, place: Place, edits: Edits, copies: int) -> Tensor:
-        """The number in runs whose edits are all in or after a block, ``(P,)`` float64."""
+    def put(
+        self,
+        background: Run,
+        number: int,
+        place: Place,
+        edit: Callable[[Tensor], Tensor],
+        copies: int,
+    ) -> Tensor:
+        """The number in copies of a run, with what there is at a place edited, ``(copies,)``.
+
+        Args:
+            background: the run.
+            number: the number of the block that the place is in.
+            place: where.
+            edit: what is there ``(copies, S, ...)`` to what is to be there.
+            copies: how many.
+        """
         skipped = background.before(number) if self._skips else []
         if self._skips and place == "leaving":
             skipped.append(number)
         given = {n: background.returned[n] for n in skipped}
-        call = background.call
+        call, edits = background.call, {(number, place): edit}
         output = self.runner.run(call, self.further, edits, copies, given)
         return self.read(output, call).double().cpu()
 
@@ -219,7 +234,7 @@ class TwoRuns:
 
         They may leave something behind for later ones in another way than by what they return.
         """
-        found = self._run(self.input, self.runner.chosen[-1], "entering", {}, 1)
+        found = self.put(self.input, self.runner.chosen[-1], "entering", lambda z: z, 1)
         gap = abs(float(found) - self.value)
         return gap <= tolerance(torch.float32) * max(abs(self.value), 1e-30)
 

@@ -11,6 +11,7 @@ from captum_lig._arguments import brief
 from captum_lig.errors import LigError
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder
+from captum_lig.patching.edges import Edge, EdgeEffects, Streams
 from captum_lig.patching.effects import Effects, Means
 from captum_lig.patching.nodes import KINDS, Node, checked_kinds
 from captum_lig.patching.runs import Place, one_text, runner
@@ -19,7 +20,7 @@ from captum_lig.patching.two_runs import TwoRuns, number_of_texts, two_runs
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["effects", "means"]
+__all__ = ["edge_effects", "effects", "means"]
 
 
 def effects(
@@ -116,6 +117,56 @@ def _asked(
         if len({node.position is None for node in single if node.kind == kind}) > 1:
             raise LigError(f"nodes hold {kind!r} at one token and at all: ask for them apart.")
     return single
+
+
+def edge_effects(
+    model: nn.Module,
+    inputs: Any,
+    baselines: Any,
+    target: Any,
+    edges: Sequence[Edge],
+    additional_forward_args: object = None,
+    *,
+    text: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    internal_batch_size: int | None = None,
+    show_progress: bool = False,
+) -> EdgeEffects:
+    """What direct edges do to a number of a pre-norm model: path patching.
+
+    For each edge alone: the reader gets its input without what the writer changed (``out``), or in
+    the baseline run with it (``into``); every other reader gets it as it was, and what this reader
+    then gives runs on.
+
+    Args:
+        model: the model.
+        inputs: as in :func:`effects`.
+        baselines: as in :func:`effects`.
+        target: as in :func:`effects`.
+        edges: which.
+        additional_forward_args: as in :func:`effects`.
+        text: as in :func:`effects`.
+        tokenizer: as in :func:`effects`.
+        internal_batch_size: as in :func:`effects`.
+        show_progress: show a bar.
+
+    Raises:
+        LigError: as :func:`effects`; for edges that do not exist, and for a model whose residual
+            stream is not a sum (post-norm).
+    """
+    if not edges:
+        raise LigError("edges are empty: give some.")
+    with two_runs(
+        model,
+        inputs,
+        baselines,
+        target,
+        additional_forward_args,
+        text=text,
+        tokenizer=tokenizer,
+        internal_batch_size=internal_batch_size,
+    ) as question:
+        return Streams(question).effects(edges, show_progress)
 
 
 def means(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -66,6 +67,14 @@ class TwoRuns:
         self.baseline = None if calls[1] is None else run.record(calls[1], further)
         self.value = self._number(self.input)
         self.baseline_value = None if self.baseline is None else self._number(self.baseline)
+        if (dtype := self.read(self.input.output, calls[0]).dtype) in (torch.half, torch.bfloat16):
+            name = str(dtype).removeprefix("torch.")
+            warnings.warn(
+                f"the number, {target}, comes in {name}, and effects are differences of it: they "
+                f"are rounded to steps of {abs(self.value) * torch.finfo(dtype).eps:.1g}. Load "
+                "the model with dtype=torch.float32.",
+                stacklevel=5,
+            )
         self._skips = True
         self._skips = self._may_skip()
 
@@ -224,10 +233,10 @@ class TwoRuns:
         given = {n: background.returned[n] for n in skipped}
         call, edits = background.call, {(number, place): edit}
         output = self.runner.run(call, self.further, edits, copies, given)
-        return self.read(output, call).double().cpu()
+        return self.read(output, call).cpu().double()
 
     def _number(self, run: Run) -> float:
-        return float(self.read(run.output, run.call).double())
+        return float(self.read(run.output, run.call))
 
     def _may_skip(self) -> bool:
         """Whether the model gives the same if blocks return what they returned, without running.

@@ -16,6 +16,7 @@ from captum_lig.errors import LigError
 from captum_lig.flow.compare_maps import compare_maps
 from captum_lig.graph.trace import Trace
 from captum_lig.patching.nodes import Kind, Node, NodeValues, checked_kinds
+from captum_lig.patching.runs import Layers
 from captum_lig.patching.two_runs import TwoRuns, two_runs
 
 if TYPE_CHECKING:
@@ -186,6 +187,7 @@ def check(
     seed: int = 0,
     by_position: bool = True,
     text: int | None = None,
+    layers: Layers = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     internal_batch_size: int | None = None,
     show_progress: bool = False,
@@ -208,6 +210,8 @@ def check(
         by_position: heads, attention and MLPs one token at a time; False: at all tokens at once,
             against the sum of what is attributed.
         text: as in :func:`effects`.
+        layers: those of the graph, where its flows are of blocks of one's own; None: by its
+            indices.
         tokenizer: as in :func:`effects`.
         internal_batch_size: as in :func:`effects`.
         show_progress: show a bar.
@@ -238,9 +242,14 @@ def check(
         additional_forward_args,
         text=text,
         tokenizer=tokenizer,
-        layers=trace.layers,
+        layers=trace.layers if layers is None else layers,
         internal_batch_size=internal_batch_size,
     ) as question:
+        if question.layers != tuple(trace.layers):
+            raise LigError(
+                f"the graph is of the layers {brief(trace.layers)}, layers= are "
+                f"{brief(question.layers)}: give those of the graph."
+            )
         if question.count != len(trace.labels):
             raise LigError(
                 f"the graph is of {len(trace.labels)} tokens ({brief(list(trace.labels))}), the "

@@ -194,7 +194,7 @@ class Streams:
                 split.call,
                 "what its heads, its MLP and the tokens entering change does not add up to what "
                 f"changes in the tokens leaving (off by {deviation(total[0, positions], left):.1e})"
-                ", there is a norm after them, most likely",
+                ", there is a norm or a gate after them, most likely",
             )
         return found
 

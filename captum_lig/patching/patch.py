@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
 from captum_lig.model.inputs import ModelCall
-from captum_lig.model.select import Finder
 from captum_lig.patching.edges import Edge, EdgeEffects, Streams
 from captum_lig.patching.effects import Effects, Means
 from captum_lig.patching.nodes import KINDS, Node, checked_kinds
-from captum_lig.patching.runs import Place, one_text, runner
+from captum_lig.patching.runs import Layers, Place, blocks_of, one_text, runner
 from captum_lig.patching.two_runs import TwoRuns, number_of_texts, two_runs
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def effects(
     instead: Means | None = None,
     text: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    layers: Sequence[int] | None = None,
+    layers: Layers = None,
     internal_batch_size: int | None = None,
     show_progress: bool = False,
 ) -> Effects:
@@ -62,7 +61,8 @@ def effects(
             ``into``.
         text: which text of a batch.
         tokenizer: for a target and baselines that are given as text; None: the model's own.
-        layers: which layers, by their indices; None for all.
+        layers: which layers: their indices, or blocks as ``layer`` of :class:`LayerFlowIG` takes
+            them, also those of one's own; None for all.
         internal_batch_size: how many patched copies of the text run in one call of the model; None:
             as many as have 2,048 tokens.
         show_progress: show a bar.
@@ -174,7 +174,7 @@ def means(
     texts: Iterable[Any],
     additional_forward_args: object = None,
     *,
-    layers: Sequence[int] | None = None,
+    layers: Layers = None,
 ) -> Means:
     """Mean vectors of all nodes over the tokens of texts, for ``instead`` of :func:`effects`.
 
@@ -182,12 +182,12 @@ def means(
         model: the model.
         texts: inputs of the model, each a text or a batch; padding is not counted.
         additional_forward_args: further arguments of the model after each.
-        layers: which layers, by their indices; None for all.
+        layers: as in :func:`effects`.
 
     Raises:
         LigError: if there is no text, or one cannot be worked with.
     """
-    finder = Finder(model)
+    finder, numbers = blocks_of(model, layers)
     sums: dict[tuple[int, Place], Tensor] = {}
     count = 0
     for inputs in texts:
@@ -195,7 +195,7 @@ def means(
         for text in range(batch):
             further = one_text(additional_forward_args, text, batch)
             call = ModelCall.of(model, one_text(inputs, text, batch), further)
-            with runner(call, finder, layers) as run:
+            with runner(call, finder, numbers) as run:
                 recorded = run.record(call, {})
                 for (number, place), x in recorded.values.items():
                     key = run.blocks[number].index, place

@@ -19,16 +19,20 @@ from captum_lig.model.hooks import replaced_forward
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.output_projection import replace_input
 from captum_lig.model.sdpa import use_sdpa
-from captum_lig.model.select import Finder
+from captum_lig.model.select import Finder, Layer, is_one
 from captum_lig.model.user_block import Span
 
-__all__ = ["Edits", "Place", "Run", "Runner", "one_text", "runner"]
+__all__ = ["Edits", "Layers", "Place", "Run", "Runner", "blocks_of", "one_text", "runner"]
 
 Place = Literal["entering", "heads", "feed_forward", "leaving"]
 """Where in a block: tokens ``(P, S, D)``, heads ``(P, S, H, e)``, MLP ``(P, S, D)``, tokens."""
 
 Edits = Mapping[tuple[int, Place], Callable[[Tensor], Tensor]]
 """By the number of a block and the place: what there is to what is to be there."""
+
+
+Layers = Layer | Sequence[Layer] | None
+"""Indices of a model's layers, or blocks as ``layer`` of ``LayerFlowIG`` takes them."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,17 @@ class Runner:
             return call.model(*args, **{**kwargs, **further})
 
 
+def blocks_of(model: nn.Module, layers: Layers) -> tuple[Finder, list[int] | None]:
+    """What finds a model's blocks, and the indices of those that are meant; None for all found.
+
+    Of indices all blocks are found: those that run before a node need not run then.
+    """
+    given = [layers] if is_one(layers) else layers
+    if given is None or all(isinstance(one, int) for one in given):  # type: ignore[union-attr]
+        return Finder(model), None if given is None else list(given)  # type: ignore[arg-type]
+    return Finder(model, layers), None
+
+
 @contextmanager
 def runner(call: ModelCall, finder: Finder, layers: Sequence[int] | None) -> Iterator[Runner]:
     """The context in which a model runs on one text, with its blocks.
@@ -191,7 +206,8 @@ def runner(call: ModelCall, finder: Finder, layers: Sequence[int] | None) -> Ite
     Raises:
         LigError: if there are no such blocks, one cannot be split, or they are of several streams.
     """
-    with finder.recorded(call) as blocks:
+    with finder.recorded(call) as found:
+        blocks = sorted(found, key=lambda block: block.index)
         count, cpu = len(blocks), torch.device("cpu")
         chosen = (
             list(range(count))

@@ -16,10 +16,9 @@ from captum_lig._arguments import brief, whole_number
 from captum_lig.errors import LigError
 from captum_lig.model.compare import tolerance
 from captum_lig.model.inputs import ModelCall
-from captum_lig.model.select import Finder
 from captum_lig.patching.effects import Effects, Means
 from captum_lig.patching.nodes import Kind, Node
-from captum_lig.patching.runs import Place, Run, Runner, one_text, runner
+from captum_lig.patching.runs import Layers, Place, Run, Runner, blocks_of, one_text, runner
 from captum_lig.prediction.baselines import input_baseline
 from captum_lig.prediction.targets import read_target
 
@@ -75,6 +74,7 @@ class TwoRuns:
                 "the model with dtype=torch.float32.",
                 stacklevel=5,
             )
+        self._moved: dict[tuple[int, Place], Tensor] = {}
         self._skips = True
         self._skips = self._may_skip()
 
@@ -120,8 +120,13 @@ class TwoRuns:
         """Whether a node has another value in the two runs."""
         assert self.baseline is not None
         key = self._place(node)
-        own, other = self.input.values[key], self.baseline.values[key]
-        return bool(((own != other) & self._mask(node, own)).any())
+        if key not in self._moved:
+            own, other = self.input.values[key][0], self.baseline.values[key][0]
+            self._moved[key] = (own != other).any(-1)[self.runner.positions].cpu()
+        moved = self._moved[key]
+        if node.kind == "heads":
+            moved = moved[:, node.head]
+        return bool((moved if node.position is None else moved[node.position]).any())
 
     def effects(
         self, nodes: Sequence[Node], instead: Means | None = None, show_progress: bool = False
@@ -258,7 +263,7 @@ def two_runs(
     *,
     text: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    layers: Sequence[int] | None = None,
+    layers: Layers = None,
     internal_batch_size: int | None = None,
     without_baseline: bool = False,
 ) -> Iterator[TwoRuns]:
@@ -277,7 +282,7 @@ def two_runs(
         given.append(input_baseline(model, inputs, baselines, additional_forward_args, tokenizer))
     further = one_text(additional_forward_args, chosen % batch, batch)
     calls = [ModelCall.of(model, one_text(one, chosen % batch, batch), further) for one in given]
-    with runner(calls[0], Finder(model), layers) as run:
+    with runner(calls[0], *blocks_of(model, layers)) as run:
         yield TwoRuns(
             run,
             bound.for_text(chosen % batch),

@@ -269,7 +269,7 @@ def test_refused() -> None:
     edge = [Edge(Writer("embedding"), Reader("output"))]
     for kind in ("bert", "gemma2", "olmo2"):
         model = models.tiny_bert() if kind == "bert" else family(kind)
-        with pytest.raises(LigError, match=r"does not add up to what changes .* a norm after them"):
+        with pytest.raises(LigError, match=r"does not add up to what changes .* a norm or a gate"):
             patching.edge_effects(model, INPUTS, BASELINES, number, edge)
     parallel = [Edge(Writer("heads", 1, 0), Reader("feed_forward", 1))]
     with pytest.raises(LigError, match="it comes before it or beside it"):

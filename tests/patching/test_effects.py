@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_lig import LigError, patching
+from captum_lig import Block, LigError, patching
 from captum_lig.patching import Node
 from tests.helpers import models
 from tests.helpers.families import FAMILIES, noise
@@ -421,3 +421,25 @@ def test_refused(given: dict[str, Any], says: str) -> None:
     inputs, baseline = two("gpt2")
     with pytest.raises(LigError, match=says):
         patching.effects(tiny("gpt2"), inputs, baseline, number, **given)
+
+
+def test_blocks_that_the_caller_describes() -> None:
+    model = tiny("gpt2")
+    inputs, baseline = two("gpt2")
+    described = [
+        Block(f"h.{n}", attention=f"h.{n}.attn.c_proj", heads=4, feed_forward="mlp")
+        for n in range(3)
+    ]
+    own, found, named = (
+        patching.effects(
+            model, inputs, baseline, number, KINDS, layers=layers, internal_batch_size=1
+        )
+        for layers in (described, None, ["h.0", "h.1", model.get_submodule("h.2")])
+    )
+    assert own.nodes == found.nodes == named.nodes
+    for one in (own, named):
+        torch.testing.assert_close(one.taken_out, found.taken_out, rtol=0, atol=1e-9)
+        torch.testing.assert_close(one.put_in, found.put_in, rtol=0, atol=1e-9)
+    parts = Block("h.0", output="h.1")
+    with pytest.raises(LigError, match="spans several modules"):
+        patching.effects(model, inputs, baseline, number, layers=[parts])

@@ -162,7 +162,9 @@ class _Probe:
 
         self.moved_z = self.z + noise(self.z)
         self.moved_u = None if self.u is None else self.u + noise(self.u)
-        self.step = noise(self.z[0, 0])
+        self.middle = len(self.positions) // 2
+        self.token = int(self.positions[self.middle])
+        self.step = noise(self.z[0, self.token])
 
     def calls(self) -> list[_Candidate]:
         """Calls of modules inside that give tokens, in the order in which they end."""
@@ -197,10 +199,10 @@ class _Probe:
                 "does not give the same output of the block when its own is put back (off by "
                 f"{deviation(again, own):.1e})"
             )
-        middle = len(self.positions) // 2
-        token = int(self.positions[middle])
+        middle, token = self.middle, self.token
         value = candidate.own.clone()
-        value[0, token] += self.step + self.step * (value[0, token].std() / self.step.std())
+        # As large as the stream, and as what is there.
+        value[0, token] += self.step * (1 + value[0, token].std() / self.step.std())
         moved = self._moved(
             self._held(replace(candidate, own=value), self.u, self.z), self.split.output
         )

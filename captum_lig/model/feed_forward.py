@@ -23,7 +23,13 @@ from captum_lig.model.compare import deviation, deviations, nearly_equal
 from captum_lig.model.hooks import hooked, replaced_forward
 from captum_lig.model.split import SplitBlock
 
-__all__ = ["FeedForward", "at_feed_forward", "find_feed_forward", "named_feed_forward"]
+__all__ = [
+    "FeedForward",
+    "at_feed_forward",
+    "find_feed_forward",
+    "named_feed_forward",
+    "with_first",
+]
 
 
 @contextmanager
@@ -65,7 +71,7 @@ def at_feed_forward(
         if not found.beside:
             return value
         own()
-        return _with_first(outputs[0], value)
+        return with_first(outputs[0], value)
 
     with hooked([found.block], enter=enter), replaced_forward({found.module: instead}):
         yield
@@ -156,7 +162,9 @@ class _Probe:
 
         self.moved_z = self.z + noise(self.z)
         self.moved_u = None if self.u is None else self.u + noise(self.u)
-        self.step = noise(self.z[0, 0])
+        self.middle = len(self.positions) // 2
+        self.token = int(self.positions[self.middle])
+        self.step = noise(self.z[0, self.token])
 
     def calls(self) -> list[_Candidate]:
         """Calls of modules inside that give tokens, in the order in which they end."""
@@ -191,10 +199,10 @@ class _Probe:
                 "does not give the same output of the block when its own is put back (off by "
                 f"{deviation(again, own):.1e})"
             )
-        middle = len(self.positions) // 2
-        token = int(self.positions[middle])
+        middle, token = self.middle, self.token
         value = candidate.own.clone()
-        value[0, token] += self.step + self.step * (value[0, token].std() / self.step.std())
+        # As large as the stream, and as what is there.
+        value[0, token] += self.step * (1 + value[0, token].std() / self.step.std())
         moved = self._moved(
             self._held(replace(candidate, own=value), self.u, self.z), self.split.output
         )
@@ -256,15 +264,15 @@ class _Probe:
         return found
 
 
-def _with_first(output: Any, value: Tensor) -> Any:
+def with_first(output: Any, value: Tensor) -> Any:
     """A module's output with another first tensor."""
     if isinstance(output, Tensor):
         return value
     if isinstance(output, Mapping):
         changed: Any = copy(output)
         name = next(iter(output))
-        changed[name] = _with_first(output[name], value)
+        changed[name] = with_first(output[name], value)
         return changed
     first, *rest = output
-    items = (_with_first(first, value), *rest)
+    items = (with_first(first, value), *rest)
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)

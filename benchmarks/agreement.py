@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import short, stamp, table, use_threads
-from benchmarks.patching import entered, patched
+from benchmarks.changed_inputs import entered, patched
 from benchmarks.texts import flows_from, load
 from captum_lig import FlowGraph
 from captum_lig.flow.compare_maps import compare_maps

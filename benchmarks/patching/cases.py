@@ -43,9 +43,11 @@ class Prompt:
     other_word: str
 
 
-NOUNS = """key book letter picture report teacher doctor friend dog car house window door student
-child boy girl player writer actor lawyer farmer guard machine tree road train ship table box
-ticket song film story paper lamp camera bird horse chair""".split()
+NOUNS = (
+    "key book letter picture report teacher doctor friend dog car house window door student "
+    "child boy girl player writer actor lawyer farmer guard machine tree road train ship table box "
+    "ticket song film story paper lamp camera bird horse chair"
+)
 PLURALS = {"child": "children"}
 PLACES = (
     "to the cabinet",
@@ -60,16 +62,19 @@ PLACES = (
 
 def agreement() -> Iterator[Prompt]:
     """The verb goes with the noun, whatever stands between: singular and plural in turns."""
-    for place in PLACES:
-        for number, noun in enumerate(NOUNS):
+    for shift in range(len(PLACES)):
+        for number, noun in enumerate(NOUNS.split()):
+            place = PLACES[(number + shift) % len(PLACES)]
             plural = PLURALS.get(noun, noun + "s")
             ends = (plural, " are"), (noun, " is")
             (first, word), (second, other) = ends if number % 2 == 0 else ends[::-1]
             yield Prompt(f"The {first} {place}", f"The {second} {place}", word, other)
 
 
-NAMES = """Mary John Tom James Sarah David Paul Anna Peter Emma Mark Lisa Jack Kate Michael Susan
-Robert Alice Daniel Laura""".split()
+NAMES = (
+    "Mary John Tom James Sarah David Paul Anna Peter Emma Mark Lisa Jack Kate Michael Susan "
+    "Robert Alice Daniel Laura"
+)
 SCENES = (
     "When {a} and {b} went to the store, {s} gave a drink to",
     "When {a} and {b} met at the park, {s} handed a ball to",
@@ -80,7 +85,8 @@ SCENES = (
 
 def objects() -> Iterator[Prompt]:
     """Who gives does not receive: the giver is the other one in the counterfactual."""
-    pairs = [(NAMES[i], NAMES[(i + step) % len(NAMES)]) for step in (1, 7) for i in range(20)]
+    names = NAMES.split()
+    pairs = [(a, names[(i + step) % len(names)]) for step in (1, 7) for i, a in enumerate(names)]
     for step in range(len(SCENES)):
         for number, (a, b) in enumerate(pairs):
             scene = SCENES[(number + step) % len(SCENES)]

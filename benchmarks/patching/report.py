@@ -123,13 +123,10 @@ def of_layers(found: dict[str, Any], most: int = 8) -> str:
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         cells = [by.get((method, depth)) for depth in chosen]
-        lines.append(
-            [
-                method,
-                *(
-                    f"{c['distance']['mean']:.2f} ({c['size']['mean']:.2f})" if c else ""
-                    for c in cells
-                ),
-            ]
-        )
+        lines.append([method, *(layer_cell(cell) if cell else "" for cell in cells)])
     return table(["entering", *map(str, chosen)], lines)
+
+
+def layer_cell(row: dict[str, Any]) -> str:
+    """Distance, and size in brackets."""
+    return f"{row['distance']['mean']:.2f} ({row['size']['mean']:.2f})"

@@ -4,7 +4,8 @@
 
 FOLDER holds a Llama-like decoder (three tasks of prompts against counterfactuals); the sentences
 of CORPUS, CoNLL-U or plain text, are for the embedded encoder (cosine of two, against padding).
-Prints Markdown, writes everything to a JSON file beside it if ``--out`` names one.
+Prints Markdown, and writes all numbers to the JSON file that ``--out`` names. Tasks can be run apart
+and put together: ``--tasks`` chooses them, ``--add`` reads what earlier runs wrote.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ METHODS: dict[str, Method] = {
     "attribution patching": attribution_patching,
     "LayerIntegratedGradients": layer_integrated_gradients,
     "attention rollout": rollout,
-    "shares of lengths": shares_of_lengths,
+    "shares of lengths": partial(shares_of_lengths, n_steps=24, tolerance=None),
     "left on its token": left_in_place,
     "chance": chance,
 }
@@ -100,10 +101,11 @@ def main() -> None:
     known = [*cases.TASKS, "sentences"]
     parser.add_argument("--model", default=None, help="a folder with a Llama-like decoder")
     parser.add_argument("--corpus", type=Path, default=None, help="CoNLL-U, or lines of text")
-    parser.add_argument("--tasks", nargs="+", choices=known, default=known)
+    parser.add_argument("--tasks", nargs="*", choices=known, default=known)
     parser.add_argument("--prompts", type=int, default=40, help="of each task")
     parser.add_argument("--sentences", type=int, default=100)
     parser.add_argument("--out", type=Path, default=None, help="a JSON file for all numbers")
+    parser.add_argument("--add", type=Path, nargs="+", default=[], help="JSON files of other runs")
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     use_threads(asked.threads)
@@ -112,6 +114,9 @@ def main() -> None:
         say("LayerFlowIG.attribute has no target: flows towards the target are left out.")
     found: list[dict[str, Any]] = []
     dropped: dict[str, Any] = {}
+    for earlier in (json.loads(path.read_text()) for path in asked.add):
+        found += earlier["texts"]
+        dropped |= earlier["dropped"]
     decoding = [task for task in asked.tasks if task in cases.TASKS]
     if decoding and asked.model is None:
         say(f"--model names no decoder: {', '.join(decoding)} left out.")

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.texts import sentences
-from captum_lig.prediction import token_baseline
 
 FEWEST, MOST = 8, 20
 """Tokens of a sentence, special ones included."""
@@ -177,7 +176,8 @@ def similarity(other: Tensor) -> Callable[[Any], Tensor]:
 
 
 def cosines(model: Any, tokenizer: Any, texts: Sequence[str], count: int) -> Iterator[Case]:
-    """Sentences of 8 to 20 tokens: the cosine of each with the next, against padding."""
+    """Sentences of 8 to 20 tokens: the cosine of each with the next, against
+    padding, with the special tokens left where they are."""
     fitting: list[tuple[str, dict[str, Tensor]]] = []
     for text in texts:
         encoded = dict(tokenizer(text, return_tensors="pt"))
@@ -189,7 +189,10 @@ def cosines(model: Any, tokenizer: Any, texts: Sequence[str], count: int) -> Ite
         following, encoded = fitting[(number + 1) % len(fitting)]
         with torch.no_grad():
             other = model(**encoded).last_hidden_state.mean(1)
-        baseline = {**inputs, "input_ids": token_baseline(inputs, tokenizer)}
+        ids = inputs["input_ids"]
+        special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
+        padding = torch.full_like(ids, tokenizer.pad_token_id)
+        baseline = {**inputs, "input_ids": torch.where(special, ids, padding)}
         yield Case("sentences", text, following, inputs, baseline, similarity(other))
 
 

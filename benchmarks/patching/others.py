@@ -1,13 +1,15 @@
-"""Attention rollout, our shares of lengths, our chain, and chance."""
+"""Attention rollout, our shares of lengths, and chance."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.patching.layer_ig import at_depth
 from benchmarks.patching.net import Question, Scores
 from captum_lig import FlowGraph, LayerFlowIG
-from captum_lig.prediction import last_layer_relevance, layer_baselines
 
 
 def rollout(question: Question) -> Scores:
@@ -37,23 +39,18 @@ def rollout(question: Question) -> Scores:
     return {"tokens": torch.stack(rows[::-1]) * question.change}
 
 
-def shares_of_lengths(question: Question) -> Scores:
+def shares_of_lengths(question: Question, **settings: Any) -> Scores:
     """What ``FlowGraph.relevance`` hands down from the last layer's tokens, without a target.
 
-    Each layer's path starts at the baseline run's tokens.
+    Each layer's path starts at the baseline run's tokens, the relevance of the tokens leaving the
+    last layer is that of ``LayerIntegratedGradients``. MLPs are no nodes of it.
     """
-    model, case = question.net.model, question.case
-    ids = case.baseline["input_ids"]
-    start = last_layer_relevance(model, lambda **kw: case.read(model(**kw)), case.inputs, ids)
-    matched = layer_baselines(model, case.inputs, ids)
-    flows = LayerFlowIG(model).attribute(case.inputs, matched, boundaries=("attention", "mlp"))
-    trace = FlowGraph(flows).relevance(start=start)
+    lig = LayerFlowIG(question.net.model)
+    starts = question.baseline.stream[:-1]
+    flows = lig.attribute(question.case.inputs, starts, boundaries=("attention", "mlp"), **settings)
+    trace = FlowGraph(flows).relevance(start=at_depth(question, len(starts)))
     heads = trace.heads.double()  # (L, H, T)
-    return {
-        "tokens": trace.tokens.double(),
-        "attention": heads.sum(1),
-        "heads": heads.sum(-1),
-    }
+    return {"tokens": trace.tokens.double(), "attention": heads.sum(1), "heads": heads.sum(-1)}
 
 
 def chance(question: Question) -> Scores:

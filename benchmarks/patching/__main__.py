@@ -4,8 +4,8 @@
 
 FOLDER holds a Llama-like decoder (three tasks of prompts against counterfactuals); the sentences
 of CORPUS, CoNLL-U or plain text, are for the embedded encoder (cosine of two, against padding).
-Prints Markdown, and writes all numbers to the JSON file that ``--out`` names. Tasks can be run apart
-and put together: ``--tasks`` chooses them, ``--add`` reads what earlier runs wrote.
+Prints Markdown, and writes all numbers to the JSON file that ``--out`` names. Tasks can be run
+apart and put together: ``--tasks`` chooses them, ``--add`` reads what earlier runs wrote.
 """
 
 from __future__ import annotations

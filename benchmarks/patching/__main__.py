@@ -22,15 +22,16 @@ from benchmarks.common import say, stamp, use_threads
 from benchmarks.patching import cases, measures, report
 from benchmarks.patching.chain import available, chain
 from benchmarks.patching.gradients import attribution_patching, integrated
-from benchmarks.patching.layer_ig import layer_integrated_gradients, left_in_place
+from benchmarks.patching.layer_ig import NODES, layer_integrated_gradients, left_in_place
 from benchmarks.patching.net import Net, Question, Scores
 from benchmarks.patching.others import chance, rollout, shares_of_lengths
-from benchmarks.patching.passes import Cost, counted
+from benchmarks.patching.passes import counted
 from benchmarks.patching.relp import relp
 from benchmarks.patching.truth import effects
 from benchmarks.texts import load
 
-Method = Callable[[Question], Scores]
+Method = Callable[..., Scores]
+"""Gets a question; some have settings."""
 METHODS: dict[str, Method] = {
     "flows towards the target": chain,
     "EAP-IG path, 16": partial(integrated, steps=16),
@@ -47,21 +48,22 @@ FROM_FIRST_CHANGE = ("LayerIntegratedGradients", "left on its token")
 """Run on the tokens that can change alone: many passes, and the same numbers."""
 
 
-def methods() -> dict[str, Method]:
-    """Those that can be run."""
-    return {name: m for name, m in METHODS.items() if m is not chain or available()}
+def methods(nodes: int = NODES) -> dict[str, Method]:
+    """Those that can be run, with so many nodes for ``LayerIntegratedGradients``."""
+    direct = {name: partial(METHODS[name], nodes=nodes) for name in FROM_FIRST_CHANGE}
+    chosen = {**METHODS, **direct}
+    return {name: m for name, m in chosen.items() if m is not chain or available()}
 
 
-def measured(net: Net, case: cases.Case) -> dict[str, Any]:
-    """One text: all methods beside patching."""
+def measured(net: Net, case: cases.Case, chosen: dict[str, Method]) -> dict[str, Any]:
+    """One text: methods beside patching."""
     short, whole = Question(net, case), Question(net, case, prefix=False)
     moved = short.moved()
     with counted(net.blocks, short.length) as spent:
         out, into = effects(short)
     truths = {"out": out, "into": into, "mean": measures.mean_of(out, into)}
     rows, layers, costs = [], [], {"patching": vars(spent)}
-    for name, method in methods().items():
-        cost: Cost
+    for name, method in chosen.items():
         with counted(net.blocks, short.length) as cost:
             scores = method(short if name in FROM_FIRST_CHANGE else whole)
         costs[name] = vars(cost)
@@ -84,10 +86,12 @@ def measured(net: Net, case: cases.Case) -> dict[str, Any]:
     }
 
 
-def run(net: Net, asked: Iterable[cases.Case]) -> Iterator[dict[str, Any]]:
+def run(
+    net: Net, asked: Iterable[cases.Case], chosen: dict[str, Method]
+) -> Iterator[dict[str, Any]]:
     """Texts one by one, with progress."""
     for number, case in enumerate(asked, 1):
-        found = measured(net, case)
+        found = measured(net, case, chosen)
         spent = sum(cost["seconds"] for cost in found["costs"].values())
         slowest = sorted(found["costs"].items(), key=lambda item: -item[1]["seconds"])[:3]
         named = ", ".join(f"{name} {cost['seconds']:.1f}" for name, cost in slowest)
@@ -104,6 +108,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", choices=known, default=known)
     parser.add_argument("--prompts", type=int, default=40, help="of each task")
     parser.add_argument("--sentences", type=int, default=100)
+    parser.add_argument("--nodes", type=int, default=NODES, help="of LayerIntegratedGradients")
     parser.add_argument("--out", type=Path, default=None, help="a JSON file for all numbers")
     parser.add_argument("--add", type=Path, nargs="+", default=[], help="JSON files of other runs")
     parser.add_argument("--threads", type=int, default=1)
@@ -112,6 +117,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*not within tolerance.*")
     if not available():
         say("LayerFlowIG.attribute has no target: flows towards the target are left out.")
+    chosen = methods(asked.nodes)
     found: list[dict[str, Any]] = []
     dropped: dict[str, Any] = {}
     for earlier in (json.loads(path.read_text()) for path in asked.add):
@@ -125,14 +131,14 @@ def main() -> None:
         net = Net(model)
         for task in decoding:
             count = cases.Dropped()
-            found += run(net, cases.prompts(model, tokenizer, task, asked.prompts, count))
+            found += run(net, cases.prompts(model, tokenizer, task, asked.prompts, count), chosen)
             dropped[task] = vars(count)
     if "sentences" in asked.tasks:
         texts = cases.treebank(asked.corpus)
         if texts:
             tokenizer, model = load(None)
             asked_of = cases.cosines(model, tokenizer, texts, asked.sentences)
-            found += run(Net(model), asked_of)
+            found += run(Net(model), asked_of, chosen)
         else:
             say(f"--corpus {asked.corpus} is no file: sentences left out.")
     summary = report.summarised(found)

@@ -16,6 +16,11 @@ NAMES = {
     "mlp": "MLP outputs",
     "heads": "heads, all positions at once",
 }
+COSTS = (
+    "Passes are of the blocks, on the whole text. Patching and LayerIntegratedGradients run the "
+    "blocks above a node and the tokens that can change alone; Captum runs the whole model. "
+    "The two runs that give the changes are not counted."
+)
 Texts = list[dict[str, Any]]
 
 
@@ -85,7 +90,7 @@ def text(summary: dict[str, Any], dropped: dict[str, Any]) -> str:
             )
         for kind in KINDS:
             parts += [f"**{NAMES[kind]}**", of_kind(found, kind)]
-        parts += ["**Cost of a text**", of_costs(found["costs"])]
+        parts += ["**Cost of a text**", COSTS, of_costs(found["costs"])]
         parts += ["**Tokens by layer: distance (length over the truth's)**", of_layers(found)]
     return "\n\n".join(parts)
 

@@ -1,4 +1,4 @@
-"""What the benchmark of patching is asked, and whole models run with one hook at a time as its twin."""
+"""Questions of the benchmark of patching, and their twin: whole models with one hook at a time."""
 
 from __future__ import annotations
 

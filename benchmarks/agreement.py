@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.changed_inputs import entered, patched
 from benchmarks.common import short, stamp, table, use_threads
-from benchmarks.patching import entered, patched
 from benchmarks.texts import flows_from, load
 from captum_lig import FlowGraph
 from captum_lig.flow.compare_maps import compare_maps

@@ -29,7 +29,7 @@ sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("docs", "tut
 import biology
 import models
 
-from benchmarks.patching import entered, entering, patched
+from benchmarks.changed_inputs import entered, entering, patched
 
 Example = tuple[Figure, list[str]]
 

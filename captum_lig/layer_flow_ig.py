@@ -208,7 +208,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             output_indices: positions of the targets to attribute; None for all tokens.
             tolerance: largest completeness error of a row, relative to its total; with a target,
                 of the sum at every depth, relative to the change. Rows that are not within it after
-                ``n_steps`` nodes are refined by panels whose errors are known; rows that do not make it are named in a warning. None: the plain rule.
+                ``n_steps`` nodes are refined by panels whose errors are known; rows that do not
+                make it are named in a warning. None: the plain rule.
             max_steps: most nodes for one row.
             dtype: precision of the path arithmetic, ``torch.float32`` or ``torch.float64``, on a
                 copy of one block at a time. None: the model's own, or float32 if that is half
@@ -306,11 +307,12 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
 
         Unlike Captum's, which adds up over targets and so hides errors of opposite sign, there
         is one for each row. Of flows with a target, one for each text, ``(B,)``: the sum over the
-        tokens that enter the lowest of the layers minus the change.
+        tokens at the depth where the lowest of the layers begins, minus the change.
         """
         first = flow if isinstance(flow, LayerFlow) else flow[0]
         if first.target is not None:
-            return first.need("entering").sum(-1) - first.need("change")
+            other = 0 if first.elsewhere is None else first.elsewhere
+            return first.need("entering").sum(-1) + other - first.need("change")
         return flow.delta if isinstance(flow, LayerFlow) else [f.delta for f in flow]
 
     def has_convergence_delta(self) -> bool:

@@ -90,6 +90,9 @@ def main_input(model: nn.Module, inputs: Mapping[str, Any]) -> str:
     for name in names:
         if isinstance(inputs.get(name), Tensor):
             return str(name)
+    others = [name for name, x in inputs.items() if isinstance(x, Tensor) and "mask" not in name]
+    if len(others) == 1:
+        return others[0]
     raise LigError(
         f"inputs hold {', '.join(map(repr, inputs))}, and none of {', '.join(map(repr, names))}: "
         "give what has a baseline as a tensor, and the rest as additional_forward_args."

@@ -106,6 +106,8 @@ class ChainBlock:
             found["feed_forward"] = relevance(handed["m"], nodes["m"])
             found["feed_forward_heads"] = by_head(inside["u"], nodes["u"])
             found["feed_forward_token"] = relevance(inside["z"], self.z)
+            if "c" in nodes:
+                found["feed_forward_cross"] = relevance(inside["c"], nodes["c"])
         if "c" in nodes:
             crossed = take(self._cross(handed["c"], relative_to))
             found |= self._cross_fields(crossed, handed["c"])

@@ -210,7 +210,7 @@ class _Chain:
 
     def relative_to(self, scale: Tensor) -> Tensor:
         """What errors of one stage are relative to: those of all of them add up."""
-        return scale / len(self.blocks)
+        return scale / (3 * len(self.blocks) + 1)
 
     def down_to(self, wanted: set[int], show_progress: bool) -> list[LayerParts]:
         """Hand the multiplier down to the lowest of the blocks that are wanted."""
@@ -234,6 +234,8 @@ class _Chain:
                     "change": entering.new_tensor(self.top.change),
                     "scale": self.top.scale(entering, *elsewhere),
                 }
+                if elsewhere:
+                    facts["elsewhere"] = torch.cat(elsewhere).sum()
                 count, length = max(1, int(call.valid.sum())), call.hidden.shape[1]
                 cost = Cost(
                     path_points=meter.pairs / count,

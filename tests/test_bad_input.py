@@ -267,9 +267,7 @@ def test_unknown_scalarization(bert: PreTrainedModel, name: Any) -> None:
     refused(lambda: SetToSetIG(torch.sin, scalarization=name), *says)
 
 
-@pytest.mark.parametrize(
-    "boundaries", ["norm", ("attention", "norm"), ["norm"], (), "", None, 3, [None]]
-)
+@pytest.mark.parametrize("boundaries", ["norm", ("attention", "norm"), ["norm"], (), "", 3, [None]])
 def test_unknown_boundary(bert: PreTrainedModel, boundaries: Any) -> None:
     says = "boundaries", "'attention'", "'mlp'", "'layer'"
     refuses(bert, models.tokens(bert, 1, TOKENS), *says, boundaries=boundaries)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lig._arguments import brief
+from captum_lig.attribution.chain import TextParts, attribute_number
 from captum_lig.cost import Cost
 from captum_lig.errors import LigError
 from captum_lig.flow.axes import FIELDS
@@ -21,7 +22,6 @@ from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder, Layer, chosen
 from captum_lig.model.user_block import Block
 from captum_lig.prediction.baselines import InputBaseline, Inputs, input_baseline
-from captum_lig.prediction.chain import TextParts, attribute_number
 from captum_lig.prediction.targets import State, TargetLike, read_target
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ a relevance ``R_n = <g_n, D_n>`` with ``D_n`` its change between the two runs:
 
 - the tokens leaving the last block: ``g`` is the integral of ``grad F`` along the straight line
   between the two runs;
-- a block hands the multiplier down through its stages, see :mod:`captum_lig.prediction.block`;
+- a block hands the multiplier down through its stages, see :mod:`captum_lig.attribution.block`;
 - what a model does to the tokens between two blocks, or to an encoder's before a decoder reads
   them, is a stage, too.
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from captum_lig._types import Parts
+from captum_lig.attribution.block import ChainBlock, relevance, still
 from captum_lig.cost import Cost, Meter
 from captum_lig.errors import LigError
 from captum_lig.integrals.settings import Settings
@@ -35,7 +36,6 @@ from captum_lig.model.cross_attention import Cross, find_cross
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.rest import Rest
 from captum_lig.model.select import Finder
-from captum_lig.prediction.block import ChainBlock, relevance, still
 from captum_lig.prediction.bound_target import BoundTarget
 from captum_lig.prediction.vector_targets import State
 

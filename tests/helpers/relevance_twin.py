@@ -1,0 +1,269 @@
+"""Relevance of every node and edge for a number, from the definition: slow, and without captum_lig.
+
+Two runs of one text; then downwards from the number F, stage by stage: the multiplier of an
+argument x of y = S(x, ...) is the mean of J_S(x(a))^T g_y, with all arguments on their straight
+lines from one run to the other. One autograd call a node of the quadrature, and for edges one for
+each head's output. Matrices are [target, source].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NODES = 64
+Number = Callable[[Tensor], Tensor]  # the model's output for a batch -> (B,)
+
+
+class Block(Protocol):
+    """A block's pieces, for one text. Without attention u is None, without an MLP m is None."""
+
+    attends: bool
+    has_mlp: bool
+
+    def queries_keys_values(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+    def feed_forward(self, z: Tensor, u: Tensor | None) -> Tensor: ...
+    def output(self, z: Tensor, u: Tensor | None, m: Tensor | None) -> Tensor: ...
+
+
+class Model(Protocol):
+    """A model's pieces: one text's input -> z (S, D), and (1, S, D) -> the output, a batch of 1."""
+
+    blocks: Any  # a list of Block
+
+    def embed(self, inputs: Tensor) -> Tensor: ...
+    def read(self, z: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Values:
+    """What one run gives in a block: z (S, D), u (H, S, d), m (S, D), z' (S, D)."""
+
+    z: Tensor
+    u: Tensor | None
+    m: Tensor | None
+    leaving: Tensor
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What goes into the heads' outputs: ``(H, T, S)`` each.
+
+    ``total`` lets z_i move and all that hangs on it. In the other three one argument of the
+    attention alone moves: the value v_i, the key k_i, or the query q_i (of the target i alone).
+    """
+
+    total: Tensor
+    value: Tensor
+    key: Tensor
+    query: Tensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Relevances of one block's nodes and edges, in units of the number; multipliers ``g_*``.
+
+    Heads are an axis of length 0 in a block that does not attend, and ``feed_forward*`` are zeros
+    in a block without an MLP.
+    """
+
+    edges: Edges
+    mlp: Tensor  # (T, H)
+    feed_forward: Tensor  # (T,)
+    feed_forward_heads: Tensor  # (T, H)
+    feed_forward_token: Tensor  # (T,)
+    residual: Tensor  # (T,)
+    past: Tensor  # (T, H), edges u -> z' past the MLP
+    mlp_total: Tensor  # (T,)
+    entering: Tensor  # (S,)
+    g_z: Tensor
+    g_u: Tensor | None
+    g_m: Tensor | None
+    g_leaving: Tensor
+
+    @property
+    def attention(self) -> Tensor:
+        return self.edges.total
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """``layers`` from the bottom up; ``change`` is F(input) - F(baseline)."""
+
+    layers: list[Layer]
+    change: Tensor
+
+
+def relevance(
+    model: Model,
+    number: Number,
+    text: Tensor,
+    baseline: Tensor,
+    nodes: int = NODES,
+    whole: Iterable[int] = (),
+) -> Relevance:
+    """The graph of one text: ``text`` and ``baseline`` ``(S,)`` or ``(S, D)``.
+
+    Layers in ``whole`` keep the stage (z, u) -> z' in one, as where no MLP is found.
+    """
+    whole = set(whole)
+    cuts = [l not in whole and block.has_mlp for l, block in enumerate(model.blocks)]
+    ends, starts = run(model, text, cuts), run(model, baseline, cuts)
+
+    def top(z: Tensor) -> Tensor:
+        return number(model.read(z[None]))[0]
+
+    one = torch.ones((), dtype=torch.float64)
+    (g,) = multipliers(top, [starts[-1].leaving], [ends[-1].leaving], one, nodes)
+    layers = []
+    for block, start, end in zip(reversed(model.blocks), reversed(starts), reversed(ends)):
+        layers.append(_layer(block, start, end, cast(Tensor, g), nodes))
+        g = layers[-1].g_z
+    return Relevance(layers[::-1], top(ends[-1].leaving) - top(starts[-1].leaving))
+
+
+def run(model: Model, text: Tensor, cuts: Sequence[bool]) -> list[Values]:
+    """The values of every node of one text; ``cuts``: whether the MLP is a node of the block."""
+    z, values = model.embed(text), []
+    for block, cut in zip(model.blocks, cuts):
+        u = block.attend(*block.queries_keys_values(z)) if block.attends else None
+        m = block.feed_forward(z, u) if block.has_mlp else None
+        leaving = block.output(z, u, m)
+        values.append(Values(z, u, m if cut else None, leaving))
+        z = leaving
+    return values
+
+
+def _layer(block: Block, start: Values, end: Values, g: Tensor, nodes: int) -> Layer:
+    cut = start.m is not None
+
+    def output(z: Tensor, u: Tensor | None, m: Tensor | None) -> Tensor:
+        if block.has_mlp and not cut:
+            m = block.feed_forward(z, u)
+        return block.output(z, u, m)
+
+    out_z, out_u, g_m = multipliers(
+        output, [start.z, start.u, start.m], [end.z, end.u, end.m], g, nodes
+    )
+    assert out_z is not None
+    if cut:
+        assert g_m is not None
+        ff_z, ff_u = multipliers(
+            block.feed_forward, [start.z, start.u], [end.z, end.u], g_m, nodes
+        )
+    else:
+        ff_z = ff_u = None
+    g_u = _sum(out_u, ff_u)
+    edges, attention_z = _attention(block, start, end, g_u, nodes)
+    g_z = out_z + (0.0 if ff_z is None else ff_z) + attention_z
+    return Layer(
+        edges=edges,
+        mlp=_heads(g_u, start, end),
+        feed_forward=_tokens(g_m, start.m, end.m, start.z),
+        feed_forward_heads=_heads(ff_u, start, end),
+        feed_forward_token=_tokens(ff_z, start.z, end.z, start.z),
+        residual=_tokens(out_z, start.z, end.z, start.z),
+        past=_heads(out_u, start, end),
+        mlp_total=_tokens(g, start.leaving, end.leaving, start.z),
+        entering=_tokens(g_z, start.z, end.z, start.z),
+        g_z=g_z,
+        g_u=g_u,
+        g_m=g_m,
+        g_leaving=g,
+    )
+
+
+def multipliers(
+    stage: Callable[..., Tensor],
+    starts: Sequence[Tensor | None],
+    ends: Sequence[Tensor | None],
+    g: Tensor,
+    nodes: int = NODES,
+) -> list[Tensor | None]:
+    """Of each argument, the integral of J(x(a))^T g along all straight lines together.
+
+    An argument that is None is not there, and has none.
+    """
+    totals = [None if start is None else torch.zeros_like(start) for start in starts]
+    for a, weight in gauss_legendre(nodes):
+        at = [
+            None if s is None or e is None else (s + a * (e - s)).detach().requires_grad_()
+            for s, e in zip(starts, ends)
+        ]
+        y = (g * stage(*at)).sum()
+        given = [x for x in at if x is not None]
+        found = iter(torch.autograd.grad(y, given, allow_unused=True))
+        for x, total in zip(at, totals):
+            if x is not None and total is not None:
+                gradient = next(found)
+                total += 0.0 if gradient is None else weight * gradient
+    return totals
+
+
+def _attention(
+    block: Block, start: Values, end: Values, g_u: Tensor | None, nodes: int
+) -> tuple[Edges, Tensor]:
+    """The edges z -> u, and their sum's multiplier of z."""
+    g_z = torch.zeros_like(start.z)
+    length = len(start.z)
+    if g_u is None:
+        return Edges(*(start.z.new_zeros(0, length, length) for _ in range(4))), g_z
+    heads = len(g_u)
+    total, value, key, query = (g_u.new_zeros(heads, length, length) for _ in range(4))
+    change = end.z - start.z
+    for a, weight in gauss_legendre(nodes):
+        z = (start.z + a * change).detach().requires_grad_()
+        u = block.attend(*block.queries_keys_values(z))
+        arguments, moves = _jvp(block.queries_keys_values, z.detach(), change)
+        q, k, v = (x.detach().requires_grad_() for x in arguments)
+        u_of = block.attend(q, k, v)
+        for h in range(heads):
+            for j in range(length):
+                (gradient,) = _gradients(g_u[h, j] @ u[h, j], z)
+                total[h, j] += weight * (gradient * change).sum(-1)
+                g_z += weight * gradient
+                of_q, of_k, of_v = _gradients(g_u[h, j] @ u_of[h, j], q, k, v)
+                # (heads, S, d): what token i brings, in whichever head
+                query[h, j] += weight * (of_q * moves[0]).sum((0, 2))
+                key[h, j] += weight * (of_k * moves[1]).sum((0, 2))
+                value[h, j] += weight * (of_v * moves[2]).sum((0, 2))
+    return Edges(total, value, key, query), g_z
+
+
+def gauss_legendre(nodes: int) -> list[tuple[float, float]]:
+    """Nodes in [0, 1] and their weights."""
+    at, weights = np.polynomial.legendre.leggauss(nodes)
+    return [(float(x + 1) / 2, float(w) / 2) for x, w in zip(at, weights)]
+
+
+_jvp: Any = torch.autograd.functional.jvp
+
+
+def _gradients(y: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(y, of, retain_graph=True)
+
+
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return first if second is None else second if first is None else first + second
+
+
+def _heads(g: Tensor | None, start: Values, end: Values) -> Tensor:
+    """<g, change> of each head's output: (T, H)."""
+    if start.u is None or end.u is None:
+        return start.z.new_zeros(len(start.z), 0)
+    if g is None:
+        return start.u.new_zeros(start.u.shape[:2]).T
+    return (g * (end.u - start.u)).sum(-1).T
+
+
+def _tokens(g: Tensor | None, start: Tensor | None, end: Tensor | None, like: Tensor) -> Tensor:
+    """<g, change> of each token: (S,)."""
+    if g is None or start is None or end is None:
+        return like.new_zeros(len(like))
+    return (g * (end - start)).sum(-1)

@@ -53,7 +53,7 @@ RECIPES = {
 
 
 class Model(nn.Module):
-    """Token numbers ``(B, S)`` or vectors ``(B, S, D)`` to ``(B, S, words)`` or ``(B, classes)``."""
+    """Token numbers ``(B, S)`` or vectors ``(B, S, D)`` to ``(B, S, words)`` or classes."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -137,7 +137,8 @@ class Block(nn.Module):
         """``(S, D)`` to q ``(H, S, d)``, k and v ``(key heads, S, d)``."""
         x = self.norm1(z)
         q, k, v = (
-            torch.stack(side(x).split(HEAD_WIDTH, -1)) for side in (self.query, self.key, self.value)
+            torch.stack(side(x).split(HEAD_WIDTH, -1))
+            for side in (self.query, self.key, self.value)
         )
         return q, k, v
 
@@ -274,17 +275,19 @@ def make(recipe: Recipe, seed: int = 0) -> Model:
     return model
 
 
-def make_inputs(recipe: Recipe, seed: int = 0, texts: int = 1) -> tuple[Tensor, Tensor]:
+def make_inputs(
+    recipe: Recipe, seed: int = 0, texts: int = 1, share: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """A batch and its baselines: other tokens (one is the same), or other vectors.
 
-    Where an expert is chosen the two are near each other: a choice that changes on the way is a
-    jump, which no integral of a gradient sees.
+    Vectors go ``share`` of the way to the other ones. Where an expert is chosen it is 1 / 20: a
+    choice that changes on the way is a jump, which no integral of a gradient sees.
     """
     generator = torch.Generator().manual_seed(1000 + seed)
     if recipe.vectors:
         inputs = torch.randn(texts, LENGTH, WIDTH, generator=generator, dtype=torch.float64)
         other = torch.randn(texts, LENGTH, WIDTH, generator=generator, dtype=torch.float64)
-        share = 0.05 if recipe.mlp == "top expert" else 1.0
+        share = share / 20 if recipe.mlp == "top expert" else share
         return inputs, inputs + share * (other - inputs)
     inputs = torch.randint(WORDS, (texts, LENGTH), generator=generator)
     shift = torch.randint(1, WORDS, (texts, LENGTH), generator=generator)

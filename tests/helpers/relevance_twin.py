@@ -113,7 +113,7 @@ def relevance(
     Layers in ``whole`` keep the stage (z, u) -> z' in one, as where no MLP is found.
     """
     whole = set(whole)
-    cuts = [l not in whole and block.has_mlp for l, block in enumerate(model.blocks)]
+    cuts = [layer not in whole and block.has_mlp for layer, block in enumerate(model.blocks)]
     ends, starts = run(model, text, cuts), run(model, baseline, cuts)
 
     def top(z: Tensor) -> Tensor:
@@ -122,7 +122,9 @@ def relevance(
     one = torch.ones((), dtype=torch.float64)
     (g,) = multipliers(top, [starts[-1].leaving], [ends[-1].leaving], one, nodes)
     layers = []
-    for block, start, end in zip(reversed(model.blocks), reversed(starts), reversed(ends)):
+    for block, start, end in zip(
+        reversed(model.blocks), reversed(starts), reversed(ends), strict=True
+    ):
         layers.append(_layer(block, start, end, cast(Tensor, g), nodes))
         g = layers[-1].g_z
     return Relevance(layers[::-1], top(ends[-1].leaving) - top(starts[-1].leaving))
@@ -131,7 +133,7 @@ def relevance(
 def run(model: Model, text: Tensor, cuts: Sequence[bool]) -> list[Values]:
     """The values of every node of one text; ``cuts``: whether the MLP is a node of the block."""
     z, values = model.embed(text), []
-    for block, cut in zip(model.blocks, cuts):
+    for block, cut in zip(model.blocks, cuts, strict=True):
         u = block.attend(*block.queries_keys_values(z)) if block.attends else None
         m = block.feed_forward(z, u) if block.has_mlp else None
         leaving = block.output(z, u, m)
@@ -154,9 +156,7 @@ def _layer(block: Block, start: Values, end: Values, g: Tensor, nodes: int) -> L
     assert out_z is not None
     if cut:
         assert g_m is not None
-        ff_z, ff_u = multipliers(
-            block.feed_forward, [start.z, start.u], [end.z, end.u], g_m, nodes
-        )
+        ff_z, ff_u = multipliers(block.feed_forward, [start.z, start.u], [end.z, end.u], g_m, nodes)
     else:
         ff_z = ff_u = None
     g_u = _sum(out_u, ff_u)
@@ -194,12 +194,12 @@ def multipliers(
     for a, weight in gauss_legendre(nodes):
         at = [
             None if s is None or e is None else (s + a * (e - s)).detach().requires_grad_()
-            for s, e in zip(starts, ends)
+            for s, e in zip(starts, ends, strict=True)
         ]
         y = (g * stage(*at)).sum()
         given = [x for x in at if x is not None]
         found = iter(torch.autograd.grad(y, given, allow_unused=True))
-        for x, total in zip(at, totals):
+        for x, total in zip(at, totals, strict=True):
             if x is not None and total is not None:
                 gradient = next(found)
                 total += 0.0 if gradient is None else weight * gradient
@@ -239,7 +239,7 @@ def _attention(
 def gauss_legendre(nodes: int) -> list[tuple[float, float]]:
     """Nodes in [0, 1] and their weights."""
     at, weights = np.polynomial.legendre.leggauss(nodes)
-    return [(float(x + 1) / 2, float(w) / 2) for x, w in zip(at, weights)]
+    return [(float(x + 1) / 2, float(w) / 2) for x, w in zip(at, weights, strict=True)]
 
 
 _jvp: Any = torch.autograd.functional.jvp

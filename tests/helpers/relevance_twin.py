@@ -91,6 +91,25 @@ class Layer:
     def attention(self) -> Tensor:
         return self.edges.total
 
+    @property
+    def fields(self) -> dict[str, Tensor]:
+        """By their names in a flow, without the axis of texts; only what there is in the block."""
+        found = {
+            "attention": self.attention,
+            "attention_value": self.edges.value,
+            "attention_total": self.mlp.T,
+            "mlp": self.mlp,
+            "feed_forward": self.feed_forward,
+            "feed_forward_heads": self.feed_forward_heads,
+            "feed_forward_token": self.feed_forward_token,
+            "residual": self.residual,
+            "mlp_total": self.mlp_total,
+            "entering": self.entering,
+        }
+        if self.g_m is None:
+            found = {name: x for name, x in found.items() if not name.startswith("feed_forward")}
+        return {name: x for name, x in found.items() if x.numel()}
+
 
 @dataclass(frozen=True)
 class Relevance:

@@ -1,0 +1,135 @@
+"""Flows towards a number, every node and edge, against the literal twin in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from captum_lig import LayerFlow, LayerFlowIG
+from tests.helpers import relevance_models, relevance_twin
+from tests.helpers.relevance_models import LENGTH, RECIPES, Model
+from tests.helpers.relevance_twin import Relevance
+
+BOUND = 1e-6
+"""Of the sizes of the relevances in the widest cut through the graph, added up."""
+NAMES = (
+    "attention",
+    "attention_value",
+    "attention_total",
+    "mlp",
+    "feed_forward",
+    "feed_forward_heads",
+    "feed_forward_token",
+    "residual",
+    "mlp_total",
+    "entering",
+)
+Number = Callable[[Tensor], Tensor]
+
+
+def difference(output: Tensor) -> Tensor:
+    """Two logits of the last token, or of the text."""
+    last = output if output.dim() == 2 else output[:, -1]
+    return last[:, 2] - last[:, 0]
+
+
+def log_probability(output: Tensor) -> Tensor:
+    last = output if output.dim() == 2 else output[:, -2]
+    return last.log_softmax(-1)[:, 1]
+
+
+def cosine(output: Tensor) -> Tensor:
+    """With a fixed direction, of all logits: every token counts."""
+    flat = output.flatten(1)
+    direction = torch.linspace(-1.0, 2.0, flat.shape[1], dtype=torch.float64)
+    return torch.nn.functional.cosine_similarity(flat, direction[None])
+
+
+NUMBERS: dict[str, Number] = {
+    "difference": difference,
+    "log-probability": log_probability,
+    "cosine": cosine,
+}
+
+
+def captums(model: Model) -> tuple[Any, Number]:
+    """Captum's own target: a class, or a position and a token; and the same as a function."""
+    if model.recipe.classes:
+        return 2, lambda output: output[:, 2]
+    return (LENGTH - 1, 5), lambda output: output[:, LENGTH - 1, 5]
+
+
+def flows_of(model: Model, inputs: Tensor, baselines: Tensor, target: Any) -> list[LayerFlow]:
+    found = LayerFlowIG(model).attribute(
+        inputs,
+        baselines=baselines,
+        target=target,
+        dtype=torch.float64,
+        n_steps=32,
+        tolerance=1e-8,
+    )
+    assert isinstance(found, list)
+    return found
+
+
+def assert_same(flows: list[LayerFlow], graph: Relevance, text: int = 0) -> None:
+    """All fields of all layers, and no others."""
+    size = max(float(layer.mlp_total.abs().sum()) for layer in graph.layers)
+    assert len(flows) == len(graph.layers)
+    for number, (flow, layer) in enumerate(zip(flows, graph.layers, strict=True)):
+        assert flow.scalarization == "target"
+        assert isinstance(flow.target, str)
+        torch.testing.assert_close(flow.change[text], graph.change, rtol=1e-9, atol=1e-9 * size)
+        for name in NAMES:
+            found, expected = getattr(flow, name), layer.fields.get(name)
+            if expected is None:
+                assert found is None, f"{name} of layer {number} is not in this block"
+                continue
+            assert found is not None, f"{name} of layer {number} is missing"
+            assert found[text].shape == expected.shape, f"{name} of layer {number}"
+            off = float((found[text] - expected).abs().max()) / size
+            assert off < BOUND, f"{name} of layer {number} is off by {off:.1e} of the sizes"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_captums_targets(name: str) -> None:
+    model = relevance_models.make(RECIPES[name])
+    inputs, baselines = relevance_models.make_inputs(RECIPES[name])
+    target, number = captums(model)
+    flows = flows_of(model, inputs, baselines, target)
+    assert_same(flows, relevance_twin.relevance(model, number, inputs[0], baselines[0]))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_functions_of_the_output(name: str) -> None:
+    """Another seed, and another function from one model to the next."""
+    place = list(RECIPES).index(name)
+    number = list(NUMBERS.values())[place % len(NUMBERS)]
+    model = relevance_models.make(RECIPES[name], seed=1)
+    inputs, baselines = relevance_models.make_inputs(RECIPES[name], seed=1)
+    flows = flows_of(model, inputs, baselines, number)
+    assert_same(flows, relevance_twin.relevance(model, number, inputs[0], baselines[0]))
+
+
+@pytest.mark.parametrize("function", NUMBERS)
+@pytest.mark.parametrize("name", ["llama", "post-norm classifier"])
+def test_every_function(name: str, function: str) -> None:
+    number = NUMBERS[function]
+    model = relevance_models.make(RECIPES[name], seed=2)
+    inputs, baselines = relevance_models.make_inputs(RECIPES[name], seed=2)
+    flows = flows_of(model, inputs, baselines, number)
+    assert_same(flows, relevance_twin.relevance(model, number, inputs[0], baselines[0]))
+
+
+@pytest.mark.parametrize("name", ["sequential", "vision"])
+def test_texts_of_a_batch_each_by_themselves(name: str) -> None:
+    model = relevance_models.make(RECIPES[name], seed=3)
+    inputs, baselines = relevance_models.make_inputs(RECIPES[name], seed=3, texts=2)
+    flows = flows_of(model, inputs, baselines, difference)
+    for text in range(2):
+        graph = relevance_twin.relevance(model, difference, inputs[text], baselines[text])
+        assert_same(flows, graph, text)

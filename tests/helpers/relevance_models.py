@@ -103,16 +103,13 @@ class Block(nn.Module):
             self.norm2_after = normalization(recipe) if after else nn.Identity()
 
     def forward(self, z: Tensor) -> Tensor:
-        def split(x: Tensor, heads: int) -> Tensor:  # (B, S, H * d) -> (B, H, S, d)
-            return x.unflatten(-1, (heads, HEAD_WIDTH)).transpose(1, 2)
-
         r = z
         if self.attends:
             x, groups = self.norm1(z), self.recipe.key_heads
             u = functional.scaled_dot_product_attention(
-                split(self.query(x), HEADS),
-                split(self.key(x), groups),
-                split(self.value(x), groups),
+                split_heads(self.query(x)),
+                split_heads(self.key(x)),
+                split_heads(self.value(x)),
                 is_causal=self.recipe.causal,
                 enable_gqa=groups != HEADS,
             )
@@ -168,6 +165,11 @@ class Block(nn.Module):
         if m is None:
             return r
         return cast(Tensor, self.norm2_after(r + m) if self.recipe.norm == "after" else r + m)
+
+
+def split_heads(x: Tensor) -> Tensor:
+    """``(B, S, H * d)`` to ``(B, H, S, d)``."""
+    return x.unflatten(-1, (-1, HEAD_WIDTH)).transpose(1, 2)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:

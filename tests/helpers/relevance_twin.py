@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Values:
-    """What one run gives in a block: z (S, D), u (H, S, d), m (S, D), z' (S, D)."""
+    """What one run gives in a block: z ``(S, D)``, u ``(H, S, d)``, m and z' ``(S, D)``."""
 
     z: Tensor
     u: Tensor | None
@@ -138,21 +138,44 @@ def relevance(
     def top(z: Tensor) -> Tensor:
         return number(model.read(z[None]))[0]
 
-    one = torch.ones((), dtype=torch.float64)
-    (g,) = multipliers(top, [starts[-1].leaving], [ends[-1].leaving], one, nodes)
+    g = top_multiplier(top, starts[-1].leaving, ends[-1].leaving, nodes)
+    layers = down(model.blocks, starts, ends, g, nodes)
+    return Relevance(layers, top(ends[-1].leaving) - top(starts[-1].leaving))
+
+
+def top_multiplier(
+    top: Callable[[Tensor], Tensor], start: Tensor, end: Tensor, nodes: int
+) -> Tensor:
+    """The mean gradient of a number of the last block's tokens, ``(S, D)``."""
+    (g,) = multipliers(top, [start], [end], torch.ones((), dtype=torch.float64), nodes)
+    assert g is not None
+    return g
+
+
+def down(
+    blocks: Iterable[Block],
+    starts: Sequence[Values],
+    ends: Sequence[Values],
+    g: Tensor,
+    nodes: int,
+) -> list[Layer]:
+    """Blocks from the bottom up, given the multiplier of what leaves the last."""
     layers = []
-    for block, start, end in zip(
-        reversed(model.blocks), reversed(starts), reversed(ends), strict=True
-    ):
-        layers.append(_layer(block, start, end, cast(Tensor, g), nodes))
+    for block, start, end in reversed(list(zip(blocks, starts, ends, strict=True))):
+        layers.append(_layer(block, start, end, g, nodes))
         g = layers[-1].g_z
-    return Relevance(layers[::-1], top(ends[-1].leaving) - top(starts[-1].leaving))
+    return layers[::-1]
 
 
 def run(model: Model, text: Tensor, cuts: Sequence[bool]) -> list[Values]:
     """The values of every node of one text; ``cuts``: whether the MLP is a node of the block."""
-    z, values = model.embed(text), []
-    for block, cut in zip(model.blocks, cuts, strict=True):
+    return run_blocks(model.blocks, model.embed(text), cuts)
+
+
+def run_blocks(blocks: Iterable[Block], z: Tensor, cuts: Sequence[bool]) -> list[Values]:
+    """The same, given what enters the first."""
+    values = []
+    for block, cut in zip(blocks, cuts, strict=True):
         u = block.attend(*block.queries_keys_values(z)) if block.attends else None
         m = block.feed_forward(z, u) if block.has_mlp else None
         leaving = block.output(z, u, m)
@@ -179,7 +202,7 @@ def _layer(block: Block, start: Values, end: Values, g: Tensor, nodes: int) -> L
     else:
         ff_z = ff_u = None
     g_u = _sum(out_u, ff_u)
-    edges, attention_z = _attention(block, start, end, g_u, nodes)
+    edges, attention_z = attention_edges(block, start.z, end.z, g_u, nodes)
     g_z = out_z + (0.0 if ff_z is None else ff_z) + attention_z
     return Layer(
         edges=edges,
@@ -225,29 +248,28 @@ def multipliers(
     return totals
 
 
-def _attention(
-    block: Block, start: Values, end: Values, g_u: Tensor | None, nodes: int
+def attention_edges(
+    block: Any, start: Tensor, end: Tensor, g_u: Tensor | None, nodes: int
 ) -> tuple[Edges, Tensor]:
-    """The edges z -> u, and their sum's multiplier of z."""
-    g_z = torch.zeros_like(start.z)
-    length = len(start.z)
+    """The edges z -> u, z from ``start`` to ``end (S, D)``, and their sum's multiplier of z."""
+    g_z, length = torch.zeros_like(start), len(start)
     if g_u is None:
-        return Edges(*(start.z.new_zeros(0, length, length) for _ in range(4))), g_z
+        return Edges(*(start.new_zeros(0, length, length) for _ in range(4))), g_z
     heads = len(g_u)
     total, value, key, query = (g_u.new_zeros(heads, length, length) for _ in range(4))
-    change = end.z - start.z
+    change = end - start
     for a, weight in gauss_legendre(nodes):
-        z = (start.z + a * change).detach().requires_grad_()
+        z = (start + a * change).detach().requires_grad_()
         u = block.attend(*block.queries_keys_values(z))
-        arguments, moves = _jvp(block.queries_keys_values, z.detach(), change)
+        arguments, moves = jvp(block.queries_keys_values, z.detach(), change)
         q, k, v = (x.detach().requires_grad_() for x in arguments)
         u_of = block.attend(q, k, v)
         for h in range(heads):
             for j in range(length):
-                (gradient,) = _gradients(g_u[h, j] @ u[h, j], z)
+                (gradient,) = gradients(g_u[h, j] @ u[h, j], z)
                 total[h, j] += weight * (gradient * change).sum(-1)
                 g_z += weight * gradient
-                of_q, of_k, of_v = _gradients(g_u[h, j] @ u_of[h, j], q, k, v)
+                of_q, of_k, of_v = gradients(g_u[h, j] @ u_of[h, j], q, k, v)
                 # (heads, S, d): what token i brings, in whichever head
                 query[h, j] += weight * (of_q * moves[0]).sum((0, 2))
                 key[h, j] += weight * (of_k * moves[1]).sum((0, 2))
@@ -261,10 +283,10 @@ def gauss_legendre(nodes: int) -> list[tuple[float, float]]:
     return [(float(x + 1) / 2, float(w) / 2) for x, w in zip(at, weights, strict=True)]
 
 
-_jvp: Any = torch.autograd.functional.jvp
+jvp: Any = torch.autograd.functional.jvp
 
 
-def _gradients(y: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
+def gradients(y: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(y, of, retain_graph=True)
 
 

@@ -260,16 +260,14 @@ def attention_edges(
     change = end - start
     for a, weight in gauss_legendre(nodes):
         z = (start + a * change).detach().requires_grad_()
-        u = block.attend(*block.queries_keys_values(z))
-        arguments, moves = jvp(block.queries_keys_values, z.detach(), change)
-        q, k, v = (x.detach().requires_grad_() for x in arguments)
-        u_of = block.attend(q, k, v)
+        q, k, v = block.queries_keys_values(z)
+        u = block.attend(q, k, v)
+        _, moves = jvp(block.queries_keys_values, z.detach(), change)  # of q, k, v along the line
         for h in range(heads):
             for j in range(length):
-                (gradient,) = gradients(g_u[h, j] @ u[h, j], z)
-                total[h, j] += weight * (gradient * change).sum(-1)
-                g_z += weight * gradient
-                of_q, of_k, of_v = gradients(g_u[h, j] @ u_of[h, j], q, k, v)
+                of_z, of_q, of_k, of_v = gradients(g_u[h, j] @ u[h, j], z, q, k, v)
+                total[h, j] += weight * (of_z * change).sum(-1)
+                g_z += weight * of_z
                 # (heads, S, d): what token i brings, in whichever head
                 query[h, j] += weight * (of_q * moves[0]).sum((0, 2))
                 key[h, j] += weight * (of_k * moves[1]).sum((0, 2))

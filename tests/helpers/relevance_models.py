@@ -53,7 +53,7 @@ RECIPES = {
 
 
 class Model(nn.Module):
-    """Token numbers ``(B, S)`` or vectors ``(B, S, D)`` to ``(B, S, words)`` or classes."""
+    """Numbers of tokens ``(B, S)`` or vectors ``(B, S, D)`` to ``(B, S, words)`` or classes."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -64,16 +64,21 @@ class Model(nn.Module):
         self.norm = normalization(recipe)
         self.unembed = nn.Linear(WIDTH, CLASSES if recipe.classes else WORDS)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        z = self.embed(inputs)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """``attention_mask (B, S)``: 0 for padding, which no token reads."""
+        z, mask = self.embed(input_ids), None
+        if attention_mask is not None:
+            mask = attention_mask.bool()[:, None, None, :]
+            if self.recipe.causal:
+                mask = mask & torch.ones(z.shape[1], z.shape[1]).tril().bool()
         for block in self.blocks:
-            z = block(z)
+            z = block(z, mask)
         return self.read(z)
 
     def embed(self, inputs: Tensor) -> Tensor:
         """``(..., S)`` or ``(..., S, D)`` to ``(..., S, D)``."""
         z = inputs if self.recipe.vectors else self.words(inputs)
-        return cast(Tensor, z + self.positions)
+        return cast(Tensor, z + self.positions[: z.shape[-2]])
 
     def read(self, z: Tensor) -> Tensor:
         """The tokens that leave the last block, ``(B, S, D)``, to the model's output."""
@@ -102,7 +107,7 @@ class Block(nn.Module):
             self.mlp = MLPS[recipe.mlp]()
             self.norm2_after = normalization(recipe) if after else nn.Identity()
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> Tensor:
         r = z
         if self.attends:
             x, groups = self.norm1(z), self.recipe.key_heads
@@ -110,7 +115,8 @@ class Block(nn.Module):
                 split_heads(self.query(x)),
                 split_heads(self.key(x)),
                 split_heads(self.value(x)),
-                is_causal=self.recipe.causal,
+                attn_mask=mask,
+                is_causal=self.recipe.causal and mask is None,
                 enable_gqa=groups != HEADS,
             )
             joined = u.transpose(1, 2).flatten(2)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from captum_lig import LayerFlow, LayerFlowIG
 from tests.helpers import relevance_models, relevance_twin
@@ -46,7 +47,7 @@ def cosine(output: Tensor) -> Tensor:
     """With a fixed direction, of all logits: every token counts."""
     flat = output.flatten(1)
     direction = torch.linspace(-1.0, 2.0, flat.shape[1], dtype=torch.float64)
-    return torch.nn.functional.cosine_similarity(flat, direction[None])
+    return functional.cosine_similarity(flat, direction[None])
 
 
 NUMBERS: dict[str, Number] = {
@@ -63,7 +64,7 @@ def captums(model: Model) -> tuple[Any, Number]:
     return (LENGTH - 1, 5), lambda output: output[:, LENGTH - 1, 5]
 
 
-def flows_of(model: Model, inputs: Tensor, baselines: Tensor, target: Any) -> list[LayerFlow]:
+def flows_of(model: Model, inputs: Any, baselines: Any, target: Any) -> list[LayerFlow]:
     found = LayerFlowIG(model).attribute(
         inputs,
         baselines=baselines,
@@ -77,7 +78,7 @@ def flows_of(model: Model, inputs: Tensor, baselines: Tensor, target: Any) -> li
 
 
 def assert_same(flows: list[LayerFlow], graph: Relevance, text: int = 0) -> None:
-    """All fields of all layers, and no others."""
+    """All fields of all layers, and no others; what is longer than the text is padding: 0."""
     size = max(float(layer.mlp_total.abs().sum()) for layer in graph.layers)
     assert len(flows) == len(graph.layers)
     for number, (flow, layer) in enumerate(zip(flows, graph.layers, strict=True)):
@@ -90,8 +91,10 @@ def assert_same(flows: list[LayerFlow], graph: Relevance, text: int = 0) -> None
                 assert found is None, f"{name} of layer {number} is not in this block"
                 continue
             assert found is not None, f"{name} of layer {number} is missing"
-            assert found[text].shape == expected.shape, f"{name} of layer {number}"
-            off = float((found[text] - expected).abs().max()) / size
+            missing = [a - b for a, b in zip(found[text].shape, expected.shape, strict=True)]
+            assert min(missing) >= 0, f"{name} of layer {number}: {found[text].shape}"
+            behind = [side for more in reversed(missing) for side in (0, more)]
+            off = float((found[text] - functional.pad(expected, behind)).abs().max()) / size
             assert off < BOUND, f"{name} of layer {number} is off by {off:.1e} of the sizes"
 
 
@@ -133,3 +136,25 @@ def test_texts_of_a_batch_each_by_themselves(name: str) -> None:
     for text in range(2):
         graph = relevance_twin.relevance(model, difference, inputs[text], baselines[text])
         assert_same(flows, graph, text)
+
+
+@pytest.mark.parametrize("name", ["sequential", "llama", "post-norm"])
+def test_padding_changes_nothing(name: str) -> None:
+    """Beside a longer text; the number is of a token that both have."""
+
+    def number(output: Tensor) -> Tensor:
+        return output[:, 2, 1] - output[:, 1, 4] ** 2
+
+    model = relevance_models.make(RECIPES[name], seed=4)
+    inputs, baselines = relevance_models.make_inputs(RECIPES[name], seed=4, texts=2)
+    mask = torch.ones_like(inputs)
+    mask[1, LENGTH - 1] = 0
+    flows = flows_of(
+        model,
+        {"input_ids": inputs, "attention_mask": mask},
+        {"input_ids": baselines, "attention_mask": mask},
+        number,
+    )
+    for text, length in ((0, LENGTH), (1, LENGTH - 1)):
+        own, other = inputs[text, :length], baselines[text, :length]
+        assert_same(flows, relevance_twin.relevance(model, number, own, other), text)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from captum_lig import LayerFlowIG
 from tests.helpers import relevance_encoder_decoder as twin
 from tests.helpers.relevance_models import Recipe
 
@@ -111,3 +112,30 @@ def test_multipliers_near_the_input_are_gradients(name: str) -> None:
     expected = torch.autograd.grad(value(*middle), middle)
     for layer, gradient in zip((graph.encoder[0], graph.decoder[0]), expected, strict=True):
         assert (layer.g_z - gradient[0]).norm() < 1e-6 * gradient.norm()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_flows_of_both_stacks(name: str) -> None:
+    """The library's: the encoder's blocks, then the decoder's with their cross-attention."""
+    model, graph = graph_of(name, seed=1)
+    inputs, baselines = twin.make_inputs(seed=1)
+    flows = LayerFlowIG(model).attribute(
+        inputs,
+        baselines=baselines,
+        target=number,
+        dtype=torch.float64,
+        n_steps=32,
+        tolerance=1e-8,
+    )
+    assert isinstance(flows, list)
+    layers = [*graph.encoder, *graph.decoder]
+    assert len(flows) == len(layers)
+    size = max(float(layer.mlp_total.abs().sum()) for layer in layers)
+    for place, (flow, layer) in enumerate(zip(flows, layers, strict=True)):
+        assert abs(flow.change - graph.change) < 1e-9 * size
+        for field, expected in layer.fields.items():
+            found = getattr(flow, field)
+            assert found is not None, f"{field} of layer {place} is missing"
+            assert found[0].shape == expected.shape, f"{field} of layer {place}"
+            off = float((found[0] - expected).abs().max()) / size
+            assert off < 1e-6, f"{field} of layer {place} is off by {off:.1e} of the sizes"

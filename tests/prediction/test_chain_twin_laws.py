@@ -76,6 +76,15 @@ def test_the_pieces_are_the_model(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_model_of_a_padded_text_is_that_of_the_text(causal: bool) -> None:
+    model = relevance_models.make(Recipe(causal=causal))
+    inputs, _ = relevance_models.make_inputs(Recipe())
+    mask = torch.tensor([[1] * (LENGTH - 1) + [0]])
+    padded = model(inputs, mask)[:, : LENGTH - 1]
+    torch.testing.assert_close(padded, model(inputs[:, : LENGTH - 1]), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_rows_columns_and_cuts(name: str) -> None:
     model, graph = graph_of(RECIPES[name])

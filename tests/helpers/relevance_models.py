@@ -64,9 +64,9 @@ class Model(nn.Module):
         self.norm = normalization(recipe)
         self.unembed = nn.Linear(WIDTH, CLASSES if recipe.classes else WORDS)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """``attention_mask (B, S)``: 0 for padding, which no token reads."""
-        z, mask = self.embed(input_ids), None
+        z, mask = self.embed(inputs), None
         if attention_mask is not None:
             mask = attention_mask.bool()[:, None, None, :]
             if self.recipe.causal:

@@ -222,6 +222,7 @@ class DecoderLayer:
             "cross_sum": self.cross.states.sum((0, 2)),
             "mlp": self.mlp,
             "feed_forward": self.feed_forward,
+            "feed_forward_heads": self.feed_forward_heads,
             "feed_forward_token": self.feed_forward_token,
             "residual": self.residual,
             "mlp_total": self.mlp_total,

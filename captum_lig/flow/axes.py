@@ -47,6 +47,8 @@ class Field:
     """The field that its rows add up to, summed over the last axis: the row is certified."""
     beside: tuple[str, ...] = ()
     """Fields that count into the row's sum."""
+    also: tuple[str, ...] = ()
+    """Fields that count into it where they are there."""
     missing: str | None = None
     """In place of ``total``: the field that holds the error itself."""
     scale: str | None = None
@@ -238,15 +240,35 @@ class Declared:
         "mlp_total",
         _BY_TARGET,
         "What a row of mlp with residual adds up to: layer_total, except if the mlp boundary "
-        "starts at zero.",
+        "starts at zero. With a target, the relevance of the token leaving.",
         asked=("mlp",),
+    )
+    feed_forward_token = Field(
+        "feed_forward_token",
+        _BY_TARGET,
+        "z -> m: what reaches the MLP's output past the attention heads, from the token itself.",
+        asked=("feed_forward",),
     )
     mlp = Field(
         "mlp",
         ("text", "target", "head"),
-        "u -> z': everything after the attention core, by head.",
+        "u -> z': everything after the attention core, by head; what goes through the MLP, too.",
         total="mlp_total",
         beside=("residual",),
+        also=("feed_forward_token", "cross_token", "cross_sum"),
+    )
+    feed_forward = Field(
+        "feed_forward",
+        _BY_TARGET,
+        "m -> z': what comes out of the MLP, the relevance of its output.",
+    )
+    feed_forward_heads = Field(
+        "feed_forward_heads",
+        ("text", "target", "head"),
+        "u -> m: what of the MLP's output comes from each head.",
+        total="feed_forward",
+        beside=("feed_forward_token",),
+        asked=("feed_forward",),
     )
     layer_total = Field("layer_total", _BY_TARGET, "What a row of layer adds up to.",
                         asked=("layer",))  # fmt: skip
@@ -293,12 +315,48 @@ class Declared:
     )
     cross_total = Field("cross_total", _BY_HEAD, "What a row of cross adds up to.",
                         asked=("cross",))  # fmt: skip
+    cross_query = Field(
+        "cross_query",
+        _BY_HEAD,
+        "What the queries of the cross-attention bring to its heads, in flows with a target.",
+        asked=("cross",),
+    )
     cross = Field(
         "cross",
         ("text", "head", "target", "encoder"),
         "e -> u_cross: the encoder's tokens to the heads of the cross-attention, with the queries "
-        "held where they are.",
+        "held where they are; with a target they move, and stand apart in cross_query.",
         total="cross_total",
+        also=("cross_query",),
+    )
+    cross_token = Field(
+        "cross_token",
+        _BY_TARGET,
+        "z -> u_cross: what of the queries comes from the token itself, past the attention heads.",
+        asked=("cross",),
+    )
+    cross_sum = Field(
+        "cross_sum",
+        _BY_TARGET,
+        "What comes from the encoder's tokens, over all heads.",
+        asked=("cross",),
+    )
+    attention_value = Field(
+        "attention_value",
+        _MAPS,
+        "z -> u: the part of attention that comes through the values; the rest of it comes through "
+        "the pattern, by the keys and, at the target's own place, the query.",
+        asked=("attention",),
+    )
+    entering = Field(
+        "entering", ("text", "source"), "Relevance of the tokens entering the layer to the target."
+    )
+    change = Field("change", ("text",), "The target of the inputs less that of the baselines.")
+    scale = Field(
+        "scale",
+        ("text",),
+        "What the errors of a flow with a target are relative to: the size of the change, or the "
+        "sum of the sizes of what adds up to it where that cancels to less than a tenth.",
     )
     self_weight = Field(
         "self_weight",

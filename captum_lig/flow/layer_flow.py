@@ -41,14 +41,16 @@ class LayerFlow(Declared):
     targets nor sources: their rows and columns, and the totals of their rows, are 0.
 
     Units: with the scalarizations ``l2`` and ``projection`` every number is a length in the space
-    of the boundary's outputs, and a row adds up to its total ``||y(1) - y(0)||``.
+    of the boundary's outputs, and a row adds up to its total ``||y(1) - y(0)||``. In flows with a
+    ``target`` every number is in the units of the target, and signed.
 
     Args:
         name: dotted name of the block inside the model.
         index: position of the block among the model's attention blocks, in the order they ran.
         targets: ``(T,)`` positions of the targets (rows) among the sources (columns).
         valid: ``(B, S)`` False where the token is padding.
-        scalarization: how a target's vector is made a number, ``"l2"`` or ``"projection"``.
+        scalarization: how a target's vector is made a number, ``"l2"`` or ``"projection"``; or
+            ``"target"``, by the direction that a number of the model reads.
         baseline: what the path started from, in words.
         tolerance: completeness error that rows were refined to, or None for a plain rule.
         cost: what this layer cost.
@@ -57,6 +59,7 @@ class LayerFlow(Declared):
             ends.
         cross_baseline: what the path of the encoder's states started from, in words; None without
             ``cross``.
+        target: the number that the flow is of, in words; None for lengths.
         tensors: fields by name.
         fields: the same as keywords, which go before ``tensors``; None for one that is not there.
 
@@ -75,6 +78,7 @@ class LayerFlow(Declared):
     cost: Cost | None
     mlp_start: str
     cross_baseline: str | None
+    target: str | None
     tensors: dict[str, Tensor]
 
     def __init__(
@@ -90,6 +94,7 @@ class LayerFlow(Declared):
         cost: Cost | None = None,
         mlp_start: str = "attention",
         cross_baseline: str | None = None,
+        target: str | None = None,
         tensors: Mapping[str, Tensor] | None = None,
         **fields: Tensor | None,
     ) -> None:
@@ -104,7 +109,7 @@ class LayerFlow(Declared):
             "name": name, "index": index, "targets": targets, "valid": valid,
             "scalarization": scalarization, "baseline": baseline, "tolerance": tolerance,
             "cost": cost, "mlp_start": mlp_start, "cross_baseline": cross_baseline,
-            "tensors": kept,
+            "target": target, "tensors": kept,
         }  # fmt: skip
         for one, value in values.items():
             object.__setattr__(self, one, value)
@@ -249,14 +254,15 @@ class LayerFlow(Declared):
 
         Returns:
             ``(B, T)``, or ``(B, H, T)`` by head. Rows whose total is 0 and whose sum is 0 are
-            exact: 0.
+            exact: 0. In flows with a target, relative to ``scale``.
         """
         field = field_of(boundary)
         if not field.certified or field.relative_to is None:
             names = ", ".join(name for name, one in FIELDS.items() if one.certified)
             raise LigError(f"rows of {boundary!r} have no completeness error: use one of {names}.")
         self.need(boundary)
-        gap, scale = self._gap(field), FIELDS[field.relative_to]
+        scale = FIELDS["scale" if "scale" in self.tensors else field.relative_to]
+        gap = self._gap(field)
         size = aligned(self.need(scale.name), scale.axes, field.rows)
         return torch.where(gap != 0, gap.abs() / size.abs(), 0.0)
 
@@ -265,7 +271,7 @@ class LayerFlow(Declared):
             return self.need(field.missing)
         assert field.total is not None
         found = self.need(field.name).sum(-1)
-        for beside in field.beside:
+        for beside in (*field.beside, *(one for one in field.also if one in self.tensors)):
             found = found + self.need(beside)
         return found - self.need(field.total)
 

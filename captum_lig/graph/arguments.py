@@ -39,7 +39,7 @@ def check_flows(flows: list[LayerFlow], text: int | None) -> int:
                 f"the flow of layer {flow.index} is of other texts than that of layer "
                 f"{first.index}: make a graph of the flows of one call."
             )
-        for name in ("scalarization", "baseline", "mlp_start"):
+        for name in ("scalarization", "baseline", "mlp_start", "target"):
             own, others = getattr(flow, name), getattr(first, name)
             if own != others:
                 raise LigError(

@@ -1,8 +1,8 @@
 """Flows as files, ``"format": "captum_lig.flow"``; :mod:`captum_lig.io.codec` says how.
 
 The head has ``model``, ``text``, ``tokens`` and ``settings``; a layer ``name``, ``index``,
-``scalarization``, ``baseline``, ``mlp_start``, ``cross_baseline``, ``tolerance`` and ``cost``. Its
-tensors are ``targets``, positions in ``tokens``, ``valid``, and the fields of
+``scalarization``, ``baseline``, ``mlp_start``, ``cross_baseline``, ``target``, ``tolerance`` and
+``cost``. Its tensors are ``targets``, positions in ``tokens``, ``valid``, and the fields of
 :mod:`captum_lig.flow.axes` under their names; a boundary that was not attributed is absent.
 ``source`` runs over ``tokens``, ``encoder`` over the encoder's tokens, which are not in the file.
 """
@@ -41,6 +41,7 @@ FACTS: dict[str, tuple[type, ...]] = {
     "baseline": (str,),
     "mlp_start": (str,),
     "cross_baseline": (str, type(None)),
+    "target": (str, type(None)),
     "tolerance": (float, type(None)),
 }
 

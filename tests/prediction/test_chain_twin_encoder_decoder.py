@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_lig import LayerFlowIG
+from captum_lig import LayerFlow, LayerFlowIG
 from tests.helpers import relevance_encoder_decoder as twin
 from tests.helpers.relevance_models import Recipe
 
@@ -114,9 +114,7 @@ def test_multipliers_near_the_input_are_gradients(name: str) -> None:
         assert (layer.g_z - gradient[0]).norm() < 1e-6 * gradient.norm()
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_flows_of_both_stacks(name: str) -> None:
-    """The library's: the encoder's blocks, then the decoder's with their cross-attention."""
+def flows_of(name: str) -> tuple[list[LayerFlow], twin.Relevance]:
     model, graph = graph_of(name, seed=1)
     inputs, baselines = twin.make_inputs(seed=1)
     flows = LayerFlowIG(model).attribute(
@@ -128,8 +126,14 @@ def test_flows_of_both_stacks(name: str) -> None:
         tolerance=1e-8,
     )
     assert isinstance(flows, list)
+    return flows, graph
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_flows_of_both_stacks(name: str) -> None:
+    """The library's: the encoder's blocks, then the decoder's with their cross-attention."""
+    flows, graph = flows_of(name)
     layers = [*graph.encoder, *graph.decoder]
-    assert len(flows) == len(layers)
     size = max(float(layer.mlp_total.abs().sum()) for layer in layers)
     for place, (flow, layer) in enumerate(zip(flows, layers, strict=True)):
         assert abs(flow.change - graph.change) < 1e-9 * size
@@ -139,3 +143,15 @@ def test_flows_of_both_stacks(name: str) -> None:
             assert found[0].shape == expected.shape, f"{field} of layer {place}"
             off = float((found[0] - expected).abs().max()) / size
             assert off < 1e-6, f"{field} of layer {place} is off by {off:.1e} of the sizes"
+
+
+@pytest.mark.xfail(
+    reason="rows of feed_forward_heads are certified without what the cross-attention's heads "
+    "bring to the MLP: feed_forward_cross of the twin",
+)
+def test_rows_of_both_stacks_add_up() -> None:
+    flows, graph = flows_of("norms before")
+    size = max(float(layer.mlp_total.abs().sum()) for layer in graph.decoder)
+    for place, flow in enumerate(flows):
+        for boundary, error in flow.delta.items():
+            assert error.abs().max() < 1e-6 * size, f"{boundary} of layer {place}"

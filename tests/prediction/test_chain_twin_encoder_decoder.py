@@ -145,10 +145,6 @@ def test_flows_of_both_stacks(name: str) -> None:
             assert off < 1e-6, f"{field} of layer {place} is off by {off:.1e} of the sizes"
 
 
-@pytest.mark.xfail(
-    reason="rows of feed_forward_heads are certified without what the cross-attention's heads "
-    "bring to the MLP: feed_forward_cross of the twin",
-)
 def test_rows_of_both_stacks_add_up() -> None:
     flows, graph = flows_of("norms before")
     size = max(float(layer.mlp_total.abs().sum()) for layer in graph.decoder)

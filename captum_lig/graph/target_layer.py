@@ -191,24 +191,17 @@ class TargetLayer(GraphLayer):
                 f"rule={brief(rule)}: the edges of flows with a target go from node to node as "
                 "they are; rules compose the boundaries of flows without one: leave it out."
             )
-        attention = share_of(self.attention.abs(), self.heads_size[..., None])
-
-        def into_token(edges: Tensor) -> Tensor:
-            return share_of(edges.abs(), self.leaving_size)
-
-        past, residual = into_token(self.heads_past.T), into_token(self.residual)
-        heads = attention * past[..., None]
+        attention = self.share("attention")
+        heads, residual = attention * self.share("heads_past").T[..., None], self.share("residual")
         if self.feed_forward is None:
             return Shares(heads, residual)
-        mlp = into_token(self.feed_forward)
-        from_heads, from_token = self._need("feed_forward_heads"), self._need("feed_forward_token")
-        size = self._need("feed_forward_size")
-        through = share_of(from_heads.T.abs(), size) * mlp
+        mlp = self.share("feed_forward")
+        through = self.share("feed_forward_heads").T * mlp
         return Shares(
             heads,
             residual,
             heads_through_mlp=attention * through[..., None],
-            token_through_mlp=share_of(from_token.abs(), size) * mlp,
+            token_through_mlp=self.share("feed_forward_token") * mlp,
         )
 
     def links(self, above: Tensor, rule: str, absolute: bool) -> Tensor:
@@ -217,6 +210,21 @@ class TargetLayer(GraphLayer):
         if self.feed_forward_token is not None:
             stays = stays + self.feed_forward_token
         return self.attention.sum(0) + torch.diag(stays)
+
+    def size_into(self, kind: str) -> Tensor:
+        """Sum of the sizes of the edges into the nodes that edges of a kind lead to, to divide by.
+
+        It has the axes of the edges, those that it does not run over with length 1.
+        """
+        if kind == "attention":
+            return self.heads_size[..., None]
+        into_mlp = kind in ("feed_forward_heads", "feed_forward_token")
+        size = self._need("feed_forward_size") if into_mlp else self.leaving_size
+        return size[:, None] if "head" in self.declared()[kind].axes else size
+
+    def share(self, kind: str) -> Tensor:
+        """Edges of a kind as shares of the sizes of all edges into their nodes."""
+        return share_of(self._need(kind).abs(), self.size_into(kind))
 
     def along(self, head: int | None, source: int, target: int, through: bool) -> tuple[float, ...]:
         """The signed edges on the way from a source to a target, through the MLP or past it."""

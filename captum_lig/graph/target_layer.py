@@ -206,10 +206,12 @@ class TargetLayer(GraphLayer):
 
     def links(self, above: Tensor, rule: str, absolute: bool) -> Tensor:
         """The edges themselves: all that leaves a token's heads and MLP belongs to the token."""
-        stays = self.residual
-        if self.feed_forward_token is not None:
-            stays = stays + self.feed_forward_token
-        return self.attention.sum(0) + torch.diag(stays)
+        return self.attention.sum(0) + torch.diag(self.past_heads())
+
+    def past_heads(self) -> Tensor:
+        """``(N,)`` what goes from a token to itself past all heads, through the MLP or not."""
+        through = self.feed_forward_token
+        return self.residual if through is None else self.residual + through
 
     def size_into(self, kind: str) -> Tensor:
         """Sum of the sizes of the edges into the nodes that edges of a kind lead to, to divide by.

@@ -55,7 +55,7 @@ def target_flows(
 
     def into(total: Tensor, edges: int) -> Tensor:
         """Edges ``(..., edges)`` that add up to their total, and miss it a little."""
-        parts = draw(*total.shape, edges) * total.abs().clamp_min(0.01)[..., None]
+        parts = draw(*total.shape, edges) * total.abs().clamp_min(0.01)[..., None] / edges
         parts = parts + ((total - parts.sum(-1)) / edges)[..., None]
         size = parts.abs().sum(-1, keepdim=True)
         return parts + error * size / edges * torch.sign(draw(*parts.shape))
@@ -86,10 +86,10 @@ def target_flows(
         if causal:
             pairs = pairs.tril()
         mask = pairs.expand(count, tokens, tokens)
-        parts = draw(count, tokens, tokens) * mask
+        parts = draw(count, tokens, tokens)
         total = by_head.T[..., None]
         weight = mask / mask.sum(-1, keepdim=True).clamp_min(1.0)
-        parts = parts * total.abs()
+        parts = parts * total.abs() * weight
         parts = parts + (total - parts.sum(-1, keepdim=True)) * weight
         parts = parts * (1 + error * torch.sign(draw(count, tokens, tokens)))
         if count:

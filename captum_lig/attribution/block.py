@@ -216,14 +216,17 @@ class ChainBlock:
 
     def _cross_fields(self, crossed: Parts, g: Tensor) -> Parts:
         total = by_head(g, self.nodes["c"])
-        found = {"cross_token": relevance(crossed["z"], self.z)}
+        found = {
+            "cross_token": relevance(crossed["z"], self.z),
+            "cross_heads": by_head(crossed["u"], self.nodes["u"]),
+        }
         if EDGES in crossed:
             found["cross"] = crossed[EDGES][..., :-1]
             found["cross_query"] = crossed[EDGES][..., -1]
             found["cross_total"] = total.T.contiguous()
             found["cross_sum"] = found["cross"].sum((0, 2))
         else:
-            through = by_head(crossed["u"], self.nodes["u"]).sum(-1)
+            through = found["cross_heads"].sum(-1)
             found["cross_sum"] = total.sum(-1) - through - found["cross_token"]
         return found
 

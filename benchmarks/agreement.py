@@ -2,7 +2,7 @@
 
     python -m benchmarks.agreement --model FOLDER
 
-The baseline is "The key to the cabinet": one token differs, and the scalar, logit(are) - logit(is),
+The baseline is "The key to the cabinet": one token differs, and the target, logit(are) - logit(is),
 changes its sign. Every head is then switched off in turn: its output for this text set to 0, or to
 what it is for the baseline. FOLDER holds a decoder whose blocks have ``self_attn.o_proj``.
 """
@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.changed_inputs import entered, patched
 from benchmarks.common import short, stamp, table, use_threads
-from benchmarks.patching import entered, patched
 from benchmarks.texts import flows_from, load
 from captum_lig import FlowGraph
 from captum_lig.flow.compare_maps import compare_maps
-from captum_lig.prediction import direct_relevance, logit_difference
+from captum_lig.graph.trace import shared_out
+from captum_lig.prediction import direct_relevance, logit, target_value
 from captum_lig.prediction.comparison import compare
 
 TEXT, OTHER, MOVED, WORDS = "The keys to the cabinet", "The key to the cabinet", 1, (" are", " is")
@@ -29,15 +30,15 @@ RULES = ("conserve", "chain")
 SHOWN = 10
 
 
-def heads_off(model: Any, blocks: list[str], scalar: Any, inputs: Any, other: Any) -> list[Tensor]:
-    """Two ``(L, H)``: what the scalar loses with a head's output 0, or as in the other text."""
+def heads_off(model: Any, blocks: list[str], target: Any, inputs: Any, other: Any) -> list[Tensor]:
+    """Two ``(L, H)``: what the target loses with a head's output 0, or as in the other text."""
     projections = [model.get_submodule(name).self_attn.o_proj for name in blocks]
     heads = torch.arange(projections[0].in_features).chunk(model.config.num_attention_heads)
     with torch.no_grad():
-        outputs = entered(projections, lambda: scalar(**other))
+        outputs = entered(projections, lambda: target_value(model, target, other))
         return [
             patched(
-                lambda: float(scalar(**inputs)),
+                lambda: float(target_value(model, target, inputs)),
                 projections,
                 [(..., head) for head in heads],
                 [factor * output for output in outputs],
@@ -60,18 +61,17 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*not within tolerance.*")
     tokenizer, model = load(folder, causal=True)
     inputs, other = (dict(tokenizer(text, return_tensors="pt")) for text in (TEXT, OTHER))
-    words = [tokenizer(word)["input_ids"][0] for word in WORDS]
-    scalar = logit_difference(model, *words)
+    target = logit(*WORDS)
     tokens = [tokenizer.decode(i) for i in inputs["input_ids"][0]]
-    direct = direct_relevance(model, scalar, inputs, other["input_ids"])
-    flows = flows_from(model, inputs, other["input_ids"])
+    direct = direct_relevance(model, target, inputs, other)
+    flows = flows_from(model, inputs, other)
     graphs = {name: FlowGraph(some, tokens) for name, some in flows.items()}
     blocks = [layer.name for layer in graphs["zero"].layers]
-    zeroed, exchanged = heads_off(model, blocks, scalar, inputs, other)
+    zeroed, exchanged = heads_off(model, blocks, target, inputs, other)
     count = zeroed.shape[-1]
     with torch.no_grad():
-        print(f"{stamp()}\n\nThe scalar is {float(scalar(**inputs)):.2f} for {TEXT!r}, ", end="")
-        print(f"{float(scalar(**other)):.2f} for {OTHER!r}.\n")
+        here, there = (float(target_value(model, target, x)) for x in (inputs, other))
+    print(f"{stamp()}\n\nThe target is {here:.2f} for {TEXT!r}, {there:.2f} for {OTHER!r}.\n")
     graph = graphs["layer_baselines"]
     maps = [compare(graph, direct, rule).carried for rule in RULES] + [direct.tokens]
     chosen = [*range(0, len(blocks), 3), len(blocks) - 1, len(blocks)]
@@ -85,13 +85,13 @@ def main() -> None:
     ]
     print(table(["entering", *(token.strip() for token in tokens)], lines))
     carried = {
-        (name, rule): graph.relevance(start=direct.tokens[-1], rule=rule).by_head().flatten()
+        (name, rule): shared_out(graph, start=direct.tokens[-1], rule=rule).by_head().flatten()
         for name, graph in graphs.items()
         for rule in RULES
     }
     flat = {"0": zeroed.flatten(), "other": exchanged.flatten()}
     print(
-        "\nThe strongest heads, by what exchanging them does to the scalar or by what they carry\n"
+        "\nThe strongest heads, by what exchanging them does to the target or by what they carry\n"
     )
     order = flat["other"].abs().argsort(descending=True)[:SHOWN].tolist()
     own = carried["layer_baselines", RULES[0]].abs().argsort(descending=True).tolist()

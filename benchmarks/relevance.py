@@ -4,7 +4,7 @@
     python -m benchmarks.relevance --corpus CORPUS --model FOLDER     # a decoder
 
 The corpus is CoNLL-U, or plain text with one sentence a line. Of the embedded sentence encoder the
-scalar is the cosine with the sentence that comes next in the selection; of a decoder it is, after
+target is the cosine with the sentence that comes next in the selection; of a decoder it is, after
 all but the last token of a sentence, the logit of the token it finds most likely less that of the
 token it finds most likely after the baseline. Prints Markdown.
 """
@@ -31,8 +31,8 @@ from captum_lig.prediction import (
     DirectRelevance,
     cosine,
     direct_relevance,
-    logit_difference,
-    token_baseline,
+    input_baseline,
+    logit,
 )
 from captum_lig.prediction.comparison import RelevanceComparison, compare
 
@@ -47,11 +47,11 @@ MEASURES = ("pearson", "spearman", "relative_l2")
 
 
 class Case(NamedTuple):
-    """A text and a scalar of it."""
+    """A text, its baseline and a target."""
 
     inputs: dict[str, Tensor]
-    baseline: Tensor
-    scalar: Any
+    baseline: Any
+    target: Any
 
 
 def cases(model: nn.Module, tokenizer: Any, corpus: Path, count: int) -> Iterator[Case]:
@@ -66,20 +66,22 @@ def cases(model: nn.Module, tokenizer: Any, corpus: Path, count: int) -> Iterato
     encoder = getattr(model, "lm_head", None) is None
     for number, inputs in enumerate(fitting[:count]):
         if encoder:
-            scalar = cosine(model, fitting[(number + 1) % len(fitting)])
+            target: Any = cosine(fitting[(number + 1) % len(fitting)])
+            baseline = input_baseline(model, inputs, tokenizer=tokenizer)
         else:
             inputs = {name: value[:, :-1] for name, value in inputs.items()}
-            scalar = decided(model, inputs, token_baseline(inputs, tokenizer))
-        yield Case(inputs, token_baseline(inputs, tokenizer), scalar)
+            baseline = input_baseline(model, inputs, tokenizer=tokenizer)
+            target = decided(model, inputs, baseline)
+        yield Case(inputs, baseline, target)
 
 
-def decided(model: Any, inputs: dict[str, Tensor], baseline: Tensor) -> Any:
+def decided(model: Any, inputs: dict[str, Tensor], baseline: Any) -> Any:
     """The most likely next token against the one without the text's content."""
     with torch.no_grad():
         logits = model(**inputs).logits[0, -1]
-        other = int(model(**{**inputs, "input_ids": baseline}).logits[0, -1].argmax())
+        other = int(model(**baseline).logits[0, -1].argmax())
     first, second = logits.topk(2).indices.tolist()
-    return logit_difference(model, first, second if other == first else other)
+    return logit(first, minus=second if other == first else other)
 
 
 def graphs(model: nn.Module, case: Case) -> dict[str, FlowGraph]:
@@ -153,7 +155,7 @@ def run(model: nn.Module, tokenizer: Any, asked: argparse.Namespace) -> None:
         count = len(next(iter(made.values())).layers)
         direct = direct_relevance(
             model,
-            case.scalar,
+            case.target,
             case.inputs,
             case.baseline,
             layers=range(0, count, asked.every),

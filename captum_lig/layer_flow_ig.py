@@ -2,59 +2,53 @@
 
 from __future__ import annotations
 
-import time
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing_extensions import TypedDict, Unpack
 
-from captum_lig._arguments import brief, index_list
 from captum_lig._captum import GradientAttribution, log_usage
-from captum_lig._types import Parts
-from captum_lig.cost import Cost, Meter
+from captum_lig.attribution.lengths import (
+    BOUNDARIES,
+    Baselines,
+    Problem,
+    check_dtype,
+    one_for_each,
+)
+from captum_lig.attribution.towards import Finders, Question, flows_towards, only_without_target
 from captum_lig.errors import LigError
-from captum_lig.flow.axes import stacked
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.self_term import check_estimate
 from captum_lig.flow.summary import warn_of_rows_not_converged
-from captum_lig.integrals.block import attribute_cross, attribute_text
-from captum_lig.integrals.boundaries import KINDS, Asked
+from captum_lig.integrals.boundaries import Asked
 from captum_lig.integrals.scalarization import check
 from captum_lig.integrals.settings import Settings
-from captum_lig.model.call import BlockCall
-from captum_lig.model.cross_attention import SplitCrossAttention, find_cross, without_cross
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder, Layer, is_one
-from captum_lig.model.split import SplitBlock
-from captum_lig.paths.baselines import (
-    Baseline,
-    describe,
-    encoder_start,
-    read_baseline,
-    start_of,
-)
+from captum_lig.paths.baselines import Baseline
+from captum_lig.prediction.baselines import InputBaseline
+from captum_lig.prediction.targets import TargetLike
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["LayerFlowIG"]
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Any]
-Baselines = Baseline | Sequence[Baseline]
-Delta = dict[str, Tensor]
-
-BOUNDARIES = ("attention", "mlp", "layer")
+Delta = dict[str, Tensor] | Tensor
 
 
 class FlowSettings(TypedDict, total=False):
     """The settings of :meth:`LayerFlowIG.attribute`."""
 
-    n_steps: int
+    n_steps: int | None
     method: str
     internal_batch_size: int | None
-    boundaries: Sequence[str]
+    boundaries: Sequence[str] | None
     output_indices: Sequence[int] | Tensor | None
     tolerance: float | None
     max_steps: int
@@ -63,6 +57,7 @@ class FlowSettings(TypedDict, total=False):
     mlp_start: str
     self_term: str | None
     cross_baseline: Baseline
+    tokenizer: PreTrainedTokenizerBase | None
 
 
 class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
@@ -103,6 +98,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             raise LigError(f"model is a {type(model).__name__}: give a torch.nn.Module.")
         super().__init__(getattr(model, "_orig_mod", model))  # as it was before torch.compile
         self._finder = Finder(self.forward_func, layer)
+        self._finders = Finders(self.forward_func, layer)
         self.layer = layer
         self.scalarization = check(scalarization)
 
@@ -110,7 +106,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
     def attribute(
         self,
         inputs: Inputs,
-        baselines: Baselines = "target_token",
+        baselines: Baselines | InputBaseline = "target_token",
+        target: TargetLike | None = None,
         additional_forward_args: object = None,
         *,
         return_convergence_delta: Literal[False] = False,
@@ -121,7 +118,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
     def attribute(
         self,
         inputs: Inputs,
-        baselines: Baselines = "target_token",
+        baselines: Baselines | InputBaseline = "target_token",
+        target: TargetLike | None = None,
         additional_forward_args: object = None,
         *,
         return_convergence_delta: Literal[True],
@@ -132,14 +130,15 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
     def attribute(
         self,
         inputs: Inputs,
-        baselines: Baselines = "target_token",
+        baselines: Baselines | InputBaseline = "target_token",
+        target: TargetLike | None = None,
         additional_forward_args: object = None,
         *,
-        n_steps: int = 16,
+        n_steps: int | None = None,
         method: str = "gausslegendre",
         internal_batch_size: int | None = None,
         return_convergence_delta: bool = False,
-        boundaries: Sequence[str] = BOUNDARIES,
+        boundaries: Sequence[str] | None = None,
         output_indices: Sequence[int] | Tensor | None = None,
         tolerance: float | None = 1e-3,
         max_steps: int = 1024,
@@ -148,8 +147,14 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         mlp_start: str = "attention",
         self_term: str | None = None,
         cross_baseline: Baseline = "zero",
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Any:
         r"""Attribute the tokens leaving each layer to the tokens entering it.
+
+        Without a ``target`` flows say how far each token was moved, layer by layer, whatever for.
+        With one they say what of that the model's number reads: the number hands down the
+        direction, layer by layer, and the relevances of the tokens at every depth, or of all heads
+        and what goes past them, add up to its change from the baseline to the input.
 
         Args:
             inputs: what the model is called with: token ids ``(B, S)``, a tuple of tensors (with
@@ -159,26 +164,40 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             baselines: where the path of each layer's input starts. ``"target_token"``: for
                 target ``j`` every source starts as token ``j`` (the paper's ITB); ``"zero"`` or
                 None; a number; a tensor ``(D,)``, ``(B or 1, S, D)`` or, for a start per target,
-                ``(B or 1, T, S, D)``. A tuple or list gives one for each layer.
+                ``(B or 1, T, S, D)``. A tuple or list gives one for each layer. With a target, the
+                baseline of the *input*, of the same shape, as Captum's: other token ids, vectors
+                or pixels, a number, a tokenizer's mapping, a text of as many tokens; left as it is,
+                or None, padding in place of all but special tokens (and a decoder's first token),
+                and 0 for vectors and pixels. See
+                :func:`~captum_lig.prediction.input_baseline`.
+            target: the number to explain: as in Captum an int, a tuple of indices into the output
+                (``(position, token)``), or a list or tensor of them, one for each text; a target
+                of :mod:`captum_lig.prediction`, such as ``logit(" are", minus=" is")``; or a
+                function of the model's output that gives ``(B,)``. None: no number.
             additional_forward_args: further arguments of the model after ``inputs``.
-            n_steps: number of quadrature nodes.
+            n_steps: number of quadrature nodes; None is 16, and with a target 5 for each stage of
+                a layer: a straight line between two runs of the model is smooth.
             method: ``"gausslegendre"``, ``"gausslegendre_graded"`` (nodes gathered where the
                 path starts; for zero baselines), ``"riemann_left"``, ``"riemann_right"``,
                 ``"riemann_middle"`` or ``"riemann_trapezoid"``.
             internal_batch_size: at most so many pairs of a path point and a target at once;
                 None chooses.
             return_convergence_delta: also return the completeness errors.
-            boundaries: which of ``"attention"``, ``"mlp"``, ``"layer"``, ``"influence"`` and
-                ``"cross"``. The composition ``chain`` needs the first two. ``influence`` is more
-                work, one Jacobian-vector product per pair of tokens and node, and not in the
-                default. Blocks without attention have ``"layer"`` and ``"influence"`` alone.
+            boundaries: with a target, which of ``"attention"`` (edges into the heads), ``"mlp"``,
+                ``"feed_forward"`` and ``"cross"``; None for all. Without ``"attention"`` there are
+                no edges, only sums. Without a target, which of ``"attention"``, ``"mlp"``,
+                ``"layer"`` (the default are these three), ``"influence"`` and ``"cross"``. The
+                composition ``chain`` needs the first two. ``influence`` is more work, one
+                Jacobian-vector product per pair of tokens and node. Blocks without attention have
+                ``"layer"`` and ``"influence"`` alone.
                 ``cross`` is for blocks that also attend to the states of an encoder: its tokens to
                 the heads of that cross-attention. With ``layer=None`` other blocks go without, and
                 if nothing else is asked for they are left out.
             output_indices: positions of the targets to attribute; None for all tokens.
-            tolerance: largest completeness error of a row, relative to its total. Rows that are
-                not within it after ``n_steps`` nodes are refined by panels whose errors are
-                known; rows that do not make it are named in a warning. None: the plain rule.
+            tolerance: largest completeness error of a row, relative to its total; with a target,
+                of the sum at every depth, relative to the change. Rows that are not within it after
+                ``n_steps`` nodes are refined by panels whose errors are known; rows that do not
+                make it are named in a warning. None: the plain rule.
             max_steps: most nodes for one row.
             dtype: precision of the path arithmetic, ``torch.float32`` or ``torch.float64``, on a
                 copy of one block at a time. None: the model's own, or float32 if that is half
@@ -195,18 +214,45 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             cross_baseline: where the path of the encoder's states starts, for ``"cross"``:
                 ``"zero"``; ``"mean"``, the mean of the text's own states, so that a map says what
                 their differences do; a number; or a tensor ``(D,)`` or ``(S_enc, D)``.
+            tokenizer: for tokens and texts given as strings; None is the one beside the model.
 
         Returns:
             A :class:`~captum_lig.LayerFlow` if ``layer`` is one block, a list of them
             otherwise; with ``return_convergence_delta`` a pair of that and, for each flow, its
             ``delta``: sum of attributions minus total by boundary, ``attention (B, H, T)``,
-            ``mlp (B, T)``, ``layer (B, T)``.
+            ``mlp (B, T)``, ``layer (B, T)``. With a target it is ``(B,)``: the sum over the tokens
+            entering the lowest layer minus the change of the number.
 
         Raises:
             LigError: for anything that cannot be worked with; the message says what to do.
         """
+        if target is not None:
+            only_without_target(
+                output_indices=output_indices,
+                mlp_start=None if mlp_start == "attention" else mlp_start,
+                self_term=self_term,
+                cross_baseline=None if cross_baseline == "zero" else cross_baseline,
+            )
+            own_default = isinstance(baselines, str) and baselines == "target_token"
+            question = Question(
+                inputs=inputs,
+                baselines=None if own_default else baselines,  # type: ignore[arg-type]
+                additional=additional_forward_args,
+                target=target,
+                tokenizer=tokenizer,
+                boundaries=boundaries,
+                dtype=check_dtype(dtype),
+                settings=Settings.checked(
+                    n_steps or 5, method, tolerance, max_steps, internal_batch_size
+                ),
+                show_progress=show_progress,
+            )
+            flows = flows_towards(self._finders, question)
+            return self._result(flows, return_convergence_delta)
+        n_steps = 16 if n_steps is None else n_steps
+        boundaries = BOUNDARIES if boundaries is None else boundaries
         settings = Settings.checked(n_steps, method, tolerance, max_steps, internal_batch_size)
-        problem = _Problem(
+        problem = Problem(
             asked=Asked.of(boundaries, self.scalarization, mlp_start),
             settings=settings,
             scalarization=self.scalarization,
@@ -220,7 +266,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         call = ModelCall.of(self.forward_func, inputs, additional_forward_args)
         flows = []
         with self._finder.blocks(call) as blocks:
-            starts = _one_for_each(baselines, blocks)
+            starts = one_for_each(baselines, blocks)  # type: ignore[arg-type]
             asked = problem.for_each(blocks, everything=self.layer is None)
             work = [one for one in zip(blocks, starts, asked, strict=True) if one[2] is not None]
             for block, start, own in tqdm(
@@ -231,13 +277,16 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 if self_term is not None:
                     flow = own.with_self_term(flow, self_term, block, block.valid)
                 flows.append(flow)
+        return self._result(flows, return_convergence_delta)
+
+    def _result(self, flows: list[LayerFlow], with_delta: bool) -> Any:
         warn_of_rows_not_converged(flows)
         # A module that runs several times (ALBERT's) has a flow for each.
         single = is_one(self.layer) and len(flows) == 1
         result = flows[0] if single else flows
-        if not return_convergence_delta:
+        if not with_delta:
             return result
-        return result, flows[0].delta if single else [flow.delta for flow in flows]
+        return result, self.compute_convergence_delta(result)
 
     def compute_convergence_delta(
         self, flow: LayerFlow | Sequence[LayerFlow]
@@ -245,8 +294,13 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         """Completeness errors, sum of attributions minus total, of a flow or a list of flows.
 
         Unlike Captum's, which adds up over targets and so hides errors of opposite sign, there
-        is one for each row.
+        is one for each row. Of flows with a target, one for each text, ``(B,)``: the sum over the
+        tokens at the depth where the lowest of the layers begins, minus the change.
         """
+        first = flow if isinstance(flow, LayerFlow) else flow[0]
+        if first.target is not None:
+            other = 0 if first.elsewhere is None else first.elsewhere
+            return first.need("entering").sum(-1) + other - first.need("change")
         return flow.delta if isinstance(flow, LayerFlow) else [f.delta for f in flow]
 
     def has_convergence_delta(self) -> bool:
@@ -257,156 +311,3 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
     def multiplies_by_inputs(self) -> bool:
         """True: attributions are contributions, not sensitivities."""
         return True
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """What is asked of a block."""
-
-    asked: Asked
-    settings: Settings
-    scalarization: str
-    output_indices: Sequence[int] | Tensor | None
-    dtype: torch.dtype | None
-    cross_baseline: Baseline
-
-    def check(self) -> None:
-        """Refuse what can be refused before the model runs."""
-        if self.dtype not in (None, torch.float32, torch.float64):
-            raise LigError(
-                f"dtype={brief(self.dtype)}: give torch.float32, torch.float64 or None; half "
-                "precision is too coarse for path integrals."
-            )
-        shapes = [self.cross_baseline.shape] if isinstance(self.cross_baseline, Tensor) else []
-        read_baseline(self.cross_baseline, torch.zeros(1), shapes, (), ("mean",), "cross_baseline")
-
-    def only(self, names: frozenset[str]) -> _Problem:
-        """The same of some of the boundaries."""
-        return replace(self, asked=replace(self.asked, boundaries=names))
-
-    def for_each(self, blocks: list[BlockCall], everything: bool) -> list[_Problem | None]:
-        """What to ask of each block, None for nothing.
-
-        If every block is meant, those without cross-attention go without that boundary.
-
-        Raises:
-            LigError: if none of them has it.
-        """
-        of_encoder = {name for name in self.asked.boundaries if KINDS[name].of_encoder}
-        if not (everything and of_encoder):
-            return [self] * len(blocks)
-        there = [find_cross(block) is not None for block in blocks]
-        if not any(there):
-            raise without_cross(blocks[-1])
-        rest = self.asked.boundaries - of_encoder
-        without = self.only(rest) if rest else None
-        return [self if cross else without for cross in there]
-
-    def flow(self, call: BlockCall, baseline: Baseline, valid: Tensor) -> LayerFlow:
-        """All boundaries of one block, for every text of the batch.
-
-        Args:
-            call: the block and what it was called with.
-            baseline: what the path of its input starts from.
-            valid: ``(B, S)`` False at padding.
-
-        Raises:
-            LigError: masks, baselines or indices that do not fit, or a block that cannot be split.
-        """
-        _check_heads(call, self.asked.boundaries)
-        began, meter = time.perf_counter(), Meter()
-        half = call.hidden.dtype not in (torch.float32, torch.float64)
-        call = call.in_dtype(self.dtype or (torch.float32 if half else call.hidden.dtype))
-        batch, sources, _ = call.hidden.shape
-        device = call.hidden.device
-        targets = torch.arange(sources, device=device)
-        if self.output_indices is not None:
-            targets = index_list(self.output_indices, sources, device, "tokens")
-        kept = [valid[text, targets].nonzero().squeeze(-1) for text in range(batch)]
-        if not any(len(rows) for rows in kept):
-            raise LigError(
-                f"output_indices={brief(self.output_indices)}: in every text the tokens there are "
-                "padding, choose others."
-            )
-        texts = [
-            self._of_text(call, text, baseline, targets, rows, meter) if len(rows) else {}
-            for text, rows in enumerate(kept)
-        ]
-        return LayerFlow(
-            name=call.name,
-            index=call.index,
-            targets=targets,
-            valid=valid,
-            scalarization=self.scalarization,
-            baseline=describe(baseline),
-            tolerance=self.settings.tolerance,
-            cost=Cost(
-                path_points=meter.pairs / sum(map(len, kept)),
-                forward_equivalents=meter.passed / (batch * sources),
-                seconds=time.perf_counter() - began,
-                path=meter.path,
-            ),
-            mlp_start=self.asked.mlp_start,
-            cross_baseline=describe(self.cross_baseline)
-            if any(KINDS[name].of_encoder for name in self.asked.boundaries)
-            else None,
-            tensors=stacked(texts, kept, len(targets)),
-        )
-
-    def _of_text(
-        self,
-        call: BlockCall,
-        text: int,
-        baseline: Baseline,
-        targets: Tensor,
-        rows: Tensor,
-        meter: Meter,
-    ) -> Parts:
-        """Results for the targets ``rows`` of one text, targets first."""
-        of_encoder = frozenset(n for n in self.asked.boundaries if KINDS[n].of_encoder)
-        inner, found = self.asked.boundaries - of_encoder, Parts()
-        start = start_of(baseline, call.hidden[text], text, len(call.hidden), targets)
-        if inner:
-            split, asked = SplitBlock(call, text, meter), self.only(inner).asked
-            found |= attribute_text(split, start.select(rows), targets[rows], asked, self.settings)
-        if of_encoder:
-            cross = find_cross(call)
-            if cross is None:
-                raise without_cross(call)
-            seen, asked = SplitCrossAttention(call, cross, text, meter), self.only(of_encoder).asked
-            begin = encoder_start(self.cross_baseline, seen.states, seen.seen)
-            found |= attribute_cross(seen, begin, targets[rows], asked, self.settings)
-        return found
-
-    def with_self_term(
-        self, flow: LayerFlow, estimate: str, call: BlockCall, valid: Tensor
-    ) -> LayerFlow:
-        """The flow with an estimate of its self terms."""
-        if estimate != "zero_ratio":
-            return flow.with_self_term(estimate)
-        names = self.asked.boundaries & set(BOUNDARIES)
-        zero = self.only(frozenset(names)).flow(call, "zero", valid)
-        warn_of_rows_not_converged([zero])
-        assert flow.cost is not None and zero.cost is not None
-        return replace(flow.with_self_term(estimate, zero), cost=flow.cost + zero.cost)
-
-
-def _check_heads(call: BlockCall, boundaries: frozenset[str]) -> None:
-    """Refuse boundaries of heads in a block whose attention is not reached."""
-    asked = tuple(name for name in KINDS if name in boundaries and KINDS[name].needs_heads)
-    if call.attention is None and asked:
-        raise LigError(
-            f"{call.describe()} has no attention that can be reached: boundaries={asked} need "
-            "one, and it has the layer boundary alone. Ask for boundaries=('layer',), name the "
-            "blocks with attention in layer=[...], or describe this one with captum_lig.Block."
-        )
-
-
-def _one_for_each(baselines: Baselines, calls: list[BlockCall]) -> list[Baseline]:
-    if not isinstance(baselines, (list, tuple)):
-        return [baselines] * len(calls)  # type: ignore[list-item]
-    if len(baselines) != len(calls):
-        raise LigError(
-            f"{len(baselines)} baselines for {len(calls)} layers: give one, or one for each."
-        )
-    return list(baselines)

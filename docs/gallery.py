@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from captum_lig import FlowGraph, LayerFlowIG
-from captum_lig.prediction import last_layer_relevance, layer_baselines, logit_difference
+from captum_lig.graph.trace import shared_out
+from captum_lig.prediction import last_layer_relevance, layer_baselines, logit, target_value
 from captum_lig.pretrained.minilm import embedded_model_path
 from captum_lig.views.plots import plot_graph, plot_map
 
@@ -29,7 +30,7 @@ sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("docs", "tut
 import biology
 import models
 
-from benchmarks.patching import entered, entering, patched
+from benchmarks.changed_inputs import entered, entering, patched
 
 Example = tuple[Figure, list[str]]
 
@@ -47,22 +48,22 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
 
 
 class Swap:
-    """Two texts that differ in one token, a scalar, and the graph of its difference."""
+    """Two texts that differ in one token, a target, and the graph of its difference."""
 
-    def __init__(self, model: Any, ids: Tensor, other: Tensor, scalar: Any, tokens: list[str]):
-        self.ids, self.other, self.scalar = ids, other, scalar
+    def __init__(self, model: Any, ids: Tensor, other: Tensor, target: Any, tokens: list[str]):
+        self.model, self.ids, self.other, self.target = model, ids, other, target
         inputs = {"input_ids": ids}
-        self.start = last_layer_relevance(model, scalar, inputs, other)
+        self.start = last_layer_relevance(model, target, inputs, other)
         starts = layer_baselines(model, inputs, other)
         flows = LayerFlowIG(model).attribute(inputs, starts, boundaries=("attention", "mlp"))
         self.graph = FlowGraph(flows, tokens)
-        self.trace = self.graph.relevance(start=self.start)
+        self.trace = shared_out(self.graph, start=self.start)
         self.value, self.other_value = self(ids), self(other)
 
     def __call__(self, ids: Tensor) -> float:
-        """The scalar of a text."""
+        """The target of a text."""
         with torch.no_grad():
-            return float(self.scalar(input_ids=ids))
+            return float(target_value(self.model, self.target, {"input_ids": ids}))
 
     def patched(self, modules: Sequence[nn.Module], places: Sequence[Any]) -> Tensor:
         """`(modules, places)`: what it costs to take over what enters a module, at a place."""
@@ -133,7 +134,7 @@ def smollm2() -> Example:
     )
     paris, rome = (tokenizer(word)["input_ids"][0] for word in (" Paris", " Rome"))
     tokens = tokenizer.convert_ids_to_tokens(ids[0])
-    swap = Swap(model, ids, other, logit_difference(model, paris, rome), tokens)
+    swap = Swap(model, ids, other, logit(paris, minus=rome), tokens)
     country, last = 3, 4
     figure, _ = plot_graph(swap.graph, source=country, k=1, start=swap.start)
 
@@ -256,9 +257,9 @@ def sapiens() -> Example:
     ids = torch.tensor([[vocabulary[token] for token in tokens]])
     other = ids.clone()
     other[0, residue] = vocabulary["V"]
-    scalar = logit_difference(model, vocabulary["L"], vocabulary["T"], position=asked)
+    target = logit(vocabulary["L"], vocabulary["T"], position=asked)
     names = [f"{token}{place}" for place, token in enumerate(tokens)]
-    swap = Swap(model, ids, other, scalar, names)
+    swap = Swap(model, ids, other, target, names)
     part = swap.graph.subgraph(tokens=range(104, 121))
     figure, _ = plot_graph(part, source=residue - 104, k=4, start=swap.start[104:121])
 

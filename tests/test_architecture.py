@@ -28,6 +28,7 @@ FLOORS = (
     ("graph",),
     ("io",),
     ("inspection", "prediction"),
+    ("attribution", "patching"),
     ("views",),
     ("layer_flow_ig", "set_to_set_ig"),
     ("explain",),

@@ -257,6 +257,12 @@ class Declared:
         beside=("residual",),
         also=("feed_forward_token", "cross_token", "cross_sum"),
     )
+    feed_forward_cross = Field(
+        "feed_forward_cross",
+        _BY_TARGET,
+        "u_cross -> m: what of the MLP's output comes from the heads of the cross-attention.",
+        asked=("feed_forward",),
+    )
     feed_forward = Field(
         "feed_forward",
         _BY_TARGET,
@@ -268,6 +274,7 @@ class Declared:
         "u -> m: what of the MLP's output comes from each head.",
         total="feed_forward",
         beside=("feed_forward_token",),
+        also=("feed_forward_cross",),
         asked=("feed_forward",),
     )
     layer_total = Field("layer_total", _BY_TARGET, "What a row of layer adds up to.",
@@ -350,6 +357,12 @@ class Declared:
     )
     entering = Field(
         "entering", ("text", "source"), "Relevance of the tokens entering the layer to the target."
+    )
+    elsewhere = Field(
+        "elsewhere",
+        ("text",),
+        "Relevance that at this depth belongs to tokens of the other stream of an encoder-decoder: "
+        "with what enters it adds up to the change.",
     )
     change = Field("change", ("text",), "The target of the inputs less that of the baselines.")
     scale = Field(

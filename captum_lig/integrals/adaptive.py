@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class Panel:
 
     low: float
     high: float
+    graded: bool = True
+    """Whether everything can happen near 0, below any scale."""
 
     def nodes(self, count: int) -> tuple[Tensor, Tensor]:
         """Nodes and weights, gathered towards the low end as far as the panel spans scales.
@@ -41,11 +43,11 @@ class Panel:
         At the start of a path everything can happen below any scale (scale-invariant norms), so
         a panel from 0 is graded, and one that spans scales is uniform in log a.
         """
-        if self.low == 0:
+        if self.low == 0 and self.graded:
             t, w = nodes_and_weights("gausslegendre_graded", count)
             return self.high * t, self.high * w
         t, w = nodes_and_weights("gausslegendre", count)
-        if self.high <= NARROW * self.low:
+        if not self.graded or self.high <= NARROW * self.low:
             return self.low + (self.high - self.low) * t, (self.high - self.low) * w
         ratio = math.log(self.high / self.low)
         a = self.low * torch.exp(ratio * t)
@@ -53,13 +55,13 @@ class Panel:
 
     def halves(self) -> tuple[Panel, Panel]:
         """Two panels in its place."""
-        if self.low == 0:
-            middle = self.high / 16
-        elif self.high <= NARROW * self.low:
+        if not self.graded or (self.low > 0 and self.high <= NARROW * self.low):
             middle = (self.low + self.high) / 2
+        elif self.low == 0:
+            middle = self.high / 16
         else:
             middle = math.sqrt(self.low * self.high)
-        return Panel(self.low, middle), Panel(middle, self.high)
+        return replace(self, high=middle), replace(self, low=middle)
 
 
 NARROW = 4.0
@@ -111,7 +113,7 @@ def refine(boundary: Boundary, parts: Parts, settings: Settings) -> Parts:
     limit = SHARE * tolerance * boundary.scale
     error = boundary.error(boundary.sums(parts), boundary.totals)
     bad = (error > limit).any(-1).nonzero().squeeze(-1)
-    if len(bad) == 0 or n_steps + 3 * _panel_steps(n_steps) > max_steps:
+    if len(bad) == 0 or n_steps + 3 * _panel_steps(boundary, n_steps) > max_steps:
         return parts
     refined = _by_panels(boundary.select(bad).precise(), tolerance, n_steps, max_steps)
     return {
@@ -123,10 +125,12 @@ def _by_panels(boundary: Boundary, tolerance: float, n_steps: int, max_steps: in
     limit = SHARE * tolerance * boundary.scale
     totals = boundary.totals
     rows = torch.arange(len(totals), device=totals.device)
-    count = _panel_steps(n_steps)
+    count = _panel_steps(boundary, n_steps)
     used = torch.full_like(rows, n_steps)
     parts: Parts = {}
-    queue = _split([_Piece(Panel(0.0, 1.0), rows, torch.zeros_like(totals), totals)], boundary)
+    queue = _split(
+        [_Piece(Panel(0.0, 1.0, boundary.graded), rows, torch.zeros_like(totals), totals)], boundary
+    )
     while queue:
         remaining: list[_Piece] = []
         unfinished = torch.zeros_like(rows)
@@ -157,8 +161,9 @@ def _by_panels(boundary: Boundary, tolerance: float, n_steps: int, max_steps: in
     return parts
 
 
-def _panel_steps(n_steps: int) -> int:
-    return max(4, n_steps // 2)
+def _panel_steps(boundary: Boundary, n_steps: int) -> int:
+    """Half of the first rule, if a panel's grading makes up for it."""
+    return max(4, n_steps // 2 if boundary.graded else n_steps)
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,11 @@ class Boundary(ABC):
         return None
 
     @property
+    def graded(self) -> bool:
+        """Whether panels gather their nodes where the path starts: see :meth:`across`."""
+        return True
+
+    @property
     def pairs_at_once(self) -> int:
         """How many pairs of a path point and a row to evaluate at once."""
         return 2**62

@@ -52,6 +52,18 @@ class Settings:
             whole_number("max_steps", max_steps, n_steps)
         return cls(alphas, weights, tolerance, max_steps, internal_batch_size)
 
+    def points_at_once(self, floats: int, tokens: int, like: Tensor) -> int:
+        """How many points of a line to work on at once, all tokens together.
+
+        Args:
+            floats: about how many numbers a point takes.
+            tokens: how many tokens a point has.
+            like: a tensor of them.
+        """
+        if self.internal_batch_size is not None:
+            return max(1, self.internal_batch_size // tokens)
+        return max(1, MEMORY // (floats * like.element_size()))
+
     def pairs_at_once(self, floats: int, size: int) -> int:
         """How many pairs of a path point and a target to work on at once.
 

@@ -18,6 +18,7 @@ from captum_lig.model.attention_call import AttentionCall, lowest
 __all__ = [
     "Attention",
     "BlockCall",
+    "FeedForward",
     "Site",
     "Spread",
     "first_tensor",
@@ -85,6 +86,22 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class FeedForward:
+    """Where a block's MLP gives what it adds: one call of a module inside the block."""
+
+    module: nn.Module
+    turn: int
+    """Which of that module's calls within one run of the block, from 0."""
+    name: str
+    """Its dotted name within the block."""
+    block: nn.Module
+    flat: bool = False
+    """Whether it gives its tokens as ``(N * S, D)``."""
+    beside: bool = False
+    """Whether it returns something else beside them."""
+
+
+@dataclass(frozen=True)
 class BlockCall:
     """What one block of a model was called with, and what it gave, in a run over ``B`` texts."""
 
@@ -112,6 +129,8 @@ class BlockCall:
     before that was found out."""
     padding: Tensor | None = None
     """``(B, S)`` True at padding; None before that was found out."""
+    feed_forward: FeedForward | None = None
+    """Its MLP, if it was looked for or the caller named it."""
 
     @property
     def valid(self) -> Tensor:
@@ -282,12 +301,20 @@ class BlockCall:
                 sinks=None if sinks is None else sinks.to(dtype),
                 projection=None if inside is None else module.get_submodule(names[inside]),
             )
+        feed_forward = self.feed_forward
+        if feed_forward is not None:
+            feed_forward = replace(
+                feed_forward,
+                module=module.get_submodule(names[feed_forward.module]),
+                block=module,
+            )
         call = replace(
             self,
             module=module,
             args=tuple(_mapped(value, cast) for value in self.args),
             kwargs={name: _mapped(value, cast) for name, value in self.kwargs.items()},
             attention=attention,
+            feed_forward=feed_forward,
         )
         texts = range(self.hidden.shape[0])
         outputs = [(one := call.for_text(text)).on(one.hidden) for text in texts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,6 +158,30 @@ class ModelCall:
         args = tuple(other if value is given else value for value in self.args)
         kwargs = {name: other if x is given else x for name, x in self.kwargs.items()}
         return replace(self, args=args, kwargs=kwargs)
+
+    def for_text(self, text: int, batch: int) -> ModelCall:
+        """The call for one text of a batch of ``batch``."""
+
+        def one(value: Any) -> Any:
+            batched = isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch
+            return value[text : text + 1] if batched else value
+
+        return self._with(one) if batch > 1 else self
+
+    def repeated(self, copies: int) -> ModelCall:
+        """The call of one text for ``copies`` of it."""
+
+        def many(value: Any) -> Any:
+            single = isinstance(value, Tensor) and value.dim() > 0 and len(value) == 1
+            return value.expand(copies, *value.shape[1:]) if single else value
+
+        return self._with(many) if copies > 1 else self
+
+    def _with(self, change: Callable[[Any], Any]) -> ModelCall:
+        args = tuple(map(change, self.args))
+        kwargs = {name: change(value) for name, value in self.kwargs.items()}
+        masked = tuple(Masked(change(one.mask), change(one.tokens)) for one in self.masked)
+        return replace(self, args=args, kwargs=kwargs, masked=masked)
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What to call the model with, its lists and mappings new: a state may be kept in them."""

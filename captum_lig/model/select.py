@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, handle_with
-from captum_lig.model.call import Attention, BlockCall, Spread
+from captum_lig.model.call import Attention, BlockCall, FeedForward, Spread
+from captum_lig.model.feed_forward import find_feed_forward
 from captum_lig.model.find_blocks import elements, record_blocks
 from captum_lig.model.hf_attention import use_interface
 from captum_lig.model.hooks import attribution, uncompiled
@@ -24,7 +25,7 @@ from captum_lig.model.texts import with_readings
 from captum_lig.model.user_block import Block, record_user_block
 from captum_lig.model.validate import compare_with_model, validate_block
 
-__all__ = ["Finder", "Layer", "is_one"]
+__all__ = ["Finder", "Layer", "chosen", "is_one"]
 
 Layer = nn.Module | str | int | Block
 
@@ -40,6 +41,7 @@ class Finder:
         self.left_out: list[str] = []
         """What the last run had beside the blocks that may be blocks too, if none were named."""
         self._said = False
+        self._feed_forward: dict[tuple[Any, ...], FeedForward | None] = {}
         self._known: dict[tuple[Any, ...], tuple[Spread, tuple[int, ...], Attention | None]] = {}
 
     @contextmanager
@@ -86,6 +88,17 @@ class Finder:
                 compare_with_model(calls, call.run_unmodified)
             with recording():
                 yield calls
+
+    def feed_forward(self, block: BlockCall) -> FeedForward | None:
+        """Where a block's MLP gives its output, found the first time that the block is seen."""
+        kind = _kind(block)
+        if kind not in self._feed_forward:
+            self._feed_forward[kind] = find_feed_forward(block)
+        return self._feed_forward[kind]
+
+    def another(self, call: ModelCall) -> list[BlockCall]:
+        """What the blocks are called with in another run, inside :meth:`blocks`."""
+        return recorded(self.model, self.layer, call)[0]
 
     def attached(self, block: BlockCall) -> BlockCall:
         """The recorded block with where to split it, validated the first time that it is seen.
@@ -213,14 +226,14 @@ def recorded(
         calls, left_out = record_blocks(model, call.run, named)
     if layer is None:
         return calls, left_out
-    chosen: list[BlockCall] = []
+    found: list[BlockCall] = []
     for one in layers:
         if isinstance(one, Block):
             own = record_user_block(model, one, *call.arguments())
-            chosen.append(replace(own, index=len(chosen)))
+            found.append(replace(own, index=len(found)))
         else:
-            chosen.extend(_select(calls, one))
-    return chosen, []
+            found.extend(chosen(calls, one))
+    return found, []
 
 
 def _named(model: nn.Module, layers: Sequence[Layer]) -> dict[str, nn.Module]:
@@ -246,7 +259,12 @@ def _named(model: nn.Module, layers: Sequence[Layer]) -> dict[str, nn.Module]:
     return found
 
 
-def _select(calls: list[BlockCall], layer: Layer) -> list[BlockCall]:
+def chosen(calls: list[BlockCall], layer: Layer) -> list[BlockCall]:
+    """The blocks that a number, a name or a module means.
+
+    Raises:
+        LigError: if there are none.
+    """
     if isinstance(layer, int):
         if not -len(calls) <= layer < len(calls):
             raise LigError(

@@ -7,9 +7,11 @@ what the model computes; :meth:`SplitBlock.check` validates it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any, NoReturn
 
 import torch
@@ -25,11 +27,21 @@ from captum_lig.model.hooks import hooked, replaced_forward, stoppable
 from captum_lig.model.output_projection import LINEAR, replace_input
 from captum_lig.model.sdpa import use_sdpa
 
-__all__ = ["SplitBlock", "epsilons"]
+__all__ = ["SplitBlock", "epsilons", "skipping"]
 
 AtCore = Callable[[Callable[[], Tensor], AttentionCall | None], Tensor]
 """What to do at the core: given the block's output there, ``(N, T, H, e)`` when called, and
 the attention call if there is one, return the output to go on with."""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """What a block's cross-attention is run with, see :meth:`SplitBlock.crossing`."""
+
+    position: int | str
+    states: Tensor
+    turn: int
+    at_core: AtCore | None
 
 
 class SplitBlock:
@@ -57,6 +69,7 @@ class SplitBlock:
         """``(1 or H, T, S)`` False where the mask forbids a source, or None."""
         self.epsilons = epsilons(self.call.module)
         """Values of eps of the norms inside the block."""
+        self._crossing: Crossing | None = None
 
     # --- the block in parts ---
 
@@ -132,9 +145,17 @@ class SplitBlock:
             positions = torch.cat([positions, positions.new_zeros(spare)])
         u = u.reshape(sequences, length, *u.shape[1:])
         packed = z.reshape(sequences, length, width), positions.reshape(sequences, length)
-        with skipping(self._skipped):
-            output = self.with_u(u, *packed)
+        output = self.after_attention(u, *packed)
         return output.reshape(-1, output.shape[-1])[:count]
+
+    def after_attention(self, u: Tensor, z: Tensor, positions: Tensor | None = None) -> Tensor:
+        """:meth:`with_u` without the projections that only serve the attention."""
+        with skipping(self._skipped):
+            return self.with_u(u, z, positions)
+
+    def prepare(self) -> None:
+        """Find out what :meth:`after_attention` can leave out, on the text as it is."""
+        assert self._skipped is not None
 
     def whole(self, z: Tensor) -> Tensor:
         """The block itself, ``(N, S, D)`` to ``(N, S, D)``."""
@@ -203,13 +224,16 @@ class SplitBlock:
     def _run(self, z: Tensor, at_core: AtCore, positions: Tensor | None = None) -> Tensor:
         """The block's output ``(N, S, D)``, with what ``at_core`` gives at its first attention."""
         attention = self.call.attention
-        reached = False
+        turns, crossing = count(), self._crossing
 
         def dispatch(call: AttentionCall) -> Tensor:
-            nonlocal reached
-            first, reached = not reached, True
+            turn = next(turns)
+            if turn == 0 and self.opens:
+                return at_core(call.eager, call)
             # Later calls are others: the encoder's tokens seen from a decoder.
-            return at_core(call.eager, call) if first and self.opens else call.eager()
+            if crossing is not None and turn == crossing.turn and crossing.at_core is not None:
+                return crossing.at_core(call.eager, call)
+            return call.eager()
 
         self.meter.passed += z.shape[0] * z.shape[1]
         with ExitStack() as stack:
@@ -222,7 +246,26 @@ class SplitBlock:
                         attention.projection, attention.heads, lambda u: at_core(lambda: u, None)
                     )
                 )
-            return self.call.on(z, positions=positions)
+            instead = None if crossing is None else (crossing.position, crossing.states)
+            return self.call.on(z, instead, positions)
+
+    @contextmanager
+    def crossing(
+        self, position: int | str, states: Tensor, turn: int, at_core: AtCore | None = None
+    ) -> Iterator[None]:
+        """Let the block attend to other states of an encoder, in the runs made inside.
+
+        Args:
+            position: position or name of the argument that they are.
+            states: ``(N, S_enc, D)``.
+            turn: which of the block's attention calls is the cross-attention.
+            at_core: what to do there.
+        """
+        self._crossing = Crossing(position, states, turn, at_core)
+        try:
+            yield
+        finally:
+            self._crossing = None
 
     @property
     def own(self) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_lig.errors import LigError
 from captum_lig.model.call import Attention, BlockCall, PreCorePost, first_tensor, hidden_of
+from captum_lig.model.feed_forward import named_feed_forward
 from captum_lig.model.hooks import hooked, stoppable
 from captum_lig.model.sdpa import use_sdpa
 
@@ -35,6 +36,8 @@ class Block:
         core: what ``pre`` gives to ``u (N, S, H, d)``. The only part that mixes tokens.
         post: ``u (N, S, H, d)`` and ``z (N, S, D)`` to ``z' (N, S, D)``, token by token.
             ``pre``, ``core`` and ``post`` come together, instead of ``attention``.
+        feed_forward: the module in the block whose output is what the MLP adds, or its dotted name
+            in ``input`` or in the model. None: it is looked for.
 
     Raises:
         LigError: arguments that do not go together.
@@ -56,9 +59,10 @@ class Block:
     pre: Callable[[Tensor], Any] | None = None
     core: Callable[..., Tensor] | None = None
     post: Callable[[Tensor, Tensor], Tensor] | None = None
+    feed_forward: Module | None = None
 
     def __post_init__(self) -> None:
-        for name in ("input", "output", "attention"):
+        for name in ("input", "output", "attention", "feed_forward"):
             value = getattr(self, name)
             if not isinstance(value, (nn.Module, str)) and (name == "input" or value is not None):
                 raise LigError(
@@ -145,6 +149,7 @@ def record_user_block(
         LigError: if a module is not the model's, does not run, or does not map tokens to tokens.
     """
     start, name = _resolved(model, block.input)
+    name_of_input = name
     end, end_name = (start, name) if block.output is None else _resolved(model, block.output)
     module: nn.Module = start
     if end is not start:
@@ -165,9 +170,8 @@ def record_user_block(
     if block.attention is not None:
         projection, _ = _resolved(model, block.attention)
         assert block.heads is not None
-        attention = Attention(block.heads, projection=projection)
-        return replace(call, attention=attention)
-    if block.parts is not None:
+        call = replace(call, attention=Attention(block.heads, projection=projection))
+    elif block.parts is not None:
         pre, core, _ = block.parts
         with torch.no_grad():
             made = pre(call.hidden[:1])
@@ -177,8 +181,11 @@ def record_user_block(
                 f"{call.describe()}: core gives {tuple(u.shape)} for z "
                 f"{tuple(call.hidden[:1].shape)}, give u (N, S, H, d)."
             )
-        return replace(call, attention=Attention(u.shape[2], parts=block.parts))
-    return call
+        call = replace(call, attention=Attention(u.shape[2], parts=block.parts))
+    if block.feed_forward is None:
+        return call
+    named_module = _within(model, name_of_input, block.feed_forward)
+    return replace(call, feed_forward=named_feed_forward(call, named_module))
 
 
 def check_span(call: BlockCall) -> None:
@@ -222,6 +229,14 @@ def _resolved(model: nn.Module, module: Module) -> tuple[nn.Module, str]:
     if id(module) not in names:
         raise LigError(f"Block: {type(module).__name__} is not a module of the model.")
     return module, names[id(module)]
+
+
+def _within(model: nn.Module, block: str, module: Module) -> nn.Module:
+    """A module of the model, by a name in the block, if it has such a one, or in the model."""
+    inside = f"{block}.{module}"
+    if isinstance(module, str) and block and inside in dict(model.named_modules()):
+        return _resolved(model, inside)[0]
+    return _resolved(model, module)[0]
 
 
 def _called(

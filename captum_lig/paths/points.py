@@ -78,6 +78,13 @@ class PointSet:
             velocity = velocity + rest * mean * self.values.reference
         return self._out(velocity)
 
+    def edges(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Rates as :meth:`rates` gives them, and their part through the values alone."""
+        values = self._sum(self.values.dots(self._in(g))[1].mul_(self.weights.p))
+        if self.frozen is not None:
+            values.masked_fill_(self.frozen, 0.0)
+        return self.rates(g), values
+
     def rates(self, g: Tensor) -> Tensor:
         """Rates ``(H, R, S)`` for cotangents ``g (P, R, H, d)``, summed over the points."""
         g = self._in(g)

@@ -1,5 +1,6 @@
-"""From a scalar of the model to the tokens of its last layer, and from there down the graph."""
+"""Numbers that a model says about a text, and Captum's relevances of its tokens to them."""
 
+from captum_lig.prediction.baselines import input_baseline
 from captum_lig.prediction.comparison import (
     RelevanceComparison,
     compare_with_layer_integrated_gradients,
@@ -9,20 +10,32 @@ from captum_lig.prediction.layer_ig import (
     direct_relevance,
     last_layer_relevance,
     layer_baselines,
-    token_baseline,
 )
-from captum_lig.prediction.targets import class_logit, cosine, logit, logit_difference
+from captum_lig.prediction.targets import (
+    Target,
+    class_logit,
+    cosine,
+    log_probability,
+    logit,
+    read_target,
+    state,
+    target_value,
+)
 
 __all__ = [
     "DirectRelevance",
     "RelevanceComparison",
+    "Target",
     "class_logit",
     "compare_with_layer_integrated_gradients",
     "cosine",
     "direct_relevance",
+    "input_baseline",
     "last_layer_relevance",
     "layer_baselines",
+    "log_probability",
     "logit",
-    "logit_difference",
-    "token_baseline",
+    "read_target",
+    "state",
+    "target_value",
 ]

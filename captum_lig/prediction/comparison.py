@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,12 @@ from captum_lig.errors import LigError
 from captum_lig.flow.compare_maps import Comparison, compare_maps
 from captum_lig.graph import FlowGraph
 from captum_lig.graph.trace import shared_out
-from captum_lig.prediction.layer_ig import (
-    DirectRelevance,
-    InputBaseline,
-    Inputs,
-    Integration,
-    direct_relevance,
-)
-from captum_lig.prediction.targets import Scalar
+from captum_lig.prediction.baselines import InputBaseline, Inputs
+from captum_lig.prediction.layer_ig import DirectRelevance, Integration, direct_relevance
+from captum_lig.prediction.targets import TargetLike
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["RelevanceComparison", "compare", "compare_with_layer_integrated_gradients"]
 
@@ -33,7 +31,8 @@ MAPS = ("carried", "stays", "uniform")
 class RelevanceComparison:
     """Carried relevances, direct ones and two controls, at ``R`` depths for ``N`` tokens.
 
-    At the last depth both start: carried and direct are the same there.
+    A graph of flows towards a target has relevances of its own; any other is given the direct ones
+    at the last depth, so that there both are the same.
     """
 
     layers: tuple[int, ...]
@@ -42,14 +41,16 @@ class RelevanceComparison:
     labels: tuple[str, ...]
     """The tokens."""
     carried: Tensor
-    """``(R, N)`` float64: the last depth's direct relevances, carried down the graph."""
+    """``(R, N)`` float64: the graph's. Of a graph without a target of its own they are the last
+    depth's direct relevances, handed down."""
     direct: Tensor
     """``(R, N)`` float64: ``LayerIntegratedGradients`` at each depth."""
     direct_delta: Tensor
     """``(R,)`` Captum's convergence delta: sum of ``direct`` minus ``change``."""
     change: float
-    """Scalar of the inputs minus that of the baselines."""
+    """Target of the inputs minus that of the baselines."""
     rule: str
+    """How the graph shares out, or ``"target"`` if its flows are towards a target."""
     absolute: bool
 
     @property
@@ -97,11 +98,12 @@ class RelevanceComparison:
 def compare_with_layer_integrated_gradients(
     graph: FlowGraph,
     model: nn.Module,
-    scalar: Scalar,
+    target: TargetLike,
     inputs: Inputs,
     baselines: InputBaseline = None,
     additional_forward_args: object = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     layers: Sequence[int] | None = None,
     rule: str = "conserve",
     absolute: bool = False,
@@ -110,17 +112,18 @@ def compare_with_layer_integrated_gradients(
 ) -> RelevanceComparison:
     """Put relevances that the graph carries beside Captum's ``LayerIntegratedGradients``.
 
-    Both begin with ``LayerIntegratedGradients`` at the output of the graph's last layer. One is
-    handed down the graph, the other is computed anew at the input of every layer: those with the
+    ``LayerIntegratedGradients`` is computed anew at the input of every layer: those with the
     indices ``layers``, None for all of the graph. The graph is of the text ``inputs``, from flows
-    of this model. All else is as in :func:`direct_relevance` and :func:`compare`, errors too.
+    of this model, towards the same target and from the same baselines if they have a target. All
+    else is as in :func:`direct_relevance` and :func:`compare`, errors too.
     """
     direct = direct_relevance(
         model,
-        scalar,
+        target,
         inputs,
         baselines,
         additional_forward_args,
+        tokenizer=tokenizer,
         layers=graph.indices if layers is None else layers,
         last=graph.indices[-1],
         show_progress=show_progress,
@@ -135,7 +138,8 @@ def compare(
     """The comparison with direct relevances that are there already, for several graphs or rules.
 
     The graph is of the same text and ends with the layer that ``direct`` ends with; ``rule`` and
-    ``absolute`` are those of :meth:`FlowGraph.relevance`.
+    ``absolute`` are those of :meth:`FlowGraph.relevance`. If the graph's flows are towards a target
+    its own relevances are compared, and neither is used.
 
     Raises:
         LigError: for a graph of other layers or another text.
@@ -152,11 +156,10 @@ def compare(
             f"the graph is of {len(graph.positions)} tokens, the inputs of "
             f"{len(direct.positions)}: give the text that the graph was made of."
         )
-    trace = (
-        shared_out(graph, start=direct.tokens[-1], rule=rule, absolute=absolute)
-        if graph.target is None
-        else graph.relevance(rule=rule, absolute=absolute)
-    )
+    if graph.target is None:
+        trace = shared_out(graph, start=direct.tokens[-1], rule=rule, absolute=absolute)
+    else:
+        trace, rule, absolute = graph.relevance(), "target", False
     return RelevanceComparison(
         layers=direct.layers,
         labels=trace.labels,

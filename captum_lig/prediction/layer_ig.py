@@ -1,9 +1,9 @@
-"""What each token of a layer has to do with a scalar: Captum's ``LayerIntegratedGradients``."""
+"""What each token of a layer has to do with a target: Captum's ``LayerIntegratedGradients``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -19,32 +19,24 @@ from captum_lig.integrals import quadrature
 from captum_lig.model.call import BlockCall
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder
+from captum_lig.prediction.baselines import InputBaseline, Inputs, input_baseline, main_input
 from captum_lig.prediction.residual_stream import ResidualStream
-from captum_lig.prediction.targets import Scalar
+from captum_lig.prediction.targets import TargetLike, read_target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = [
-    "DirectRelevance",
-    "direct_relevance",
-    "last_layer_relevance",
-    "layer_baselines",
-    "token_baseline",
-]
+__all__ = ["DirectRelevance", "direct_relevance", "last_layer_relevance", "layer_baselines"]
 
 METHODS = tuple(name for name in quadrature.METHODS if name != "gausslegendre_graded")
 """Of Captum, which integrates."""
-Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Any]
-InputBaseline = float | Tensor | tuple[float | Tensor, ...] | None
-"""As in Captum: a number, a tensor ``(1, S, ...)``, a tuple of those, or None for 0."""
 
 
 @dataclass(frozen=True)
 class DirectRelevance:
-    """``LayerIntegratedGradients`` of a scalar at ``R`` depths of a model.
+    """``LayerIntegratedGradients`` of a target at ``R`` depths of a model.
 
-    ``N`` tokens, padding left out. Units are the scalar's.
+    ``N`` tokens, padding left out. Units are the target's.
     """
 
     layers: tuple[int, ...]
@@ -55,9 +47,11 @@ class DirectRelevance:
     delta: Tensor
     """``(R,)`` Captum's convergence delta: sum of attributions minus ``change``."""
     change: float
-    """Scalar of the inputs minus that of the baselines: what each row should add up to."""
+    """Target of the inputs minus that of the baselines: what each row should add up to."""
     positions: Tensor
     """``(N,)`` positions of the tokens in the text as the model got it."""
+    target: str
+    """What the target is."""
 
 
 class Integration(TypedDict, total=False):
@@ -74,11 +68,12 @@ class Integration(TypedDict, total=False):
 @overload
 def last_layer_relevance(
     model: nn.Module,
-    scalar: Scalar,
+    target: TargetLike,
     inputs: Inputs,
     baselines: InputBaseline = None,
     additional_forward_args: object = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     layer: nn.Module | str | int | None = None,
     return_convergence_delta: Literal[False] = False,
     **settings: Unpack[Integration],
@@ -88,11 +83,12 @@ def last_layer_relevance(
 @overload
 def last_layer_relevance(
     model: nn.Module,
-    scalar: Scalar,
+    target: TargetLike,
     inputs: Inputs,
     baselines: InputBaseline = None,
     additional_forward_args: object = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     layer: nn.Module | str | int | None = None,
     return_convergence_delta: Literal[True],
     **settings: Unpack[Integration],
@@ -101,28 +97,29 @@ def last_layer_relevance(
 
 def last_layer_relevance(
     model: nn.Module,
-    scalar: Scalar,
+    target: TargetLike,
     inputs: Inputs,
     baselines: InputBaseline = None,
     additional_forward_args: object = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     layer: nn.Module | str | int | None = None,
     return_convergence_delta: bool = False,
     **settings: Unpack[Integration],
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Relevance of the tokens leaving the last block to a scalar of the model.
+    """Relevance of the tokens leaving the last block to a target of the model.
 
     Captum's ``LayerIntegratedGradients`` at the block's output, added up over the width: what
     :meth:`FlowGraph.relevance` hands further down, as its ``start``.
 
     Args:
-        model: the Transformer that the scalar is of.
-        scalar: called as the model is, gives ``(B,)``: see :mod:`captum_lig.prediction.targets`.
+        model: the Transformer that the target is of.
+        target: the number to explain, see :func:`~captum_lig.prediction.targets.read_target`.
         inputs: one text, as :meth:`LayerFlowIG.attribute` takes it.
-        baselines: where the path starts, as in Captum: token ids, or vectors if the model gets
-            those. None: 0, as in Captum, for every token; :func:`token_baseline` gives better
-            ones. Of a tokenizer's mapping only the ids (or vectors) have a baseline.
+        baselines: where the path starts, see
+            :func:`~captum_lig.prediction.baselines.input_baseline`.
         additional_forward_args: further arguments after ``inputs``, without baselines.
+        tokenizer: of the text, for strings; None is the one beside the model.
         layer: another block, at whose output to attribute, for a graph that ends there.
         return_convergence_delta: also return Captum's convergence delta.
         settings: of the integral, as in Captum: ``n_steps`` (50), ``method``
@@ -133,9 +130,9 @@ def last_layer_relevance(
         ``return_convergence_delta`` a pair of that and the delta ``(1,)``.
 
     Raises:
-        LigError: for inputs, baselines, a layer or a scalar that cannot be worked with.
+        LigError: for inputs, baselines, a layer or a target that cannot be worked with.
     """
-    question = _Question(model, scalar, inputs, baselines, additional_forward_args)
+    question = _Question(model, target, inputs, baselines, additional_forward_args, tokenizer)
     number = -1 if layer is None else _chosen(model, layer, question.stream.blocks)
     tokens, delta = question.attribute(question.stream.leaving[number], **settings)
     return (tokens, delta) if return_convergence_delta else tokens
@@ -143,11 +140,12 @@ def last_layer_relevance(
 
 def direct_relevance(
     model: nn.Module,
-    scalar: Scalar,
+    target: TargetLike,
     inputs: Inputs,
     baselines: InputBaseline = None,
     additional_forward_args: object = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     layers: Sequence[int] | None = None,
     last: int | None = None,
     show_progress: bool = False,
@@ -160,7 +158,7 @@ def direct_relevance(
     ``show_progress`` shows a bar over layers. All else is as in :func:`last_layer_relevance`,
     errors too.
     """
-    question = _Question(model, scalar, inputs, baselines, additional_forward_args)
+    question = _Question(model, target, inputs, baselines, additional_forward_args, tokenizer)
     stream = question.stream
     count, cpu = len(stream.blocks), torch.device("cpu")
     end = count - 1 if last is None else int(index_list([last], count, cpu, "layers", "last")[0])
@@ -177,49 +175,8 @@ def direct_relevance(
         delta=torch.cat(delta),
         change=question.change,
         positions=question.positions,
+        target=question.bound.words,
     )
-
-
-def token_baseline(
-    inputs: Mapping[str, Any] | Tensor,
-    tokenizer: PreTrainedTokenizerBase,
-    token: int | None = None,
-    keep_special: bool = True,
-) -> Tensor:
-    """The text with its tokens replaced by padding.
-
-    Captum's default, 0 at every token, is no such text for a decoder: tokens that are all the
-    same get all the same vectors, each as large as that of the first token (an attention sink),
-    and the integral from there does not converge.
-
-    Args:
-        inputs: what the tokenizer returned, or its ``input_ids``.
-        tokenizer: of the text.
-        token: id of the token to put in; None for the padding token, or the end-of-text token of
-            a tokenizer that has none.
-        keep_special: leave the special tokens of the text where they are (``[CLS]``, ``[SEP]``),
-            and the first token of a text that begins with none. They do not
-            move on the path, so that their relevance at layer 0 is 0.
-
-    Returns:
-        Token ids, like the text's: ``baselines`` of :func:`last_layer_relevance`.
-
-    Raises:
-        LigError: if the tokenizer has neither token and none was given.
-    """
-    ids: Tensor = inputs["input_ids"] if isinstance(inputs, Mapping) else inputs
-    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    if token is None:
-        token = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    if token is None:
-        raise LigError("the tokenizer has no padding and no end-of-text token: give token=.")
-    filled = torch.full_like(ids, token)
-    if not keep_special:
-        return filled
-    kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
-    first = kept & (kept.cumsum(-1) == 1)
-    return torch.where(special | first, ids, filled)
 
 
 def layer_baselines(
@@ -227,6 +184,8 @@ def layer_baselines(
     inputs: Inputs,
     baselines: InputBaseline = None,
     additional_forward_args: object = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[Tensor]:
     """The residual stream entering each block when the model is called with the baselines.
 
@@ -237,12 +196,17 @@ def layer_baselines(
     Returns:
         ``(1, S, D)``, one a block, in the order they run.
     """
-    given = _Given.of(model, inputs, baselines, additional_forward_args)
-    start: Inputs = given.baselines
-    if isinstance(inputs, Mapping):
-        start = {**inputs, given.names[0]: given.baselines[0]}
-        additional_forward_args = None
-    return [block.hidden.detach() for block in _blocks(model, start, additional_forward_args)]
+    start = input_baseline(model, inputs, baselines, additional_forward_args, tokenizer)
+    _one_text(inputs)
+    call = ModelCall.of(model, start, additional_forward_args)
+    return [block.hidden.detach() for block in _blocks(call)]
+
+
+def _one_text(inputs: Inputs) -> None:
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    first = next(x for x in (inputs, *values) if isinstance(x, Tensor))
+    if len(first) != 1:
+        raise LigError(f"inputs hold {len(first)} texts: give one, as a batch of one.")
 
 
 @dataclass(frozen=True)
@@ -253,59 +217,68 @@ class _Given:
     baselines: tuple[Tensor, ...]
     further: tuple[Any, ...]
     names: tuple[str, ...]
-    """Names of the one input and of ``further``, if the caller gave a mapping."""
+    """Names of ``inputs`` and ``further``, if the caller gave a mapping."""
 
     @classmethod
-    def of(
-        cls, model: nn.Module, inputs: Inputs, baselines: InputBaseline, additional: object
-    ) -> _Given:
-        ModelCall.of(model, inputs, additional)  # checks them
+    def of(cls, inputs: Inputs, start: Inputs, additional: object, main: str) -> _Given:
         if isinstance(inputs, Mapping):
-            main = _main_input(model, inputs)
-            rest = {name: value for name, value in inputs.items() if name != main}
-            names, further = (main, *rest), tuple(rest.values())
-            values: tuple[Tensor, ...] = (inputs[main],)
-        else:
-            names, values = (), inputs if isinstance(inputs, tuple) else (inputs,)
-            further = format_additional_forward_args(additional) or ()
-        if len(values[0]) != 1:
-            raise LigError(f"inputs hold {len(values[0])} texts: give one, as a batch of one.")
-        starts = baselines if isinstance(baselines, tuple) else (baselines,) * len(values)
-        if len(starts) != len(values):
-            raise LigError(f"{len(starts)} baselines for {len(values)} inputs: give one for each.")
-        filled = tuple(_baseline_like(x, start) for x, start in zip(values, starts, strict=True))
-        return cls(values, filled, further, names)
+            assert isinstance(start, Mapping)
+            moving = [n for n in inputs if n == main or start[n] is not inputs[n]]
+            rest = [name for name in inputs if name not in moving]
+            return cls(
+                tuple(inputs[name] for name in moving),
+                tuple(start[name] for name in moving),
+                tuple(inputs[name] for name in rest),
+                (*moving, *rest),
+            )
+        assert not isinstance(start, Mapping)
+        values = inputs if isinstance(inputs, tuple) else (inputs,)
+        starts = start if isinstance(start, tuple) else (start,)
+        return cls(values, starts, format_additional_forward_args(additional) or (), ())
 
-    def forward(self, scalar: Scalar) -> Scalar:
-        """``scalar`` as a function of positional arguments."""
+    def call(self, call: ModelCall, values: tuple[Any, ...]) -> ModelCall:
+        """The model's call with these values instead, which Captum made of the given ones."""
         if not self.names:
-            return scalar
-        return lambda *values: scalar(**dict(zip(self.names, values, strict=True)))
+            return replace(call, args=values)
+        return replace(call, kwargs={**call.kwargs, **dict(zip(self.names, values, strict=True))})
 
 
 class _Question:
-    """A scalar of one text, and the stream of the model that it comes from."""
+    """A target of one text, and the stream of the model that it comes from."""
 
     def __init__(
         self,
         model: nn.Module,
-        scalar: Scalar,
+        target: TargetLike,
         inputs: Inputs,
         baselines: InputBaseline,
         additional: object,
+        tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
-        self.given = given = _Given.of(model, inputs, baselines, additional)
-        self.stream = ResidualStream(_blocks(model, inputs, additional))
-        self.forward = self.stream.through(given.forward(scalar))
-        with torch.no_grad():
+        call = ModelCall.of(model, inputs, additional)
+        _one_text(inputs)
+        self.bound = bound = read_target(target, model, 1, tokenizer)
+        # As the model gets them, on its device.
+        if isinstance(inputs, Mapping):
+            inputs = {name: call.kwargs[name] for name in inputs}
+        else:
+            count = len(inputs) if isinstance(inputs, tuple) else 1
+            additional = call.args[count:] or None
+            inputs = call.args[:count]
+        start = input_baseline(model, inputs, baselines, additional, tokenizer, bound.fixed)
+        main = main_input(model, inputs) if isinstance(inputs, Mapping) else ""
+        self.given = given = _Given.of(inputs, start, additional, main)
+
+        def forward(*values: Any) -> Tensor:
+            one = given.call(call, values)
+            args, kwargs = one.arguments()
+            return bound(model(*args, **kwargs, **bound.arguments(one)), one)
+
+        self.stream = ResidualStream(_blocks(call))
+        self.forward: Callable[..., Tensor] = self.stream.through(forward)
+        with torch.enable_grad():  # so that a target that has no gradient is found out here
             ends = [self.forward(*x, *given.further) for x in (given.inputs, given.baselines)]
-        for value in ends:
-            if not isinstance(value, Tensor) or value.shape != (1,):
-                shown = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise LigError(f"the scalar gives {shown} for one text: it has to give (B,), (1,).")
-            if not bool(torch.isfinite(value).all()):
-                raise LigError(f"the scalar is {float(value)}: it has to be finite.")
-        self.change = float(ends[0].double() - ends[1].double())
+        self.change = float(ends[0].detach().double() - ends[1].detach().double())
         self.positions = self.stream.blocks[0].valid[0].nonzero().squeeze(-1)
 
     def attribute(
@@ -334,8 +307,8 @@ class _Question:
         return attributions[0, self.positions].detach().double().sum(-1), delta.detach()
 
 
-def _blocks(model: nn.Module, inputs: Inputs, additional: object) -> list[BlockCall]:
-    with Finder(model).recorded(ModelCall.of(model, inputs, additional)) as blocks:
+def _blocks(call: ModelCall) -> list[BlockCall]:
+    with Finder(call.model).recorded(call) as blocks:
         return blocks
 
 
@@ -350,32 +323,3 @@ def _chosen(model: nn.Module, layer: nn.Module | str | int, blocks: Sequence[Blo
             f"{blocks[0].name} to {blocks[-1].name}."
         )
     return found[-1]
-
-
-def _main_input(model: nn.Module, inputs: Mapping[str, Any]) -> str:
-    """Name of what has a baseline in a tokenizer's mapping."""
-    names = [getattr(model, "main_input_name", "input_ids"), "input_ids", "inputs_embeds"]
-    for name in names:
-        if isinstance(inputs.get(name), Tensor):
-            return str(name)
-    raise LigError(
-        f"inputs hold {', '.join(map(repr, inputs))}, and none of {', '.join(map(repr, names))}: "
-        "give what has a baseline as a tensor, and the rest as additional_forward_args."
-    )
-
-
-def _baseline_like(x: Tensor, baseline: float | Tensor | None) -> Tensor:
-    if baseline is None or isinstance(baseline, (int, float)):
-        if isinstance(baseline, float) and not x.is_floating_point():
-            raise LigError(f"baseline={baseline}, and the input holds token ids: give a token id.")
-        return torch.full_like(x, baseline or 0)
-    if not isinstance(baseline, Tensor) or baseline.shape != x.shape:
-        raise LigError(
-            f"baseline {brief(baseline)} does not fit an input of shape {tuple(x.shape)}: give a "
-            "number or a tensor of that shape."
-        )
-    if baseline.is_floating_point() and not x.is_floating_point():
-        raise LigError(
-            f"baseline is a {baseline.dtype} tensor, and the input holds token ids: give token ids."
-        )
-    return baseline.to(x)

@@ -81,6 +81,6 @@ def _led(output: Any, through: nn.Module) -> Any:
 
 def _not_once() -> LigError:
     return LigError(
-        "the scalar has to run the model exactly once: what it needs of other texts, work out "
-        "before, as cosine(model, other_inputs) does."
+        "the target has to be read from one run of the model: what it needs of other texts, work "
+        "out before, as cosine(other) does."
     )

@@ -1,183 +1,165 @@
-"""Numbers that a model says about a text, as forward functions in Captum's way.
+"""Targets: the number F of a model that an attribution is about, one of each text.
 
-A scalar is called as its model is called, with token ids, a tuple of tensors or a tokenizer's
-mapping by name, and gives one number a text, ``(B,)``. Anything else that does so, such as a
-function of your own, is a scalar as well. It runs the model once.
+A target is read from what the model gave, never by running the model. Captum's own (a class, a
+tuple of indices, one of them for each text of a batch), those made here, and any function of the
+model's output are read by :func:`read_target`.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_lig._arguments import brief
+from captum_lig._captum import select_targets
 from captum_lig.errors import LigError
 from captum_lig.model.inputs import ModelCall
+from captum_lig.prediction.bound_target import (
+    BoundTarget,
+    Target,
+    first_tensor_of_texts,
+    named_output,
+)
+from captum_lig.prediction.logit_targets import (
+    ClassLogit,
+    Logit,
+    LogProbability,
+    class_logit,
+    log_probability,
+    logit,
+)
+from captum_lig.prediction.vector_targets import Cosine, State, cosine, state
 
-__all__ = ["Scalar", "class_logit", "cosine", "logit", "logit_difference"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-Scalar = Callable[..., Tensor]
-"""Called as the model is called; gives ``(B,)``."""
+__all__ = [
+    "BoundTarget",
+    "ClassLogit",
+    "Cosine",
+    "LogProbability",
+    "Logit",
+    "State",
+    "Target",
+    "TargetLike",
+    "class_logit",
+    "cosine",
+    "log_probability",
+    "logit",
+    "read_target",
+    "state",
+    "target_value",
+]
 
-POOLINGS = ("mean", "cls")
-
-
-def logit(model: nn.Module, token: int, position: int = -1) -> Scalar:
-    """The logit of a token at one position: of a decoder, that of the token that comes next.
-
-    Args:
-        model: a model that gives ``logits (B, S, V)``, such as an ``AutoModelForCausalLM``.
-        token: id of the token.
-        position: where its logits are read, padding is not counted.
-            Negative numbers count from the end.
-    """
-    return lambda *args, **kwargs: _of_token(_logits_at(model, position, args, kwargs), token)
-
-
-def logit_difference(model: nn.Module, token: int, other: int, position: int = -1) -> Scalar:
-    """The logit of a token less that of another one, both as in :func:`logit`.
-
-    It is what decides between the two.
-    """
-
-    def difference(*args: Any, **kwargs: Any) -> Tensor:
-        logits = _logits_at(model, position, args, kwargs)
-        return _of_token(logits, token) - _of_token(logits, other)
-
-    return difference
-
-
-def class_logit(model: nn.Module, label: int | str) -> Scalar:
-    """The logit of a class of a text.
-
-    Args:
-        model: a model that gives ``logits (B, C)``, such as an
-            ``AutoModelForSequenceClassification``.
-        label: number of the class, or its name in the model's configuration (``label2id``).
-
-    Raises:
-        LigError: for a name that the model does not know.
-    """
-    names = getattr(getattr(model, "config", None), "label2id", None) or {}
-    if isinstance(label, str) and label not in names:
-        known = ", ".join(map(repr, names)) or "none"
-        raise LigError(f"label {label!r} is no class of {type(model).__name__}: it knows {known}.")
-    number = names[label] if isinstance(label, str) else label
-
-    def value(*args: Any, **kwargs: Any) -> Tensor:
-        logits = _output(model, "logits", args, kwargs)
-        if logits.dim() != 2:
-            raise LigError(
-                f"{type(model).__name__} gives logits of shape {tuple(logits.shape)}, and a class "
-                "is read from (B, C): use logit(model, token, position) for logits at each token."
-            )
-        return _of_token(logits, number, "label", "classes")
-
-    return value
+Indices = int | tuple[int, ...]
+TargetLike = Indices | list[int] | list[tuple[int, ...]] | Tensor | Target | Callable[[Any], Tensor]
+"""What :func:`read_target` takes."""
 
 
-def cosine(
+def read_target(
+    target: TargetLike,
     model: nn.Module,
-    other_inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Any],
-    pooling: str = "mean",
-) -> Scalar:
-    """The cosine of a text's embedding with that of another text, of a sentence encoder.
+    batch: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> BoundTarget:
+    """A target of a model, for a batch of so many texts.
 
     Args:
-        model: a model that gives ``last_hidden_state (B, S, D)``.
-        other_inputs: the other text, what the model is called with. It is embedded once, by
-            this call, and is a constant afterwards.
-        pooling: ``"mean"`` over the text without padding, or ``"cls"``, the first token.
+        target: one of this module's; as in Captum an int or a tuple of indices into the output
+            behind its first axis, or a list or tensor of those, one for each text (of a record
+            the ``logits`` are read, of a model without logits its first tensor); or a function
+            of the model's output that gives ``(B,)``.
+        model: the model.
+        batch: number of texts.
+        tokenizer: for tokens and texts given as strings; None is the one beside the model.
 
     Raises:
-        LigError: for another pooling, or other inputs that are not one text.
+        LigError: for a target that the model does not have.
     """
-    if pooling not in POOLINGS:
-        raise LigError(f"pooling {brief(pooling)} is unknown: use {' or '.join(POOLINGS)}.")
-    call = ModelCall.of(model, other_inputs)
-    with torch.no_grad():
-        other = _embedding(model, pooling, call.args, call.kwargs)
-    if len(other) != 1:
-        raise LigError(f"other_inputs hold {len(other)} texts: give one.")
-
-    def value(*args: Any, **kwargs: Any) -> Tensor:
-        return torch.cosine_similarity(_embedding(model, pooling, args, kwargs), other)
-
-    return value
-
-
-def _embedding(
-    model: nn.Module, pooling: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Tensor:
-    """One vector a text, ``(B, D)``."""
-    hidden = _output(model, "last_hidden_state", args, kwargs)
-    kept = _not_padding(model, args, kwargs)
-    if pooling == "cls":
-        kept = kept & (kept.cumsum(-1) == 1)
-    weight = kept.to(hidden)
-    return torch.einsum("bs,bsd->bd", weight, hidden) / weight.sum(-1, keepdim=True)
-
-
-def _logits_at(
-    model: nn.Module, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Tensor:
-    """Logits ``(B, V)`` at one token of each text, padding not counted."""
-    if isinstance(position, bool) or not isinstance(position, int):
-        raise LigError(f"position={brief(position)}: give a whole number.")
-    kept = _not_padding(model, args, kwargs)
-    rank = kept.sum(-1) + position if position < 0 else torch.full_like(kept.sum(-1), position)
-    found = kept & (kept.cumsum(-1) - 1 == rank[:, None])
-    if not bool(found.any(-1).all()):
-        raise LigError(
-            f"position {position} does not exist: the text has {int(kept.sum(-1).min())} tokens."
-        )
-    positions, index = found.int().argmax(-1).unique(return_inverse=True)
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        # The vocabulary is wide: logits at the other tokens would be most of the work.
-        logits = _output(model, "logits", args, {**kwargs, "logits_to_keep": positions})
-    else:
-        logits = _output(model, "logits", args, kwargs)[:, positions]
-    return logits[torch.arange(len(index), device=index.device), index]
-
-
-def _of_token(logits: Tensor, number: int, name: str = "token", what: str = "tokens") -> Tensor:
-    count = logits.shape[-1]
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
-        raise LigError(
-            f"{name}={brief(number)}: give a number from 0 to {count - 1}, the model has {count} "
-            f"{what}."
-        )
-    return logits[:, number]
-
-
-def _output(model: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    if "use_cache" in inspect.signature(model.forward).parameters:
-        kwargs = {**kwargs, "use_cache": False}
-    value = getattr(model(*args, **kwargs), name, None)
-    if not isinstance(value, Tensor):
-        raise LigError(
-            f"{type(model).__name__} gives no {name}: load the model with the head that does "
-            "(AutoModelForCausalLM, AutoModelForSequenceClassification, or AutoModel for "
-            "embeddings), or write the scalar as a function of your own."
-        )
-    return value
-
-
-def _not_padding(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """``(B, S)`` False at padding."""
-    named = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
-    mask = named.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.dim() == 2:
-        return mask.bool()
-    for name in ("input_ids", "inputs_embeds"):
-        if isinstance(named.get(name), Tensor):
-            tokens: Tensor = named[name]
-            return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    if isinstance(target, Target):
+        return target.bind(model, tokenizer)
+    if isinstance(target, (int, tuple, list, Tensor)) and not isinstance(target, bool):
+        return _captums(target, batch)
+    if callable(target):
+        function = target
+        name = getattr(function, "__name__", type(function).__name__)
+        return BoundTarget(f"{name}(output)", lambda output, call: function(output))
+    hint = f" For a token or a class: logit({target!r}), class_logit({target!r})."
     raise LigError(
-        f"{type(model).__name__} is called without input_ids and inputs_embeds, so its tokens "
-        "cannot be told from the inputs: write the scalar as a function of your own."
+        f"target={brief(target)}: give an int, a tuple, a list or a tensor as in Captum, a target "
+        "of captum_lig.prediction, or a function of the model's output that gives (B,)."
+        + (hint if isinstance(target, str) else "")
     )
+
+
+def target_value(
+    model: nn.Module,
+    target: TargetLike,
+    inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Any],
+    additional_forward_args: object = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Tensor:
+    """What the model says of each text, ``(B,)``: runs it once.
+
+    Gradients reach the model's parameters, unless ``torch.no_grad()`` is on.
+
+    Raises:
+        LigError: for inputs or a target that cannot be worked with.
+    """
+    call = ModelCall.of(model, inputs, additional_forward_args)
+    values = (*call.args, *call.kwargs.values())
+    batch = next(len(x) for x in values if isinstance(x, Tensor) and x.dim())
+    bound = read_target(target, model, batch, tokenizer)
+    args, kwargs = call.arguments()
+    return bound(model(*args, **kwargs, **bound.arguments(call)), call)
+
+
+def _captums(target: Any, batch: int) -> BoundTarget:
+    if isinstance(target, Tensor):
+        if target.is_floating_point() or target.dtype == torch.bool or target.dim() > 1:
+            raise LigError(f"target={brief(target)}: a tensor holds whole numbers, one a text.")
+        target = target.tolist()
+    if not isinstance(target, list):
+        return _captum(target)
+    if len(target) == 1:
+        return _captum(target[0])  # one for all, as Captum reads it
+    if len(target) != batch:
+        raise LigError(f"target={brief(target)}: {len(target)} targets for {batch} texts.")
+    texts = tuple(map(_captum, target))
+    return BoundTarget(
+        f"target {brief(target)}", lambda output, call: _selected(output, target), texts=texts
+    )
+
+
+def _captum(target: Any) -> BoundTarget:
+    indices = target if isinstance(target, tuple) else (target,)
+    if not indices or any(isinstance(i, bool) or not isinstance(i, int) for i in indices):
+        raise LigError(f"target={brief(target)}: give whole numbers, one or a tuple of them.")
+    words = f"target {target}"
+    return BoundTarget(words, lambda output, call: _selected(output, target))
+
+
+def _selected(output: Any, target: Any) -> Tensor:
+    logits = named_output(output, "logits")
+    values = logits if isinstance(logits, Tensor) else first_tensor_of_texts(output)
+    shown = f"target={brief(target)}"
+    if values is None:
+        raise LigError(f"{shown}, and the model's output holds no tensor to read it from.")
+    shape = tuple(values.shape)
+    several = isinstance(target, list)
+    first = target[0] if several else target
+    if len(shape) == 3 and not isinstance(first, tuple):
+        raise LigError(
+            f"{shown} is not clear, the output has the shape {shape}: give (position, token), or "
+            "logit(token) of captum_lig.prediction."
+        )
+    try:
+        selected: Tensor = select_targets(values, target)
+    except (AssertionError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise LigError(f"{shown} is not in the output, of shape {shape}: {reason}") from error
+    return selected

@@ -18,7 +18,7 @@ from captum_lig.errors import LigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Pretrained", "load_model"]
+__all__ = ["Pretrained", "is_empty", "load_model", "quiet"]
 
 _UNLIMITED = 10**9
 """transformers writes a tokenizer without a limit as one with a limit of about 10**30 tokens."""
@@ -43,7 +43,7 @@ class Pretrained:
         return min((int(n) for n in limits if n is not None and 0 < n < _UNLIMITED), default=None)
 
     def _encoding(self, text: str, **how: Any) -> Any:
-        with _quiet():
+        with quiet():
             return self.tokenizer(text, truncation=False, padding=False, **how)
 
     def count_tokens(self, text: str) -> int:
@@ -109,7 +109,7 @@ def load_model(model: str | Path | None) -> Pretrained:
             "and its tokenizer to."
         )
     try:
-        with _quiet():
+        with quiet():
             AutoConfig.from_pretrained(source, trust_remote_code=False)  # fails soonest
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             network, info = AutoModel.from_pretrained(
@@ -122,8 +122,7 @@ def load_model(model: str | Path | None) -> Pretrained:
             "or the name of a text model on the Hugging Face hub that can be reached from here "
             f"({type(error).__name__}: {reason[:200]})."
         ) from error
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        # transformers makes an empty tokenizer up where it finds none
+    if is_empty(tokenizer):
         raise LigError(f"model {name!r} has no tokenizer beside it: save its tokenizer there too.")
     absent = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if absent:
@@ -137,8 +136,13 @@ def load_model(model: str | Path | None) -> Pretrained:
     return Pretrained(name, network, tokenizer)
 
 
+def is_empty(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether transformers made the tokenizer up: it does so where it finds none."""
+    return set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens)
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Neither warnings nor progress bars of transformers and of the hub's client."""
     from huggingface_hub.utils import logging as hub
     from transformers.utils import logging

@@ -40,6 +40,6 @@ def relevance_table(comparison: RelevanceComparison) -> Table:
         table.add_row(*cells)
     table.caption = (
         "In brackets, controls: relevance left on its tokens, or spread evenly. misses: "
-        f"|sum - change| / |change|, of the scalar's change of {change:.4g}."
+        f"|sum - change| / |change|, of the target's change of {change:.4g}."
     )
     return table

@@ -1,0 +1,1 @@
+"""The flows of a model's layers: in lengths, and towards a number that the model says."""

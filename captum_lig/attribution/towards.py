@@ -1,0 +1,223 @@
+"""Flows towards a number of a model: the chain of every text, as one flow a layer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lig._arguments import brief
+from captum_lig.attribution.chain import TextParts, attribute_number
+from captum_lig.cost import Cost
+from captum_lig.errors import LigError
+from captum_lig.flow.axes import FIELDS
+from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.integrals.settings import Settings
+from captum_lig.model.call import BlockCall
+from captum_lig.model.inputs import ModelCall
+from captum_lig.model.select import Finder, Layer, chosen
+from captum_lig.model.user_block import Block
+from captum_lig.prediction.baselines import InputBaseline, Inputs, input_baseline
+from captum_lig.prediction.targets import State, TargetLike, read_target
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["BOUNDARIES", "Finders", "Question", "flows_towards", "only_without_target"]
+
+BOUNDARIES = ("attention", "mlp", "feed_forward", "cross")
+"""What can be asked for. Without ``attention`` there are no edges into the heads, only sums."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a model."""
+
+    inputs: Inputs
+    baselines: InputBaseline
+    additional: object
+    target: TargetLike
+    tokenizer: PreTrainedTokenizerBase | None
+    boundaries: Sequence[str] | str | None
+    dtype: torch.dtype | None
+    settings: Settings
+    show_progress: bool
+
+    def names(self) -> frozenset[str]:
+        """The boundaries.
+
+        Raises:
+            LigError: for one that is not there with a target.
+        """
+        given = BOUNDARIES if self.boundaries is None else self.boundaries
+        names = frozenset((given,) if isinstance(given, str) else given)
+        if not names or not names <= set(BOUNDARIES):
+            raise LigError(
+                f"boundaries={brief(self.boundaries)}: with a target there are "
+                f"{', '.join(map(repr, BOUNDARIES))}."
+            )
+        return names
+
+
+class Finders:
+    """The finder of a model's blocks, and of its copy in another precision.
+
+    Half precision is too coarse for sums over all layers, so the whole model is copied.
+    """
+
+    def __init__(self, model: nn.Module, layer: Layer | Sequence[Layer] | None) -> None:
+        self._model, self._layer = model, layer
+        described = isinstance(layer, Block) or (
+            isinstance(layer, (list, tuple)) and any(isinstance(one, Block) for one in layer)
+        )
+        self._given = layer if described else None
+        self._found: Finder | None = None
+
+    def finder(self, dtype: torch.dtype | None) -> Finder:
+        """The finder of the blocks of the chain."""
+        own = next((p.dtype for p in self._model.parameters() if p.is_floating_point()), None)
+        wide = own in (None, torch.float32, torch.float64)
+        wanted = dtype or (own if wide else torch.float32)
+        if wanted != own and own is not None:
+            if self._given is not None:
+                raise LigError(
+                    f"the model is in {own}, and layer= describes blocks of it: load it in "
+                    f"{wanted}, it cannot be copied together with the descriptions."
+                )
+            if any(p.is_meta for p in self._model.parameters()):
+                raise LigError(
+                    f"the model is offloaded, so it cannot be copied in {wanted}: load it with "
+                    f"dtype={wanted}, or without offloading."
+                )
+            return Finder(copy.deepcopy(self._model).to(wanted))
+        if self._found is None:
+            self._found = Finder(self._model, self._given)
+        return self._found
+
+    def asked(self, blocks: list[BlockCall]) -> set[int]:
+        """Which of the chain's blocks are meant."""
+        if self._layer is None or self._given is not None:
+            return set(range(len(blocks)))
+        layers: list[Any] = (
+            list(self._layer) if isinstance(self._layer, (list, tuple)) else [self._layer]
+        )
+        names = dict(self._model.named_modules())
+        return {block.index for one in layers for block in chosen(blocks, _name(one, names))}
+
+
+def _name(layer: Layer, names: Mapping[str, nn.Module]) -> Layer:
+    """A module by its name: the blocks may be those of a copy."""
+    if not isinstance(layer, nn.Module):
+        return layer
+    return next((name for name, module in names.items() if module is layer), layer)
+
+
+def only_without_target(**given: Any) -> None:
+    """Refuse settings that mean nothing with a target.
+
+    Raises:
+        LigError: for one that is not None.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise LigError(
+                f"{name}={brief(value)} goes with flows without a target: leave it out, or target=."
+            )
+
+
+def flows_towards(finders: Finders, question: Question) -> list[LayerFlow]:
+    """One flow for each layer that is asked for, first layer first.
+
+    Raises:
+        LigError: for anything that cannot be worked with; the message says what to do.
+    """
+    names = question.names()
+    finder = finders.finder(question.dtype)
+    model = finder.model
+    inputs, additional = _in_dtype(question.inputs, model), _in_dtype(question.additional, model)
+    call = ModelCall.of(model, inputs, additional)
+    batch = _batch(call)
+    target = question.target
+    bound = (
+        None if isinstance(target, State) else read_target(target, model, batch, question.tokenizer)
+    )
+    fixed = 0 if bound is None else bound.fixed
+    start = input_baseline(model, inputs, question.baselines, additional, question.tokenizer, fixed)
+    other = ModelCall.of(model, start, additional)
+    texts = [
+        attribute_number(
+            finder,
+            call.for_text(text, batch),
+            other.for_text(text, batch),
+            target if isinstance(target, State) else bound.for_text(text),  # type: ignore[union-attr]
+            question.settings,
+            finders.asked,
+            names,
+            question.show_progress,
+        )
+        for text in range(batch)
+    ]
+    words = target.words if isinstance(target, State) else bound.words  # type: ignore[union-attr]
+    return [
+        _flow(texts, number, words, _describe(question.baselines), question.settings.tolerance)
+        for number in range(len(texts[0].layers))
+    ]
+
+
+def _flow(
+    texts: list[TextParts], number: int, words: str, baseline: str, tolerance: float | None
+) -> LayerFlow:
+    layers = [text.layers[number] for text in texts]
+    first = layers[0].block
+    valid = torch.cat([layer.block.valid for layer in layers])
+    cost = layers[0].cost
+    for layer in layers[1:]:
+        cost = cost + layer.cost
+    return LayerFlow(
+        name=first.name,
+        index=first.index,
+        targets=torch.arange(valid.shape[1], device=valid.device),
+        valid=valid,
+        scalarization="target",
+        baseline=baseline,
+        tolerance=tolerance,
+        cost=Cost(
+            cost.path_points / len(texts),
+            cost.forward_equivalents / len(texts),
+            cost.seconds,
+            cost.path,
+        ),
+        target=words,
+        tensors={
+            name: torch.stack([layer.parts[name] for layer in layers])
+            for name in FIELDS
+            if all(name in layer.parts for layer in layers)
+        },
+    )
+
+
+def _describe(baselines: Any) -> str:
+    if baselines is None:
+        return "padding"
+    return str(baselines) if isinstance(baselines, (str, int, float)) else "input"
+
+
+def _batch(call: ModelCall) -> int:
+    values = (*call.args, *call.kwargs.values())
+    return next(len(x) for x in values if isinstance(x, Tensor) and x.dim())
+
+
+def _in_dtype(value: Any, model: nn.Module) -> Any:
+    """Floating inputs in the precision of the model that they go into."""
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    if isinstance(value, Tensor):
+        return value.to(own) if own is not None and value.is_floating_point() else value
+    if isinstance(value, tuple):
+        return tuple(_in_dtype(one, model) for one in value)
+    if isinstance(value, Mapping):
+        return {name: _in_dtype(one, model) for name, one in value.items()}
+    return value

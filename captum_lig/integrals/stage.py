@@ -1,0 +1,187 @@
+"""The stages of a block as boundaries: maps between nodes, each with a given cotangent.
+
+Two runs of a model, of an input and of a baseline, give every node a value at each end. A stage
+``y = S(x)`` goes along the straight line of all its arguments together, and hands the cotangent of
+its output down to them::
+
+    g_x = integral over a of J_S(x(a))^T g_y
+
+so that ``<g_x, x(1) - x(0)>`` over all arguments is ``<g_y, y(1) - y(0)>``: the chain rule of
+DeepLIFT (Shrikumar et al. 2017) with averages over a path for multipliers.
+
+A stage has one row, the text: its tokens are refined together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from captum_lig._types import Parts
+from captum_lig.integrals.adaptive import SHARE, refine
+from captum_lig.integrals.boundary import Boundary, sweep
+from captum_lig.integrals.scalarization import Cotangent
+from captum_lig.integrals.settings import Settings
+from captum_lig.paths.edges import Edges
+
+__all__ = ["AttentionStage", "Ends", "Stage", "multipliers"]
+
+EDGES, VALUES = "edges", "values"
+"""Names of what an attention stage gives beside the multipliers."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A node's values in the two runs, ``(...)`` each."""
+
+    start: Tensor
+    end: Tensor
+
+    @property
+    def step(self) -> Tensor:
+        """Its change."""
+        return self.end - self.start
+
+    def at(self, a: Tensor) -> Tensor:
+        """``(P, ...)`` on the straight line at ``a (P,)``."""
+        step = self.step
+        return self.start + a.to(step).view(-1, *[1] * step.dim()) * step
+
+
+@dataclass(frozen=True)
+class Stage(Boundary):
+    """One stage of one text."""
+
+    function: Callable[..., Tensor]
+    """Arguments by name ``(P, ...)`` to the output ``(P, ...)``."""
+    arguments: Mapping[str, Ends]
+    output: Ends
+    """``(K, ...)``: what ``K`` sums are certified of, tokens as a rule."""
+    g: Tensor
+    """``(K, ...)`` the cotangent of the output."""
+    relative_to: Tensor
+    """What the sums' errors, all together, are relative to."""
+    points_at_once: int
+    by_token: bool = True
+    """Whether token ``k`` of the output reads token ``k`` of the arguments alone. If not, all sums
+    are certified together."""
+
+    @property
+    def scalarization(self) -> Cotangent:  # type: ignore[override]
+        """The given cotangent, in float64: entries may be larger than what is read of them."""
+        return Cotangent(self._flat(self.g))
+
+    @property
+    def step(self) -> Tensor:
+        """Shape ``(1, K, E)``."""
+        return self._flat(self.output.step)
+
+    def change(self, a: float) -> Tensor:
+        """Shape ``(1, K, E)``."""
+        with torch.no_grad():
+            y = self.function(**self.inputs(torch.tensor([a], dtype=torch.float64)))[0]
+        return self._flat(y - self.output.start)
+
+    @property
+    def scale(self) -> Tensor:
+        """Shape ``(1, 1)``; a panel may use up all of it, since tokens do not cancel."""
+        return (self.relative_to / SHARE).view(1, 1)
+
+    def error(self, sums: Tensor, change: Tensor) -> Tensor:
+        """``(1, 1)``: sizes of what the tokens miss, added up."""
+        return (sums - change).abs().sum(-1, keepdim=True)
+
+    @property
+    def path(self) -> object:
+        """Its own."""
+        return self
+
+    def at(self, a: Tensor) -> Tensor:
+        """The points themselves."""
+        return a
+
+    def inputs(self, a: Tensor) -> Parts:
+        """The arguments at ``a (P,)``, ``(P, ...)`` each."""
+        return {name: ends.at(a) for name, ends in self.arguments.items()}
+
+    def rates(self, at: Tensor, a: Tensor, w: Tensor, starts: bool) -> Parts:
+        """``J^T g`` for each argument, ``(1, ...)``."""
+        inputs = {name: x.detach().requires_grad_() for name, x in self.inputs(at).items()}
+        with torch.enable_grad():
+            y = self.function(**inputs)
+        g = self.g.to(y) * w.to(y).view(-1, *[1] * self.g.dim())
+        found = torch.autograd.grad(y, [*inputs.values()], g, materialize_grads=True)
+        return {name: x.sum(0, keepdim=True) for name, x in zip(inputs, found, strict=True)}
+
+    def sums(self, parts: Parts) -> Tensor:
+        """Shape ``(1, K)``."""
+        each = [
+            parts[name][0].double() * ends.step.double() for name, ends in self.arguments.items()
+        ]
+        if self.by_token:
+            return torch.stack([x.flatten(1).sum(-1) for x in each]).sum(0)[None]
+        return torch.stack([x.sum() for x in each]).sum().view(1, 1)
+
+    def __len__(self) -> int:
+        return 1
+
+    def select(self, rows: Tensor) -> Self:
+        """Itself: there is one row."""
+        return self
+
+    @property
+    def graded(self) -> bool:
+        """A straight line between two runs is not special where it starts."""
+        return False
+
+    @property
+    def pairs_at_once(self) -> int:
+        """Points, of one row."""
+        return self.points_at_once
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """``(1, K, E)``, all in one if tokens are not certified by themselves."""
+        return x.double().reshape(1, len(x) if self.by_token else 1, -1)
+
+
+@dataclass(frozen=True)
+class AttentionStage(Stage):
+    """``z -> u`` with its edges; ``output`` and ``g`` are ``(T, H, d)``.
+
+    The multiplier of ``z`` comes from running the block with its attention; the edges from the
+    queries, keys and values along the same line, in closed form. Their columns add up to what the
+    multiplier gives.
+    """
+
+    edges: Edges | None = None
+    """Gives them at some points; None: no edges."""
+
+    def rates(self, at: Tensor, a: Tensor, w: Tensor, starts: bool) -> Parts:
+        """``z (1, S, D)``; the edges and their part through the value ``(1, H, T, S)``."""
+        found = super().rates(at, a, w, starts)
+        if self.edges is None:
+            return found
+        edges, values = self.edges(a, self.g[None] * w.to(self.g).view(-1, 1, 1, 1))
+        found[EDGES] = edges[None]
+        if values is not None:
+            found[VALUES] = values[None]
+        return found
+
+    def sums(self, parts: Parts) -> Tensor:
+        """``(1, T)`` from the edges, or ``(1, 1)`` from the multiplier."""
+        if EDGES in parts:
+            return parts[EDGES].double().sum((1, 3))
+        return super().sums(parts)
+
+
+def multipliers(stage: Stage, settings: Settings) -> Parts:
+    """What a stage hands down to each of its arguments, ``(...)`` by name.
+
+    And what else it gives, under the names that it has there.
+    """
+    swept = sweep([stage], settings.alphas, settings.weights)[0]
+    return {name: x[0] for name, x in refine(stage, swept, settings).items()}

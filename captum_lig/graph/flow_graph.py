@@ -76,12 +76,13 @@ class FlowGraph(JoinedLayers):
             or a route would reach a token below the last layer that was no target of the
             attribution.
 
-    Across layers the baseline of lengths matters: with ``"target_token"`` a token has no part in itself, so
-    its relevance leaves it in every layer. Give the flows a self term
+    Across layers the baseline of lengths matters: with ``"target_token"`` a token has no part in
+    itself, so its relevance leaves it in every layer. Give the flows a self term
     (``LayerFlowIG.attribute(..., self_term="zero_ratio")``) or use the zero baseline.
 
     Example::
 
+        >>> from captum_lig import FlowGraph, LayerFlowIG
         >>> from captum_lig.prediction import cosine
         >>> flows = LayerFlowIG(model).attribute(inputs, target=cosine("A dog lay on a rug."))
         >>> graph = FlowGraph(flows, tokens)

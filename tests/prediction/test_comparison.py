@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from captum_lig import FlowGraph
+from captum_lig import FlowGraph, LayerFlowIG
 from captum_lig.prediction import (
     RelevanceComparison,
     compare_with_layer_integrated_gradients,
@@ -19,7 +19,6 @@ from captum_lig.prediction.comparison import compare
 from captum_lig.views.relevance_table import relevance_table
 from tests.helpers import models
 from tests.helpers.readings import flows_of, read
-from tests.helpers.target_flows import target_flows
 
 
 def test_measures_controls_rows_and_table() -> None:
@@ -73,8 +72,10 @@ def test_a_range_of_layers() -> None:
 def test_a_graph_with_a_target_has_relevances_of_its_own() -> None:
     model = models.tiny_gpt2()
     ids = models.tokens(model, 1, 5)
-    layers = len(flows_of(model, ids))
-    graph = FlowGraph(target_flows(heads=[2] * layers, tokens=5))
-    comparison = compare_with_layer_integrated_gradients(graph, model, read, ids)
+    flows = LayerFlowIG(model).attribute(ids, ids.roll(1, -1), read)
+    graph = FlowGraph(flows)
+    comparison = compare_with_layer_integrated_gradients(graph, model, read, ids, ids.roll(1, -1))
     torch.testing.assert_close(comparison.carried, graph.relevance().tokens)
+    # At the end of the last layer both are the integral along the same line.
+    torch.testing.assert_close(comparison.direct[-1], comparison.carried[-1], rtol=1e-3, atol=1e-4)
     assert comparison.rule == "target"

@@ -572,3 +572,16 @@ def test_a_batch_of_a_causal_model(baseline: str) -> None:
             size = float(trace.tokens.abs().sum(-1).max())
             assert (trace.tokens.sum(-1) - 1).abs().max() <= 1e-5 * size
         assert (graph.rollout().triu(1) == 0).all()  # causal
+
+
+def test_what_a_token_brings_to_its_mlp_stays_with_it() -> None:
+    """Where the MLP is a node of flows of lengths."""
+    model = tiny_bert(dtype=torch.float64)
+    names = ("attention", "mlp", "feed_forward")
+    flows = LayerFlowIG(model).attribute(tokens(model, 1, 5), "zero", boundaries=names)
+    assert isinstance(flows, list)
+    for flow, layer in zip(flows, FlowGraph(flows).layers, strict=True):
+        assert flow.feed_forward_token.abs().max() > 0.01
+        past = flow.residual + flow.feed_forward_token
+        torch.testing.assert_close(layer.residual, past[0], rtol=0, atol=2e-3)  # type: ignore[attr-defined]
+        torch.testing.assert_close(layer.mlp, flow.mlp[0], rtol=0, atol=2e-3)  # type: ignore[attr-defined]

@@ -107,8 +107,9 @@ export class Model {
     return column === 0 ? layers[0].entering[token] : layers[column - 1].leaving[token];
   }
 
-  /** The largest relevance in size, which dots are measured by. */
+  /** The largest relevance to the page's target in size, which dots are measured by. */
   get largest() {
+    if (this.page.target === null) return 0;
     return this.kept("largest", () =>
       this.page.layers.reduce(
         (most, layer) =>

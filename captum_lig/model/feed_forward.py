@@ -208,6 +208,11 @@ class _Probe:
         )
         if not bool(moved[middle]):
             return "does not reach the block's output at the same token"
+        if self.u is not None:
+            nothing, at = torch.zeros_like(self.u), replace(candidate, own=value)
+            without = self._held(candidate, nothing, self.z), self._held(at, nothing, self.z)
+            if not bool(self._moved(*without)[middle]):
+                return "only acts on what the heads give, as a gate does"
         moved[middle] = False
         if bool(moved.any()):
             return (

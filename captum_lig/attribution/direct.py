@@ -66,6 +66,7 @@ def edges_towards(
     Raises:
         LigError: for anything that cannot be worked with; the message says what to do.
     """
+    finders.check_all()
     prepared = Prepared.of(finders, question)
     batch = prepared.batch
     if text is None and batch > 1:

@@ -99,6 +99,17 @@ class Finders:
             self._found = Finder(self._model, self._given)
         return self._found
 
+    def check_all(self) -> None:
+        """Refuse a question about all layers where some are named, and not described.
+
+        Raises:
+            LigError: if there are some.
+        """
+        if self._layer is not None and self._given is None:
+            raise LigError(
+                f"layer={brief(self._layer)}: direct edges go through all layers, so leave it out."
+            )
+
     def asked(self, blocks: list[BlockCall]) -> set[int]:
         """Which of the chain's blocks are meant."""
         if self._layer is None or self._given is not None:

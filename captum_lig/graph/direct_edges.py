@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -170,25 +169,13 @@ class DirectEdges:
         return [self._words(edge) for edge, _ in zip(self, range(k or len(self)), strict=False)]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One an edge: plain numbers and names."""
+        """One an edge, plain numbers and names: a table with ``pandas.DataFrame(edges.rows())``."""
         return [
             {f"writer_{name}": x for name, x in vars(edge.writer).items()}
             | {f"reader_{name}": x for name, x in vars(edge.reader).items()}
             | {"position": edge.position, "words": self._words(edge), "value": value}
             for edge, value in zip(self, self.value.tolist(), strict=True)
         ]
-
-    def to_pandas(self) -> Any:
-        """The rows as a DataFrame.
-
-        Raises:
-            LigError: if pandas is not installed.
-        """
-        try:
-            pandas = import_module("pandas")
-        except ImportError as error:
-            raise LigError("to_pandas needs pandas: install it, or take rows().") from error
-        return pandas.DataFrame(self.rows())
 
     def __str__(self) -> str:
         """The ten strongest as a table."""

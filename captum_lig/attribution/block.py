@@ -134,7 +134,7 @@ class ChainBlock:
         floats = 12 * sum(x.end.numel() for x in arguments.values()) + 30 * g.numel()
         points = self._points(floats)
         return multipliers(
-            Stage(function, arguments, output, g, relative_to, points), self.settings
+            Stage(function, arguments, output, g, relative_to, points, self.meter), self.settings
         )
 
     def _points(self, floats: int) -> int:
@@ -169,6 +169,7 @@ class ChainBlock:
             g=g,
             relative_to=relative_to,
             points_at_once=self._points(floats),
+            meter=self.meter,
             by_token=edges is not None,
             edges=edges,
         )
@@ -209,6 +210,7 @@ class ChainBlock:
             g=g,
             relative_to=relative_to,
             points_at_once=self._points(floats),
+            meter=self.meter,
             by_token=edges is not None,
             edges=edges,
         )

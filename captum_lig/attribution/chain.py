@@ -144,6 +144,14 @@ class _Top:
         size, change = torch.cat(relevances).abs().sum(), abs(self.change)
         return size if change < CANCELLED * size else size.new_tensor(change)
 
+    def finest(self, *relevances: Tensor) -> Tensor:
+        """What errors of the stages below are relative to.
+
+        What cancels here may not cancel there, and then it is measured against the change.
+        """
+        size = torch.cat(relevances).abs().sum()
+        return (CANCELLED * size).clamp_min(abs(self.change))
+
     def multiplier(self, relative_to: Callable[[Tensor], Tensor]) -> Tensor:
         """Of the tokens leaving the last block, ``(S, D)``."""
         if isinstance(self.target, State):
@@ -170,11 +178,16 @@ class _Top:
             arguments={"z": self.ends},
             output=Ends(*value[:, None]),
             g=torch.ones_like(value[:1]),
-            relative_to=relative_to(value.new_tensor(abs(self.change))),
+            relative_to=value.new_tensor(abs(self.change)),
             points_at_once=self._points(),
+            meter=Meter(),
             by_token=False,
         )
-        return multipliers(stage, self.settings)["z"]
+
+        def scale(found: Parts) -> Tensor:
+            return relative_to(self.finest(relevance(found["z"], self.ends)))
+
+        return multipliers(stage, self.settings, scale)["z"]
 
     def _number(self, z: Tensor) -> Tensor:
         """``(P, 1)`` of ``z (P, S, D)`` leaving the last block."""
@@ -221,7 +234,7 @@ class _Chain:
         for number in tqdm(numbers, desc="layers", unit="layer", disable=not show_progress):
             began, meter = time.perf_counter(), Meter()
             block, call = self._block(number, number in wanted, meter), self.blocks[number]
-            scale = self.top.scale(relevance(g, block.y), *elsewhere)
+            scale = self.top.finest(relevance(g, block.y), *elsewhere)
             handed = block.down(g, self.relative_to(scale))
             cross = self.crosses[number]
             if handed.e is not None and cross is not None:
@@ -236,9 +249,9 @@ class _Chain:
                 }
                 if elsewhere:
                     facts["elsewhere"] = torch.cat(elsewhere).sum()
-                count, length = max(1, int(call.valid.sum())), call.hidden.shape[1]
+                length = call.hidden.shape[1]
                 cost = Cost(
-                    path_points=meter.pairs / count,
+                    path_points=meter.pairs / length,
                     forward_equivalents=meter.passed / length,
                     seconds=time.perf_counter() - began,
                     path=meter.path,
@@ -321,6 +334,7 @@ class _Chain:
             points_at_once=self.settings.points_at_once(
                 40 * below.end.numel(), len(below.end), below.end
             ),
+            meter=Meter(),
             by_token=False,
         )
         return multipliers(stage, self.settings)["z"]

@@ -228,6 +228,8 @@ class _Chain:
     def down_to(self, wanted: set[int], show_progress: bool) -> list[LayerParts]:
         """Hand the multiplier down to the lowest of the blocks that are wanted."""
         g = self.top.multiplier(self.relative_to)
+        words = "the target, " + self.top.target.words
+        _check_finite(g, f"{words}, and of what follows {self.blocks[-1].describe()}")
         found = []
         numbers = range(len(self.blocks) - 1, min(wanted) - 1, -1)
         elsewhere: list[Tensor] = []
@@ -236,6 +238,7 @@ class _Chain:
             block, call = self._block(number, number in wanted, meter), self.blocks[number]
             scale = self.top.finest(relevance(g, block.y), *elsewhere)
             handed = block.down(g, self.relative_to(scale))
+            _check_finite(handed.z, call.describe())
             cross = self.crosses[number]
             if handed.e is not None and cross is not None:
                 self.waiting.append((cross, handed.e))
@@ -286,6 +289,9 @@ class _Chain:
         )
         if same:
             return g, elsewhere
+        if not below.step.any():
+            # An encoder whose text is the same in both runs: all is the decoder's.
+            return torch.zeros_like(below.end), [*elsewhere, relevance(g, entering)]
         if self.waiting and all(cross is None for cross in self.crosses[:number]):
             # The first block of a decoder: below it stands the encoder.
             total = torch.stack([e for _, e in self.waiting]).sum(0)
@@ -307,9 +313,11 @@ class _Chain:
         """
         call, other = self.blocks[number], self.others[number]
         if cross is None:
-            ends = Ends(other.hidden[0].detach(), call.hidden[0].detach())
+            read, valid = [run.hidden[0].detach() for run in (other, call)], call.valid[0]
         else:
-            ends = Ends(cross.states(other)[0].detach(), cross.states(call)[0].detach())
+            read = [cross.states(run)[0].detach() for run in (other, call)]
+            valid = self.blocks[number - 1].valid[0]
+        ends = still(Ends(*read), valid) if len(valid) == len(read[0]) else Ends(*read)
 
         def function(z: Tensor) -> Tensor:
             earlier = {n: self.blocks[n].output.expand(len(z), -1, -1) for n in range(number - 1)}
@@ -338,6 +346,16 @@ class _Chain:
             by_token=False,
         )
         return multipliers(stage, self.settings)["z"]
+
+
+def _check_finite(g: Tensor, of: str) -> None:
+    """A gradient somewhere on the line; both runs themselves are finite."""
+    if not bool(torch.isfinite(g).all()):
+        raise LigError(
+            f"the gradient of {of} is not finite between baseline and input: there may be a root "
+            "or a norm of 0, or numbers too large for the precision. Give another baseline or "
+            "target, or dtype=torch.float64."
+        )
 
 
 def _check_runs(blocks: Sequence[BlockCall], others: Sequence[BlockCall]) -> list[Cross | None]:

@@ -50,8 +50,11 @@ class TargetLayer(GraphLayer):
 
     attention: Tensor = field(metadata=_edge("head", "target", "source", kind="attention"))
     """z -> u."""
-    attention_value: Tensor = field(metadata=_edge("head", "target", "source", kind="attention"))
-    """The part of ``attention`` that came through the values; the rest came through the pattern."""
+    attention_value: Tensor | None = field(
+        default=None, metadata=_edge("head", "target", "source", kind="attention")
+    )
+    """The part of ``attention`` that came through the values; the rest came through the pattern.
+    None where a block hides them."""
     heads_past: Tensor = field(metadata=_edge("target", "head", kind="heads_past"))
     """u -> z' past the MLP."""
     feed_forward_heads: Tensor | None = field(
@@ -168,10 +171,13 @@ class TargetLayer(GraphLayer):
             entering = entering + tensors["feed_forward_token"]
         whole = edges("attention", "head", "target", "source")
         closed = make_complete(whole, relevance.T)
-        # Both parts of an edge grow with it.
-        grown = torch.where(whole != 0, closed / whole, 1.0)
         tensors["attention"] = closed
-        tensors["attention_value"] = grown * edges("attention_value", "head", "target", "source")
+        if flow.attention_value is not None:
+            # Both parts of an edge grow with it.
+            grown = torch.where(whole != 0, closed / whole, 1.0)
+            tensors["attention_value"] = grown * edges(
+                "attention_value", "head", "target", "source"
+            )
         tensors |= {
             "leaving": leaving,
             "heads_relevance": relevance.T,

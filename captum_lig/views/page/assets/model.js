@@ -89,9 +89,10 @@ export class Model {
     return matrix[target * this.tokens + source] * edges.size[target];
   }
 
-  /** Of an attention edge towards a target, what came through the values. */
+  /** Of an attention edge towards a target, what came through the values; null if hidden. */
   throughValue(layer, target, source) {
     const { heads, attention_value: values } = this.page.layers[layer];
+    if (values === undefined) return null;
     const chosen = this.headOf(layer);
     let sum = 0;
     for (let head = 0; head < heads; head++) {

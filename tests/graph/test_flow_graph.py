@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from captum_lig import FlowGraph, LayerFlow, LayerFlowIG, LigError
-from captum_lig.graph import Route
+from captum_lig.graph import Edges, Route
 from tests.helpers.models import tiny_bert, tiny_llama, tokens
 from tests.helpers.synthetic import signed_flow, signed_flows
 
@@ -335,22 +335,27 @@ def test_a_subgraph_has_the_shares_of_the_whole() -> None:
     assert [bool((one.layers[2].attention[h] != 0).any()) for h in range(3)] == [False, True, False]
 
 
+def columns(edges: Edges) -> Iterator[tuple[Tensor, ...]]:
+    return zip(edges.layer, edges.head, edges.target, edges.source, edges.value, strict=True)
+
+
 def test_edges_as_columns() -> None:
     flows = signed_flows(2, 3, 2)
     graph = FlowGraph(flows).prune(threshold=0.1)
     edges = graph.edges("attention")
     assert len(edges.value) == graph.edge_counts["attention"] > 0
-    for layer, head, target, source, value in zip(*vars(edges).values(), strict=True):
+    assert edges.value_part is None
+    for layer, head, target, source, value in columns(edges):
         assert value == pytest.approx(float(flows[layer].attention[0, head, target, source]))
     mlp = graph.edges("mlp")
-    for layer, head, target, source, value in zip(*vars(mlp).values(), strict=True):
+    for layer, head, target, source, value in columns(mlp):
         assert source == target
         assert value == pytest.approx(float(flows[layer].mlp[0, target, head]))
         reached = (edges.layer == layer) & (edges.head == head) & (edges.target == target)
         assert reached.any()
     residual = graph.edges("residual")
     assert (residual.head == -1).all()
-    for layer, _, target, source, value in zip(*vars(residual).values(), strict=True):
+    for layer, _, target, source, value in columns(residual):
         assert source == target
         assert value == pytest.approx(float(flows[layer].residual[0, target]))
 

@@ -63,6 +63,7 @@ class Page {
     options("target", [["", "all tokens"], ...tokens]);
     options("source", [["", "any token"], ...tokens]);
     at("boundary").querySelector("[value=direct]").disabled = !this.model.hasDirect;
+    at("boundary").querySelector("[value=attention]").disabled = page.target !== null;
   }
 
   listen() {
@@ -140,7 +141,8 @@ class Page {
 
   update() {
     const { model, flow } = this;
-    const { rule, first, last, pin, source, count, route } = model.state;
+    const { rule } = model;
+    const { first, last, pin, source, count, route } = model.state;
     this.showState();
     flow.draw();
     if (pin) flow.reveal(pin.column);

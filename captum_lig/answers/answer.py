@@ -77,6 +77,8 @@ class Answer:
     """Where the number is of one thing less another: what speaks for it, and for the other."""
     continuation: str | None = None
     """What the text was continued with, if that is what is explained."""
+    hints: list[str] = field(default_factory=list)
+    """What may be meant in another way."""
     checked: Check | None = None
     """What :meth:`check` found."""
 

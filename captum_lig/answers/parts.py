@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.graph import FlowGraph, Trace
 from captum_lig.graph.target_layer import TargetLayer
@@ -28,8 +30,8 @@ class Part:
     kind: Literal["token", "head", "MLP"]
     value: float
     """In units of the target."""
-    share: float
-    """Of the change; above 1 or below 0 where others work against it."""
+    share: float | None
+    """Of the change; above 1 or below 0 where others work against it. None of no change."""
     position: int
     """Of the token where it is, padding not counted."""
     token: str
@@ -127,14 +129,18 @@ def held_at(trace: Trace) -> list[Held]:
 
 
 def worst_sum_error(flows: Sequence[LayerFlow]) -> float:
-    """Largest distance of the tokens' sum from the change, over all depths, in units of it."""
+    """Largest distance of the tokens' sum from the change, over all depths, in units of it.
+
+    Where the parts cancel to less than a tenth of their sizes, in units of the sum of these.
+    """
     worst = 0.0
     for flow in flows:
         change = flow.need("change").double()
         sums = flow.need("entering").double().sum(-1)
         if flow.elsewhere is not None:
             sums = sums + flow.elsewhere.double()
-        worst = max(worst, float(((sums - change) / change).abs().max()))
+        gap, scale = (sums - change).abs(), flow.need("scale").double()
+        worst = max(worst, float(torch.where(gap > 0, gap / scale, 0.0).max()))
     return worst
 
 
@@ -143,5 +149,5 @@ def _change(graph: FlowGraph) -> float:
     return graph.change
 
 
-def _share(value: float, change: float) -> float:
-    return value / change if change else float("nan")
+def _share(value: float, change: float) -> float | None:
+    return value / change if change else None

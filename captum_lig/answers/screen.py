@@ -54,6 +54,7 @@ class Screened(Protocol):
     favours: tuple[str, str] | None
     continuation: str | None
     checked: Check | None
+    hints: list[str]
 
     @property
     def sum_error(self) -> float:
@@ -76,6 +77,8 @@ def sections(answer: Any, count: int) -> list[Section]:
     """What there is to see, from the prediction down to how far it can be trusted."""
     a: Screened = answer
     found = [_question(a), _predictions(a), _explained(a)]
+    if a.hints:
+        found.append(Section("", notes=[f"Note: {hint}" for hint in a.hints]))
     if a.change:
         found += [_tokens(a, count), _heads(a, count), _mlps(a, count), _trust(a)]
     if a.checked is not None:
@@ -165,9 +168,9 @@ def _trust(a: Screened) -> Section:
     ]
     if a.against is None:
         notes.append(
-            "Without another text the comparison is with padding. From there, what taking a head "
-            "out of the text does and what putting it into the padding does have little to do with "
-            "each other, so no one number can be both. "
+            "Without another text the comparison is with padding. Then what taking a head out of "
+            "the text does can have little to do with what putting it into the padding does, and "
+            "no one number can be both. "
             + (
                 "Compare with another text (against), or check, which shows both."
                 if a.checked is None
@@ -202,13 +205,14 @@ def _checked(check: Check, count: int) -> Section:
             notes.append(f"{names[kind]}: {one.reason}, so nothing can be correlated.")
             continue
         said = (
-            f"{names[kind]}: over {one.nodes} of them, the strongest and as many at random, parts "
-            f"and the mean of both effects correlate at {one.mean:.2f}"
+            f"{names[kind]}: parts correlate with the mean of both effects at {one.mean:.2f}, the "
+            f"two effects with each other at {one.agreement:.2f} ({one.nodes} of them: the "
+            "strongest, and as many at random)"
         )
         if one.agreement < AGREE:
             said += (
-                f" ({one.out:.2f} with taking out, {one.into:.2f} with putting in). The two "
-                f"effects correlate at {one.agreement:.2f}: no one number can be both"
+                f". So no one number can be both: parts correlate at {one.out:.2f} with taking out "
+                f"and at {one.into:.2f} with putting in"
             )
         notes.append(said + ".")
     header = ("Checked by patching", "at", "part", "taken out", "put in")

@@ -118,6 +118,7 @@ def why(
     if kind != "sentence":
         scores = both_scores(network, kind, texts.encoding, other["input_ids"], where)
     names = subject.class_names
+    hints = _hints(wanted, scores, subject.tokenizer)
     about = asked(wanted, kind, where, scores, continuation, names, network, subject.tokenizer)
     says, would_say = _said(scores, kind, about, names, network, texts, other, subject.tokenizer)
 
@@ -151,6 +152,7 @@ def why(
         run=Run(network, texts.encoding, other, about.target, subject.tokenizer),
         favours=about.favours,
         continuation=None if continuation is None else subject.tokenizer.decode(continuation),
+        hints=hints,
     )
 
 
@@ -221,6 +223,24 @@ def _other(
             "or another text to compare with."
         )
     return dict(filled)
+
+
+def _hints(wanted: Wanted, scores: Tensor | None, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Tokens that were given without a space, where the one with it is the likelier one."""
+    found = []
+    for value in (wanted.target, wanted.foil):
+        if scores is None or not isinstance(value, str) or value[:1].isspace():
+            continue
+        try:
+            given, spaced = token_of(value, tokenizer), token_of(f" {value}", tokenizer)
+        except LigError:
+            continue
+        if given != spaced and bool((scores[:, spaced] > scores[:, given]).all()):
+            found.append(
+                f'"{value}" is another token than " {value}", with a space, which the model finds '
+                "more likely after both."
+            )
+    return found
 
 
 def _said(

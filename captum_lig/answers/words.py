@@ -22,9 +22,9 @@ def signed(value: float) -> str:
     return f"{value:+.3g}" if abs(value) < 1000 else f"{value:+.0f}"
 
 
-def percent(share: float) -> str:
+def percent(share: float | None) -> str:
     """A share that may be above 1 or below 0."""
-    return f"{share:+.0%}"
+    return "" if share is None else f"{share:+.0%}"
 
 
 def error_percent(share: float) -> str:

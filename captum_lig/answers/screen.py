@@ -117,6 +117,8 @@ def _explained(a: Screened) -> Section:
         notes.append("It is the same for both, so there is nothing to explain.")
     elif a.favours is not None:
         notes.append(f"Below, + speaks for {a.favours[0]} and - for {a.favours[1]}.")
+    else:
+        notes.append("Below, + makes it larger and - makes it smaller.")
     return Section("", notes=notes)
 
 
@@ -130,7 +132,7 @@ def _tokens(a: Screened, count: int) -> Section:
     held = a.held()
     parts = [
         f"{quoted(one.token)} ({one.position}) "
-        + (f"until layer {one.last - 1}" if n < len(held) - 1 else "to the end")
+        + (f"until layer {one.last}" if n < len(held) - 1 else "to the end")
         for n, one in enumerate(held[:4])
     ]
     more = ", ..." if len(held) > 4 else ""
@@ -287,7 +289,7 @@ def as_html(found: Sequence[Section]) -> str:
     parts = []
     for section in found:
         if section.title:
-            parts.append(f"<p><b>{html.escape(section.title)}</b></p>")
+            parts.append(f"<p><strong>{html.escape(section.title)}</strong></p>")
         if section.rows:
             head = f"<tr>{cells(section.header, 'th', section.left)}</tr>" if section.header else ""
             body = "".join(f"<tr>{cells(row, 'td', section.left)}</tr>" for row in section.rows)

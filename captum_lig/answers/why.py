@@ -235,10 +235,10 @@ def _hints(wanted: Wanted, scores: Tensor | None, tokenizer: PreTrainedTokenizer
             given, spaced = token_of(value, tokenizer), token_of(f" {value}", tokenizer)
         except LigError:
             continue
-        if given != spaced and bool((scores[:, spaced] > scores[:, given]).all()):
+        if given != spaced and bool(scores[0, spaced] > scores[0, given]):
             found.append(
                 f'"{value}" is another token than " {value}", with a space, which the model finds '
-                "more likely after both."
+                "more likely."
             )
     return found
 

@@ -24,6 +24,7 @@ from captum_lig.cli.outputs import (
     SUFFIXES,
     check_outputs,
     one_sentence,
+    tell,
 )
 from captum_lig.errors import LigError
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from captum_lig.cli.options import EMBEDDED, option
-from captum_lig.cli.outputs import check_outputs, one_sentence
+from captum_lig.cli.outputs import check_outputs, one_sentence, tell
 
 __all__ = ["inspect"]
 

@@ -156,7 +156,8 @@ def test_chat_pads_only_what_the_user_wrote(gpt2: Path) -> None:
     assert changed == [False, True, True, True, *[False] * (len(changed) - 4)]
     assert len(changed) > 6  # the template's own words at the end
     both = why("the cat sat", gpt2, "the dog sat", chat=True)
-    assert [n for n, (a, b) in enumerate(zip(both.tokens, both.other_tokens)) if a != b] == [2]
+    pairs = enumerate(zip(both.tokens, both.other_tokens, strict=True))
+    assert [n for n, (one, other) in pairs if one != other] == [2]
 
 
 def test_a_class(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ BLOCKS = {0: (1, 4), 3: (32, 20), 8: (32, 34)}
 
 
 def text(value: str) -> bytes:
-    return struct.pack("<Q", len(value)) + value.encode()
+    stored = value.encode()
+    return struct.pack("<Q", len(stored)) + stored
 
 
 def gguf(about: list[bytes], tensors: list[tuple[str, list[int], int, bytes]]) -> bytes:
@@ -121,10 +122,8 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (made / "model.safetensors").write_bytes(file.read_bytes() + b", converted")
 
     monkeypatch.setattr(smollm2, "convert", convert)
-    for name, value in (
-        ("FILE_SHA256", b"a stand-in"),
-        ("WEIGHTS_SHA256", b"a stand-in, converted"),
-    ):
+    digests = {"FILE_SHA256": b"a stand-in", "WEIGHTS_SHA256": b"a stand-in, converted"}
+    for name, value in digests.items():
         monkeypatch.setattr(smollm2, name, hashlib.sha256(value).hexdigest())
     return folder
 

@@ -28,7 +28,7 @@ from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.self_term import check_estimate
 from captum_lig.flow.summary import warn_of_rows_not_converged
 from captum_lig.graph.direct_edges import DirectEdges
-from captum_lig.integrals.boundaries import Asked
+from captum_lig.integrals.kinds import Asked
 from captum_lig.integrals.scalarization import check
 from captum_lig.integrals.settings import Settings
 from captum_lig.io.direct_edges import check_edge_file
@@ -191,7 +191,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             boundaries: with a target, which of ``"attention"`` (edges into the heads), ``"mlp"``,
                 ``"feed_forward"`` and ``"cross"``; None for all. Without ``"attention"`` there are
                 no edges, only sums. Without a target, which of ``"attention"``, ``"mlp"``,
-                ``"layer"`` (the default are these three), ``"influence"`` and ``"cross"``. The
+                ``"layer"`` (the default are these three), ``"feed_forward"`` (with ``"mlp"``: the
+                MLP's output is a node of its own), ``"influence"`` and ``"cross"``. The
                 composition ``chain`` needs the first two. ``influence`` is more work, one
                 Jacobian-vector product per pair of tokens and node. Blocks without attention have
                 ``"layer"`` and ``"influence"`` alone.
@@ -271,6 +272,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         call = ModelCall.of(self.forward_func, inputs, additional_forward_args)
         flows = []
         with self._finder.blocks(call) as blocks:
+            if "feed_forward" in problem.asked.boundaries:
+                blocks = [self._finder.with_feed_forward(block) for block in blocks]
             starts = one_for_each(baselines, blocks)  # type: ignore[arg-type]
             asked = problem.for_each(blocks, everything=self.layer is None)
             work = [one for one in zip(blocks, starts, asked, strict=True) if one[2] is not None]

@@ -273,6 +273,7 @@ class Declared:
         ("text", "target", "head"),
         "u -> m: what of the MLP's output comes from each head.",
         total="feed_forward",
+        scale="mlp_total",
         beside=("feed_forward_token",),
         also=("feed_forward_cross",),
         asked=("feed_forward",),

@@ -29,6 +29,7 @@ __all__ = [
     "find_feed_forward",
     "named_feed_forward",
     "with_first",
+    "without_feed_forward",
 ]
 
 
@@ -103,6 +104,16 @@ def find_feed_forward(call: BlockCall) -> FeedForward | None:
             if probe.lets_through(candidate) and probe.refusal(candidate) is None:
                 return candidate.place
     return None
+
+
+def without_feed_forward(call: BlockCall) -> LigError:
+    """What to say of a block whose MLP is not found."""
+    return LigError(
+        f"{call.describe()} has no module inside whose output is what the block adds after its "
+        "attention, token by token: its MLP is not found. Name it, "
+        "layer=[captum_lig.Block(module, feed_forward=...)], or leave 'feed_forward' out of "
+        "boundaries."
+    )
 
 
 def named_feed_forward(call: BlockCall, module: nn.Module) -> FeedForward:

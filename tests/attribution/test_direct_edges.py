@@ -184,12 +184,12 @@ def test_a_state_is_a_target() -> None:
 
 def test_sums_that_miss_are_told_of() -> None:
     model = models.tiny_llama(layers=2)
-    with pytest.warns(
-        UserWarning, match=r"changes by .*, and those out of the embedding add up to"
-    ):
-        LayerFlowIG(model).direct_edges(
-            INPUTS, BASELINES, number, n_steps=1, tolerance=1e-6, max_steps=1
-        )
+    rough: dict[str, Any] = {"n_steps": 1, "tolerance": 1e-6, "max_steps": 1}
+    with pytest.warns(UserWarning, match="changes by") as told:
+        LayerFlowIG(model).direct_edges(INPUTS, BASELINES, number, **rough)
+    said = [str(one.message) for one in told]
+    assert any("changes by" in x and "the edges into it add up to" in x for x in said)
+    assert any("changes by" in x and "those out of the embedding add up to" in x for x in said)
 
 
 # ---- refused ---------------------------------------------------------------------------------
@@ -336,8 +336,12 @@ def test_tokens_by_name() -> None:
     inputs = {"input_ids": padded, "attention_mask": torch.tensor([[0, 1, 1, 1, 1]])}
     baselines = {**inputs, "input_ids": other}
     words: Any = Words()
+
+    def last(output: Any) -> Tensor:
+        return number(output[0][:, -1])
+
     model = models.tiny_llama(layers=2)
-    edges = LayerFlowIG(model).direct_edges(inputs, baselines, number, tokenizer=words)
+    edges = LayerFlowIG(model).direct_edges(inputs, baselines, last, tokenizer=words)
     assert edges.labels == (" w11", " w45", " w23", " w8")
     edge = next(iter(edges))
     assert edge.position is not None

@@ -240,6 +240,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 cross_baseline=None if cross_baseline == "zero" else cross_baseline,
             )
             own_default = isinstance(baselines, str) and baselines == "target_token"
+            steps = 5 if n_steps is None else n_steps
             question = Question(
                 inputs=inputs,
                 baselines=None if own_default else baselines,  # type: ignore[arg-type]
@@ -248,9 +249,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 tokenizer=tokenizer,
                 boundaries=boundaries,
                 dtype=check_dtype(dtype),
-                settings=Settings.checked(
-                    n_steps or 5, method, tolerance, max_steps, internal_batch_size
-                ),
+                settings=Settings.checked(steps, method, tolerance, max_steps, internal_batch_size),
                 show_progress=show_progress,
             )
             flows = flows_towards(self._finders, question)

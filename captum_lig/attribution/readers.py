@@ -80,6 +80,7 @@ class ReaderBlock(ChainBlock):
             g=self._grouped(g[None])[0],
             relative_to=relative_to,
             points_at_once=self._points(floats),
+            meter=self.meter,
             readers=lambda z, g: self._read(z, g.movedim(1, 2).flatten(2, 3)),
             groups=torch.cat([of_query, groups, groups]) if self.opens else of_query,
         )

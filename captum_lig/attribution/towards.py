@@ -79,7 +79,16 @@ class Finders:
         self._found: Finder | None = None
 
     def finder(self, dtype: torch.dtype | None) -> Finder:
-        """The finder of the blocks of the chain."""
+        """The finder of the blocks of the chain.
+
+        Raises:
+            LigError: for a model that cannot be copied, or without gradients.
+        """
+        if any(p.is_inference() for p in self._model.parameters()):
+            raise LigError(
+                "the model was made under torch.inference_mode(), so nothing that it computes has "
+                "gradients: make it outside, and attribute outside or inside."
+            )
         own = next((p.dtype for p in self._model.parameters() if p.is_floating_point()), None)
         wide = own in (None, torch.float32, torch.float64)
         wanted = dtype or (own if wide else torch.float32)

@@ -87,9 +87,13 @@ def why(
 
     Example::
 
-        >>> answer = why("The capital of France is", against="The capital of Italy is")
-        >>> answer.strongest_heads(1)[0].name
-        'head 23.4'
+        >>> answer = why(
+        ...     "She plays the guitar.",
+        ...     against="She plays the piano.",
+        ...     similar_to="He is a guitarist.",
+        ... )
+        >>> answer.strongest_tokens(1)[0].token
+        'guitar'
     """
     began = time.perf_counter()
     wanted = Wanted(

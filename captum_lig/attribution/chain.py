@@ -29,7 +29,7 @@ from captum_lig.attribution.block import ChainBlock, relevance, still
 from captum_lig.cost import Cost, Meter
 from captum_lig.errors import LigError
 from captum_lig.integrals.settings import Settings
-from captum_lig.integrals.stage import Ends, Stage, multipliers
+from captum_lig.integrals.stage import Budget, Ends, Stage, multipliers
 from captum_lig.model.call import BlockCall
 from captum_lig.model.compare import nearly_equal
 from captum_lig.model.cross_attention import Cross, find_cross
@@ -96,7 +96,8 @@ def attribute_number(
         others = finder.another(baseline)
         crosses = _check_runs(blocks, others)
         top = _Top.of(blocks, others, call, baseline, target, settings)
-        chain = _Chain(finder, blocks, others, crosses, top, settings, "attention" in boundaries)
+        edges, budget = "attention" in boundaries, Budget(3 * len(blocks) + 1)
+        chain = _Chain(finder, blocks, others, crosses, top, settings, edges, budget)
         found = chain.down_to(wanted, show_progress)
     return TextParts(found, top.change)
 
@@ -144,7 +145,7 @@ class _Top:
         size, change = torch.cat(relevances).abs().sum(), abs(self.change)
         return size if change < CANCELLED * size else size.new_tensor(change)
 
-    def multiplier(self, relative_to: Callable[[Tensor], Tensor]) -> Tensor:
+    def multiplier(self, budget: Budget) -> Tensor:
         """Of the tokens leaving the last block, ``(S, D)``."""
         if isinstance(self.target, State):
             g = torch.zeros_like(self.ends.end)
@@ -170,11 +171,12 @@ class _Top:
             arguments={"z": self.ends},
             output=Ends(*value[:, None]),
             g=torch.ones_like(value[:1]),
-            relative_to=relative_to(value.new_tensor(abs(self.change))),
+            relative_to=value.new_tensor(abs(self.change)),
             points_at_once=self._points(),
+            meter=Meter(),
             by_token=False,
         )
-        return multipliers(stage, self.settings)["z"]
+        return multipliers(stage, self.settings, budget, "number")["z"]
 
     def _number(self, z: Tensor) -> Tensor:
         """``(P, 1)`` of ``z (P, S, D)`` leaving the last block."""
@@ -205,16 +207,13 @@ class _Chain:
     top: _Top
     settings: Settings
     edges: bool
+    budget: Budget
     waiting: list[tuple[Cross, Tensor]] = field(default_factory=list)
     """Multipliers that decoder blocks handed to the encoder's states."""
 
-    def relative_to(self, scale: Tensor) -> Tensor:
-        """What errors of one stage are relative to: those of all of them add up."""
-        return scale / (3 * len(self.blocks) + 1)
-
     def down_to(self, wanted: set[int], show_progress: bool) -> list[LayerParts]:
         """Hand the multiplier down to the lowest of the blocks that are wanted."""
-        g = self.top.multiplier(self.relative_to)
+        g = self.top.multiplier(self.budget)
         found = []
         numbers = range(len(self.blocks) - 1, min(wanted) - 1, -1)
         elsewhere: list[Tensor] = []
@@ -222,7 +221,7 @@ class _Chain:
             began, meter = time.perf_counter(), Meter()
             block, call = self._block(number, number in wanted, meter), self.blocks[number]
             scale = self.top.scale(relevance(g, block.y), *elsewhere)
-            handed = block.down(g, self.relative_to(scale))
+            handed = block.down(g, scale)
             cross = self.crosses[number]
             if handed.e is not None and cross is not None:
                 self.waiting.append((cross, handed.e))
@@ -236,9 +235,9 @@ class _Chain:
                 }
                 if elsewhere:
                     facts["elsewhere"] = torch.cat(elsewhere).sum()
-                count, length = max(1, int(call.valid.sum())), call.hidden.shape[1]
+                length = call.hidden.shape[1]
                 cost = Cost(
-                    path_points=meter.pairs / count,
+                    path_points=meter.pairs,
                     forward_equivalents=meter.passed / length,
                     seconds=time.perf_counter() - began,
                     path=meter.path,
@@ -257,6 +256,7 @@ class _Chain:
             self.crosses[number],
             self.settings,
             self.edges and wanted,
+            self.budget,
             meter,
         )
 
@@ -317,13 +317,14 @@ class _Chain:
             arguments={"z": below},
             output=ends,
             g=g,
-            relative_to=self.relative_to(scale),
+            relative_to=scale,
             points_at_once=self.settings.points_at_once(
                 40 * below.end.numel(), len(below.end), below.end
             ),
+            meter=Meter(),
             by_token=False,
         )
-        return multipliers(stage, self.settings)["z"]
+        return multipliers(stage, self.settings, self.budget, "between")["z"]
 
 
 def _check_runs(blocks: Sequence[BlockCall], others: Sequence[BlockCall]) -> list[Cross | None]:

@@ -15,20 +15,21 @@ A stage has one row, the text: its tokens are refined together.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from captum_lig._types import Parts
+from captum_lig.cost import Meter
 from captum_lig.integrals.adaptive import SHARE, refine
 from captum_lig.integrals.boundary import Boundary, sweep
 from captum_lig.integrals.scalarization import Cotangent
 from captum_lig.integrals.settings import Settings
 from captum_lig.paths.edges import Edges
 
-__all__ = ["AttentionStage", "Ends", "Stage", "multipliers"]
+__all__ = ["AttentionStage", "Budget", "Ends", "Stage", "multipliers"]
 
 EDGES, VALUES = "edges", "values"
 """Names of what an attention stage gives beside the multipliers."""
@@ -66,6 +67,7 @@ class Stage(Boundary):
     relative_to: Tensor
     """What the sums' errors, all together, are relative to."""
     points_at_once: int
+    meter: Meter
     by_token: bool = True
     """Whether token ``k`` of the output reads token ``k`` of the arguments alone. If not, all sums
     are certified together."""
@@ -110,6 +112,7 @@ class Stage(Boundary):
 
     def rates(self, at: Tensor, a: Tensor, w: Tensor, starts: bool) -> Parts:
         """``J^T g`` for each argument, ``(1, ...)``."""
+        self.meter.pairs += len(a)
         inputs = {name: x.detach().requires_grad_() for name, x in self.inputs(at).items()}
         with torch.enable_grad():
             y = self.function(**inputs)
@@ -178,10 +181,54 @@ class AttentionStage(Stage):
         return super().sums(parts)
 
 
-def multipliers(stage: Stage, settings: Settings) -> Parts:
+@dataclass
+class Budget:
+    """What the stages of one text have left of the tolerance, and the nodes that they took.
+
+    Errors of all stages add up. Most stages stay far below what they may use, so a stage may use a
+    part of what is left, not an equal share.
+    """
+
+    stages: int
+    """How many stages there are."""
+    left: float = 1.0
+    """Of the tolerance."""
+    nodes: dict[str, int] = field(default_factory=dict)
+    """Nodes to begin with by kind of stage: the block above needed about as many."""
+
+    @property
+    def part(self) -> float:
+        """What the next stage may use; an equal share in any case, however much is spent."""
+        return max(SHARE * self.left, 1 / self.stages)
+
+
+MOST = 4
+"""A stage begins with at most so many times the nodes that were asked for."""
+
+
+def multipliers(stage: Stage, settings: Settings, budget: Budget, kind: str) -> Parts:
     """What a stage hands down to each of its arguments, ``(...)`` by name.
 
     And what else it gives, under the names that it has there.
+
+    Args:
+        stage: its ``relative_to`` is what the errors of all stages together are relative to.
+        settings: the rule to begin with, and the tolerance of all stages together.
+        budget: what of it is left; what this stage uses is taken off.
+        kind: stages of one kind need about as many nodes.
     """
-    swept = sweep([stage], settings.alphas, settings.weights)[0]
-    return {name: x[0] for name, x in refine(stage, swept, settings).items()}
+    whole, least = stage.relative_to, len(settings.alphas)
+    stage = replace(stage, relative_to=whole * budget.part)
+    count = budget.nodes.get(kind, least)
+    settings, used = settings.with_nodes(count), stage.meter.pairs
+    found = refine(stage, sweep([stage], settings.alphas, settings.weights)[0], settings)
+    if settings.tolerance is not None:
+        missed = float(stage.error(stage.sums(found), stage.totals))
+        allowed = settings.tolerance * float(whole)
+        if allowed > 0:
+            budget.left = max(0.0, budget.left - missed / allowed)
+        if stage.meter.pairs - used > count:
+            budget.nodes[kind] = min(count + (count + 1) // 2, MOST * least)
+        elif missed < 0.01 * allowed * budget.part:
+            budget.nodes[kind] = max(count - count // 4, least)
+    return {name: x[0] for name, x in found.items()}

@@ -32,7 +32,7 @@ from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.graph.direct_edges import DirectEdges, Reader, Strongest, Writer
 from captum_lig.integrals.settings import Settings
-from captum_lig.integrals.stage import READERS
+from captum_lig.integrals.stage import READERS, Budget
 from captum_lig.io.direct_edges import writing_direct_edges
 from captum_lig.model.compare import nearly_equal
 from captum_lig.model.inputs import ModelCall
@@ -136,7 +136,8 @@ def direct_edges(
             if cross is not None:
                 raise no_direct_edges(block, "it also reads the states of an encoder")
         top = Top.of(blocks, others, call, baseline, target, settings)
-        chain = Chain(finder, blocks, others, crosses, top, settings, edges=False)
+        budget = Budget(3 * len(blocks) + 1)
+        chain = Chain(finder, blocks, others, crosses, top, settings, False, budget)
         streams = Streams(chain)
         strongest = Strongest(keep, streams.writers, streams.readers)
         labels = None if labels is None else [labels[n] for n in streams.positions.tolist()]
@@ -199,6 +200,7 @@ class Streams:
                 settings=chain.settings,
                 edges=False,
                 meter=Meter(),
+                budget=chain.budget,
             )
             for call, other in zip(chain.blocks, chain.others, strict=True)
         ]
@@ -258,15 +260,15 @@ class Streams:
     def down(self, show_progress: bool) -> Iterator[tuple[int, Tensor]]:
         """Edges ``(W', R', N)`` into some readers, and the number of the first, the last first."""
         plan = list(self.plan)
-        g = self.top.multiplier(self.chain.relative_to)
+        g = self.top.multiplier(self.chain.budget)
         yield self._edges(plan.pop(), g[None])
         numbers = reversed(range(len(self.layers)))
         for number in tqdm(
             numbers, total=len(self.layers), desc="layers", unit="layer", disable=not show_progress
         ):
             block = self.layers[number]
-            scale = self.top.scale(relevance(g, block.y))
-            handed = block.down(g, self.chain.relative_to(scale))
+            scale = self.top.finest(relevance(g, block.y))
+            handed = block.down(g, scale)
             self._check_sum(number, g, handed)
             if "feed_forward" in handed.stages:
                 yield self._edges(plan.pop(), handed.stages["feed_forward"]["z"][None])

@@ -29,7 +29,7 @@ from captum_lig.integrals.scalarization import Cotangent
 from captum_lig.integrals.settings import Settings
 from captum_lig.paths.edges import Edges
 
-__all__ = ["AttentionStage", "Ends", "ReaderStage", "Stage", "multipliers"]
+__all__ = ["AttentionStage", "Budget", "Ends", "ReaderStage", "Stage", "multipliers"]
 
 EDGES, VALUES, READERS = "edges", "values", "readers"
 """Names of what an attention stage gives beside the multipliers."""
@@ -113,7 +113,7 @@ class Stage(Boundary):
 
     def rates(self, at: Tensor, a: Tensor, w: Tensor, starts: bool) -> Parts:
         """``J^T g`` for each argument, ``(1, ...)``."""
-        self.meter.pairs += len(a) * len(self.output.end)
+        self.meter.pairs += len(a)
         inputs = {name: x.detach().requires_grad_() for name, x in self.inputs(at).items()}
         with torch.enable_grad():
             y = self.function(**inputs)
@@ -209,20 +209,66 @@ class ReaderStage(Stage):
         return each.new_zeros(1, len(self.g)).index_add_(1, self.groups, each[None])
 
 
+@dataclass
+class Budget:
+    """What the stages of one text have left of the tolerance, and the nodes that they took.
+
+    Errors of all stages add up. Most stages stay far below what they may use, so a stage may use a
+    part of what is left, not an equal share.
+    """
+
+    stages: int
+    """How many stages there are."""
+    left: float = 1.0
+    """Of the tolerance."""
+    nodes: dict[str, int] = field(default_factory=dict)
+    """Nodes to begin with by kind of stage: the block above needed about as many."""
+
+    @property
+    def part(self) -> float:
+        """What the next stage may use; an equal share in any case, however much is spent."""
+        return max(SHARE * self.left, 1 / self.stages)
+
+
+MOST = 4
+"""A stage begins with at most so many times the nodes that were asked for."""
+
+
 def multipliers(
-    stage: Stage, settings: Settings, relative_to: Callable[[Parts], Tensor] | None = None
+    stage: Stage,
+    settings: Settings,
+    budget: Budget,
+    kind: str,
+    relative_to: Callable[[Parts], Tensor] | None = None,
 ) -> Parts:
     """What a stage hands down to each of its arguments, ``(...)`` by name.
 
     And what else it gives, under the names that it has there.
 
     Args:
-        stage: the stage.
-        settings: how to integrate.
+        stage: its ``relative_to`` is what the errors of all stages together are relative to.
+        settings: the rule to begin with, and the tolerance of all stages together.
+        budget: what of it is left; what this stage uses is taken off.
+        kind: stages of one kind need about as many nodes.
         relative_to: from what the first rule gives to what errors are relative to; None is what
             the stage says.
     """
+    least = len(settings.alphas)
+    count = budget.nodes.get(kind, least)
+    settings, used = settings.with_nodes(count), stage.meter.pairs
     swept = sweep([stage], settings.alphas, settings.weights)[0]
+    whole = stage.relative_to
     if relative_to is not None:
-        stage = replace(stage, relative_to=relative_to({name: x[0] for name, x in swept.items()}))
-    return {name: x[0] for name, x in refine(stage, swept, settings).items()}
+        whole = relative_to({name: x[0] for name, x in swept.items()})
+    stage = replace(stage, relative_to=whole * budget.part)
+    found = refine(stage, swept, settings)
+    if settings.tolerance is not None:
+        missed = float(stage.error(stage.sums(found), stage.totals))
+        allowed = settings.tolerance * float(whole)
+        if allowed > 0:
+            budget.left = max(0.0, budget.left - missed / allowed)
+        if stage.meter.pairs - used > count:
+            budget.nodes[kind] = min(count + (count + 1) // 2, MOST * least)
+        elif missed < 0.01 * allowed * budget.part:
+            budget.nodes[kind] = max(count - count // 4, least)
+    return {name: x[0] for name, x in found.items()}

@@ -45,7 +45,7 @@ class Part:
     """Of a head: how much came from there."""
     through_pattern: float | None = None
     """Of a head: how much of its part came from where it looks (its attention pattern); the rest
-    came through what it reads there (its values)."""
+    came through what it reads there (its values). None if the block hides them."""
 
     @property
     def name(self) -> str:
@@ -85,7 +85,8 @@ def strongest_heads(graph: FlowGraph, trace: Trace, count: int) -> list[Part]:
             continue
         row = rows[layer]
         assert isinstance(row, TargetLayer)
-        edges, values = row.attention[head, position], row.attention_value[head, position]
+        edges, values = row.attention[head, position], row.attention_value
+        pattern = None if values is None else float((edges - values[head, position]).sum())
         source = int(edges.abs().argmax())
         found.append(
             Part(
@@ -98,7 +99,7 @@ def strongest_heads(graph: FlowGraph, trace: Trace, count: int) -> list[Part]:
                 head,
                 source,
                 float(edges[source]),
-                float((edges - values).sum()),
+                pattern,
             )
         )
     return found

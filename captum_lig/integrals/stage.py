@@ -15,22 +15,23 @@ A stage has one row, the text: its tokens are refined together.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from captum_lig._types import Parts
+from captum_lig.cost import Meter
 from captum_lig.integrals.adaptive import SHARE, refine
 from captum_lig.integrals.boundary import Boundary, sweep
 from captum_lig.integrals.scalarization import Cotangent
 from captum_lig.integrals.settings import Settings
 from captum_lig.paths.edges import Edges
 
-__all__ = ["AttentionStage", "Ends", "Stage", "multipliers"]
+__all__ = ["AttentionStage", "Ends", "ReaderStage", "Stage", "multipliers"]
 
-EDGES, VALUES = "edges", "values"
+EDGES, VALUES, READERS = "edges", "values", "readers"
 """Names of what an attention stage gives beside the multipliers."""
 
 
@@ -66,6 +67,8 @@ class Stage(Boundary):
     relative_to: Tensor
     """What the sums' errors, all together, are relative to."""
     points_at_once: int
+    meter: Meter
+    """Counts the points."""
     by_token: bool = True
     """Whether token ``k`` of the output reads token ``k`` of the arguments alone. If not, all sums
     are certified together."""
@@ -110,6 +113,7 @@ class Stage(Boundary):
 
     def rates(self, at: Tensor, a: Tensor, w: Tensor, starts: bool) -> Parts:
         """``J^T g`` for each argument, ``(1, ...)``."""
+        self.meter.pairs += len(a) * len(self.output.end)
         inputs = {name: x.detach().requires_grad_() for name, x in self.inputs(at).items()}
         with torch.enable_grad():
             y = self.function(**inputs)
@@ -178,10 +182,47 @@ class AttentionStage(Stage):
         return super().sums(parts)
 
 
-def multipliers(stage: Stage, settings: Settings) -> Parts:
+@dataclass(frozen=True)
+class ReaderStage(Stage):
+    """``z -> u`` by what reads ``z``: each head's query, key and value has a multiplier of its own.
+
+    Heads that share a key are a group, and each group is certified. ``output`` and ``g`` are
+    ``(G, ...)``, groups first.
+    """
+
+    readers: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
+    """Points ``z (P, S, D)`` and cotangents ``(P, G, ...)`` to what each reader hands down,
+    ``(R, S, D)``, summed over the points."""
+    groups: Tensor = field(kw_only=True)
+    """``(R,)`` the group that each reader is of."""
+
+    def rates(self, at: Tensor, a: Tensor, w: Tensor, starts: bool) -> Parts:
+        """``z (1, S, D)``, and of each reader ``(1, R, S, D)``."""
+        z = self.inputs(at)["z"]
+        g = self.g.to(z) * w.to(z).view(-1, *[1] * self.g.dim())
+        found = self.readers(z, g)
+        return {"z": found.sum(0, keepdim=True), READERS: found[None]}
+
+    def sums(self, parts: Parts) -> Tensor:
+        """Shape ``(1, G)``."""
+        each = (parts[READERS][0].double() * self.arguments["z"].step.double()).sum((1, 2))
+        return each.new_zeros(1, len(self.g)).index_add_(1, self.groups, each[None])
+
+
+def multipliers(
+    stage: Stage, settings: Settings, relative_to: Callable[[Parts], Tensor] | None = None
+) -> Parts:
     """What a stage hands down to each of its arguments, ``(...)`` by name.
 
     And what else it gives, under the names that it has there.
+
+    Args:
+        stage: the stage.
+        settings: how to integrate.
+        relative_to: from what the first rule gives to what errors are relative to; None is what
+            the stage says.
     """
     swept = sweep([stage], settings.alphas, settings.weights)[0]
+    if relative_to is not None:
+        stage = replace(stage, relative_to=relative_to({name: x[0] for name, x in swept.items()}))
     return {name: x[0] for name, x in refine(stage, swept, settings).items()}

@@ -39,7 +39,7 @@ from captum_lig.model.select import Finder
 from captum_lig.prediction.bound_target import BoundTarget
 from captum_lig.prediction.vector_targets import State
 
-__all__ = ["LayerParts", "TextParts", "attribute_number"]
+__all__ = ["Chain", "LayerParts", "TextParts", "Top", "attribute_number", "check_runs"]
 
 CANCELLED = 0.1
 """Errors are relative to the change, unless it is less than this part of the sum of the sizes of
@@ -94,15 +94,15 @@ def attribute_number(
     with finder.blocks(call) as blocks:
         wanted = asked(blocks)
         others = finder.another(baseline)
-        crosses = _check_runs(blocks, others)
-        top = _Top.of(blocks, others, call, baseline, target, settings)
-        chain = _Chain(finder, blocks, others, crosses, top, settings, "attention" in boundaries)
+        crosses = check_runs(blocks, others)
+        top = Top.of(blocks, others, call, baseline, target, settings)
+        chain = Chain(finder, blocks, others, crosses, top, settings, "attention" in boundaries)
         found = chain.down_to(wanted, show_progress)
     return TextParts(found, top.change)
 
 
 @dataclass(frozen=True)
-class _Top:
+class Top:
     """The number in both runs, and its multiplier."""
 
     rest: Rest
@@ -122,7 +122,8 @@ class _Top:
         baseline: ModelCall,
         target: BoundTarget | State,
         settings: Settings,
-    ) -> _Top:
+    ) -> Top:
+        """The number of a call and of its baseline."""
         rest, last = Rest(call, blocks), blocks[-1]
         ends = still(Ends(others[-1].output[0].detach(), last.output[0].detach()), last.valid[0])
         if isinstance(target, State):
@@ -137,6 +138,7 @@ class _Top:
 
     @property
     def change(self) -> float:
+        """The number of the input less that of the baseline."""
         return self.values[1] - self.values[0]
 
     def scale(self, *relevances: Tensor) -> Tensor:
@@ -208,14 +210,14 @@ class _Top:
 
 
 @dataclass
-class _Chain:
+class Chain:
     """The two runs of one text, and what has been handed down so far."""
 
     finder: Finder
     blocks: list[BlockCall]
     others: list[BlockCall]
     crosses: list[Cross | None]
-    top: _Top
+    top: Top
     settings: Settings
     edges: bool
     waiting: list[tuple[Cross, Tensor]] = field(default_factory=list)
@@ -358,7 +360,7 @@ def _check_finite(g: Tensor, of: str) -> None:
         )
 
 
-def _check_runs(blocks: Sequence[BlockCall], others: Sequence[BlockCall]) -> list[Cross | None]:
+def check_runs(blocks: Sequence[BlockCall], others: Sequence[BlockCall]) -> list[Cross | None]:
     """Both runs have the same blocks, on as many tokens, with the same other arguments.
 
     Returns where blocks read an encoder's states.

@@ -17,11 +17,13 @@ from captum_lig.flow.axes import stacked
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.summary import warn_of_rows_not_converged
 from captum_lig.integrals.block import attribute_cross, attribute_text
-from captum_lig.integrals.boundaries import KINDS, Asked
+from captum_lig.integrals.kinds import KINDS, Asked
 from captum_lig.integrals.settings import Settings
 from captum_lig.model.call import BlockCall
 from captum_lig.model.cross_attention import SplitCrossAttention, find_cross, without_cross
+from captum_lig.model.feed_forward import without_feed_forward
 from captum_lig.model.split import SplitBlock
+from captum_lig.model.stages import AroundMlp, Stages
 from captum_lig.paths.baselines import (
     Baseline,
     describe,
@@ -62,20 +64,27 @@ class Problem:
     def for_each(self, blocks: list[BlockCall], everything: bool) -> list[Problem | None]:
         """What to ask of each block, None for nothing.
 
-        If every block is meant, those without cross-attention go without that boundary.
+        If every block is meant, those without cross-attention, or without an MLP that is found, go
+        without that boundary.
 
         Raises:
             LigError: if none of them has it.
         """
         of_encoder = {name for name in self.asked.boundaries if KINDS[name].of_encoder}
-        if not (everything and of_encoder):
-            return [self] * len(blocks)
-        there = [find_cross(block) is not None for block in blocks]
-        if not any(there):
-            raise without_cross(blocks[-1])
-        rest = self.asked.boundaries - of_encoder
-        without = self.only(rest) if rest else None
-        return [self if cross else without for cross in there]
+        lacks = [set[str]() for _ in blocks]
+        if everything and of_encoder:
+            for block, missing in zip(blocks, lacks, strict=True):
+                missing |= of_encoder if find_cross(block) is None else set()
+            if all(lacks):
+                raise without_cross(blocks[-1])
+        if "feed_forward" in self.asked.boundaries:
+            there = [block.feed_forward is not None for block in blocks]
+            if not any(there) or not (everything or all(there)):
+                raise without_feed_forward(blocks[there.index(False)])
+            for found, missing in zip(there, lacks, strict=True):
+                missing |= set() if found else {"feed_forward"}
+        rest = [self.asked.boundaries - missing for missing in lacks]
+        return [self.only(names) if names else None for names in rest]
 
     def flow(self, call: BlockCall, baseline: Baseline, valid: Tensor) -> LayerFlow:
         """All boundaries of one block, for every text of the batch.
@@ -142,7 +151,7 @@ class Problem:
         inner, found = self.asked.boundaries - of_encoder, Parts()
         start = start_of(baseline, call.hidden[text], text, len(call.hidden), targets)
         if inner:
-            split, asked = SplitBlock(call, text, meter), self.only(inner).asked
+            split, asked = _split(call, text, meter, inner), self.only(inner).asked
             found |= attribute_text(split, start.select(rows), targets[rows], asked, self.settings)
         if of_encoder:
             cross = find_cross(call)
@@ -164,6 +173,15 @@ class Problem:
         warn_of_rows_not_converged([zero])
         assert flow.cost is not None and zero.cost is not None
         return replace(flow.with_self_term(estimate, zero), cost=flow.cost + zero.cost)
+
+
+def _split(call: BlockCall, text: int, meter: Meter, boundaries: frozenset[str]) -> SplitBlock:
+    """The block of one text, with its MLP's output as a node if that is asked for."""
+    if "feed_forward" not in boundaries:
+        return SplitBlock(call, text, meter)
+    stages = Stages(call.for_text(text), call.feed_forward, None, meter)
+    stages.split.around_mlp = AroundMlp(stages)
+    return stages.split
 
 
 def check_dtype(dtype: torch.dtype | None) -> torch.dtype | None:

@@ -273,6 +273,7 @@ class Declared:
         ("text", "target", "head"),
         "u -> m: what of the MLP's output comes from each head.",
         total="feed_forward",
+        scale="mlp_total",
         beside=("feed_forward_token",),
         also=("feed_forward_cross",),
         asked=("feed_forward",),
@@ -340,6 +341,12 @@ class Declared:
         "cross_token",
         _BY_TARGET,
         "z -> u_cross: what of the queries comes from the token itself, past the attention heads.",
+        asked=("cross",),
+    )
+    cross_heads = Field(
+        "cross_heads",
+        ("text", "target", "head"),
+        "u -> u_cross: what of the queries comes from each head of the block's own attention.",
         asked=("cross",),
     )
     cross_sum = Field(

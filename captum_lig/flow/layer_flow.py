@@ -18,7 +18,7 @@ from captum_lig.errors import LigError
 from captum_lig.flow.axes import FIELDS, Declared, Field, aligned, check_shape, field_of
 from captum_lig.flow.composition import RULES, compose_heads
 from captum_lig.flow.self_term import ESTIMATES, with_self_share, zero_share
-from captum_lig.integrals.boundaries import MLP_STARTS
+from captum_lig.integrals.kinds import MLP_STARTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,6 +138,18 @@ class LayerFlow(Declared):
             LigError: if it is not; the message says which boundaries give it.
         """
         field = field_of(name)
+        if name not in self.tensors and self.target is not None:
+            why = "it is of flows without a target"
+            if name.startswith("feed_forward"):
+                why = (
+                    "no MLP was found in the block: name it, layer=[captum_lig.Block(module, "
+                    "feed_forward=...)], or 'feed_forward' was left out of boundaries"
+                )
+            elif name.startswith("attention"):
+                why = "the block has no attention, or 'attention' was left out of boundaries"
+            elif name.startswith("cross") or name == "elsewhere":
+                why = "the block reads no encoder"
+            raise LigError(f"the flow of layer {self.index} ({self.name}) has no {name!r}: {why}.")
         if name not in self.tensors:
             asked = " and ".join(repr(one) for one in field.asked or (name,))
             raise LigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
 from captum_lig.graph.layer import GraphLayer
+from captum_lig.graph.target_layer import TargetLayer
 
-__all__ = ["KINDS", "Edges", "edges_of", "only_heads", "only_strong"]
+__all__ = ["Edges", "edges_of", "only_heads"]
 
 
 @dataclass(frozen=True)
@@ -23,60 +24,56 @@ class Edges:
     layer: Tensor
     """Index of the layer."""
     head: Tensor
-    """-1 for residual edges."""
+    """-1 for edges between a token and itself or its MLP."""
     target: Tensor
     source: Tensor
-    """Positions of the tokens in the graph; of ``mlp`` edges both are the token of the node."""
+    """Positions of the tokens in the graph; both are the token of the node, but for ``attention``
+    edges."""
     value: Tensor
-    """Signed attribution, a length."""
+    """Signed attribution: a length, or in units of the target."""
+    value_part: Tensor | None = None
+    """Of ``attention`` edges of flows with a target: the part that came through the values; NaN
+    where a block hides them."""
 
 
-KINDS: dict[str, Callable[[GraphLayer], Tensor]] = {
-    "attention": lambda layer: layer.attention != 0,
-    "mlp": lambda layer: (layer.mlp != 0) & (layer.attention != 0).any(-1).T,
-    "residual": lambda layer: layer.residual != 0,
-}
-"""Which edges there are; an output of a head that no edge reaches is no node."""
-
-
-def edges_of(layers: list[GraphLayer], kind: str) -> Edges:
+def edges_of(layers: Sequence[GraphLayer], kind: str) -> Edges:
     """The edges of one kind; a LigError for an unknown one."""
-    if kind not in KINDS:
-        raise LigError(f"edges of kind {brief(kind)}: use one of {', '.join(KINDS)}.")
-    columns: list[tuple[Tensor, ...]] = []
+    kinds = layers[0].KINDS
+    if kind not in kinds:
+        raise LigError(f"edges of kind {brief(kind)}: use one of {', '.join(kinds)}.")
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("head", "target", "source", "value")}
+    indices, parts = [], []
     for layer in layers:
-        mask = KINDS[kind](layer)
-        where = mask.nonzero(as_tuple=True)
-        if kind == "attention":
-            head, target, source = where
-        elif kind == "mlp":
-            (target, head), source = where, where[0]
-        else:
-            target = source = where[0]
-            head = torch.full_like(target, -1)
-        index = torch.full_like(target, layer.index)
-        columns.append((index, head, target, source, getattr(layer, kind)[mask]))
-    return Edges(*(torch.cat(column) for column in zip(*columns, strict=True)))
-
-
-def only_strong(
-    layer: GraphLayer, rule: str, threshold: float | None, top_k: int | None
-) -> GraphLayer:
-    """Edges that carry a share of at least ``threshold``, or the ``top_k`` into each target."""
-    shares = layer.shares(rule, False)
-    heads, residual = shares.heads.abs(), shares.residual.abs()
-    if threshold is not None:
-        return layer.where(heads >= threshold, residual >= threshold)
-    assert top_k is not None
-    flat = torch.cat([heads.transpose(0, 1).flatten(1), residual[:, None]], 1)
-    order = flat.topk(min(top_k, flat.shape[1]), dim=1).indices
-    kept = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, True)
-    by_head = kept[:, :-1].reshape(len(residual), *heads.shape[::2]).transpose(0, 1)
-    return layer.where(by_head, kept[:, -1])
+        tensor: Tensor | None = getattr(layer, kind)
+        if tensor is None:
+            continue
+        mask = layer.there(kind)
+        axes = layer.declared()[kind].axes
+        where = dict(zip(axes, mask.nonzero(as_tuple=True), strict=True))
+        target = where["target"]
+        where = {
+            "head": torch.full_like(target, -1),
+            "source": target,
+            "value": tensor[mask],
+        } | where
+        for name, column in columns.items():
+            column.append(where[name])
+        indices.append(torch.full_like(target, layer.index))
+        if kind == "attention" and isinstance(layer, TargetLayer):
+            parts.append(
+                torch.full_like(tensor[mask], torch.nan)
+                if layer.attention_value is None
+                else layer.attention_value[mask]
+            )
+    if not indices:
+        empty = torch.zeros(0, dtype=torch.int64)
+        return Edges(empty, empty, empty, empty, empty.double())
+    joined = {name: torch.cat(column) for name, column in columns.items()}
+    return Edges(torch.cat(indices), **joined, value_part=torch.cat(parts) if parts else None)
 
 
 def only_heads(
-    layers: list[GraphLayer], heads: Iterable[int | tuple[int, int]]
+    layers: Sequence[GraphLayer], heads: Iterable[int | tuple[int, int]]
 ) -> list[GraphLayer]:
     """Edges through some heads: numbers, of every layer, or pairs of (layer, head).
 
@@ -95,10 +92,9 @@ def only_heads(
     for index, head in pairs:
         if not 0 <= head < count.get(index, 0):
             raise LigError(f"head {head} of layer {index} does not exist in this graph.")
-    chosen = []
+    chosen: list[GraphLayer] = []
     for layer in layers:
         kept = torch.zeros(layer.heads, dtype=torch.bool, device=layer.attention.device)
         kept[[head for index, head in pairs if index == layer.index]] = True
-        mask = kept[:, None, None].expand_as(layer.attention)
-        chosen.append(layer.where(mask, torch.ones_like(layer.stays)))
+        chosen.append(layer.only_heads(kept))
     return chosen

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from captum_lig._arguments import brief, fraction, whole_number
 from captum_lig.errors import LigError
+from captum_lig.flow.composition import share_of
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.graph.arguments import (
+    about_flows,
     check_flows,
     check_whole,
     layer_range,
     no_target,
     one_token,
+    refuse_arguments,
     start_relevance,
     token_indices,
+    warn_of_lengths,
 )
-from captum_lig.graph.edges import KINDS, Edges, edges_of, only_heads, only_strong
-from captum_lig.graph.layer import Certificate, GraphLayer
+from captum_lig.graph.edges import Edges, only_heads
+from captum_lig.graph.joined import JoinedLayers
+from captum_lig.graph.layer import GraphLayer
+from captum_lig.graph.length_layer import LengthLayer
 from captum_lig.graph.merge_words import merged_layer, words_of
-from captum_lig.graph.routes import MOST_ROUTES, Route, routes_between
-from captum_lig.graph.trace import Trace, traced_down, traced_up
+from captum_lig.graph.routes import MOST_ROUTES, Route, routes_between, signed_route
+from captum_lig.graph.target_layer import closed_layers, target_layers
+from captum_lig.graph.trace import Trace, shared_out, traced_exactly, traced_up
 
 if TYPE_CHECKING:
     import networkx
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Edges", "FlowGraph"]
 
 
-class FlowGraph:
+class FlowGraph(JoinedLayers):
     r"""The layers of one text as a graph, from the tokens entering to the tokens leaving.
 
     Nodes are tokens of the residual stream ``z[l, i]`` entering layer ``l`` (those leaving it are
@@ -45,14 +50,19 @@ class FlowGraph:
     ``z -> u`` (attention), ``u -> z'`` (mlp) and ``z -> z'`` (residual). They are held as tensors,
     a matrix a head.
 
-    What a layer hands down from a target to its sources is a share of the target: the edge's
-    attribution by the sum of all of the target's. So the total of what starts above arrives
-    below, with the composition rules that conserve (after LRP, Bach et al. 2015).
+    **Of flows with a target** edges and relevances are in its units. MLPs' outputs ``m[l, j]`` are
+    nodes too: edges run ``u -> m``, ``z -> m``, ``m -> z'`` and past the MLP ``u -> z'``. They are
+    completed from the target down, so that rows into a node and columns out of it add up to its
+    relevance, and every cut through the graph to the target's change.
+
+    **Of flows of lengths** a layer hands down a share of a token leaving it: the edge's attribution
+    by the sum of all of the token's. So the total of what starts above arrives below, with the
+    composition rules that conserve (after LRP, Bach et al. 2015).
 
     Args:
-        flows: one flow a layer, of consecutive layers, with the attention and mlp boundaries,
-            as :class:`~captum_lig.LayerFlowIG` gives them. Every token has to be a target,
-            except in the last layer.
+        flows: one flow a layer, of consecutive layers, all with the same target, or all without
+            one and with the attention and mlp boundaries, as :class:`~captum_lig.LayerFlowIG`
+            gives them. Every token has to be a target; without one, except in the last layer.
         tokens: what the tokens are called, one for each source. None: their indices.
         text: which text of the batch, negative ones from the end; needed if the flows hold several.
 
@@ -66,17 +76,20 @@ class FlowGraph:
             or a route would reach a token below the last layer that was no target of the
             attribution.
 
-    Across layers the baseline matters: with ``"target_token"`` a token has no part in itself, so
-    its relevance leaves it in every layer. Give the flows a self term
+    Across layers the baseline of lengths matters: with ``"target_token"`` a token has no part in
+    itself, so its relevance leaves it in every layer. Give the flows a self term
     (``LayerFlowIG.attribute(..., self_term="zero_ratio")``) or use the zero baseline.
 
     Example::
 
+        >>> from captum_lig import FlowGraph, LayerFlowIG
+        >>> from captum_lig.prediction import cosine
+        >>> flows = LayerFlowIG(model).attribute(inputs, target=cosine("A dog lay on a rug."))
         >>> graph = FlowGraph(flows, tokens)
-        >>> graph.relevance(target=3).strongest(2)   # token, index, part
-        [('[SEP]', 8, 0.185...), ('.', 7, 0.146...)]
-        >>> print(graph.paths(source=1, target=3, k=1)[0])
-        +6.69e-06  the -[0.h9]-> . ... -[5.h11]-> sat
+        >>> graph.relevance().strongest(2)   # token, index, part of the change
+        [('mat', 6, 0.173...), ('cat', 2, 0.114...)]
+        >>> print(graph.paths(source=2, k=2)[1])   # share, and the edges on the way
+        +0.00396  cat -[2.mlp +0.037 +0.044]-> cat -[+0.08]-> target
     """
 
     def __init__(
@@ -95,67 +108,14 @@ class FlowGraph:
                 f"{len(tokens)} tokens were given for flows of {len(valid)} sources: give every "
                 "token of the text, special tokens included, and padding where there is some."
             )
-        self.positions: Tensor = valid.nonzero().squeeze(-1)
-        self.tokens: list[str] = [str(tokens[int(index)]) for index in self.positions]
-        self.layers: list[GraphLayer] = [GraphLayer.of(flow, text) for flow in flows]
-        self.scalarization: str = flows[0].scalarization
-        self.baseline: str = flows[0].baseline
-
-    @classmethod
-    def of_layers(
-        cls,
-        layers: list[GraphLayer],
-        tokens: list[str],
-        positions: Tensor,
-        scalarization: str,
-        baseline: str,
-    ) -> FlowGraph:
-        """A graph of layers that are there already, over the same tokens."""
-        graph = object.__new__(cls)
-        graph.layers, graph.tokens, graph.positions = layers, tokens, positions
-        graph.scalarization, graph.baseline = scalarization, baseline
-        return graph
-
-    def _with(self, layers: list[GraphLayer], tokens: list[str], positions: Tensor) -> FlowGraph:
-        return self.of_layers(layers, tokens, positions, self.scalarization, self.baseline)
-
-    # --- what there is ------------------------------------------------------------------------
-
-    @property
-    def indices(self) -> tuple[int, ...]:
-        """Indices of the layers, in the order they run."""
-        return tuple(layer.index for layer in self.layers)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the graph's tensors."""
-        held = [layer.tensors() for layer in self.layers] + [layer.errors for layer in self.layers]
-        return sum(tensor.nbytes for tensors in held for tensor in tensors.values())
-
-    def __repr__(self) -> str:
-        counts = self.edge_counts
-        summary = self.summary()
-        rows, missed = sum(one.rows for one in summary), sum(one.missed for one in summary)
-        return (
-            f"FlowGraph(layers {self.indices[0]} to {self.indices[-1]}, {len(self.tokens)} tokens, "
-            f"edges: {counts['attention']} attention, {counts['mlp']} mlp, "
-            f"{counts['residual']} residual; {missed} of {rows} rows miss their total)"
+        self.positions = valid.nonzero().squeeze(-1)
+        self.tokens = [str(tokens[int(index)]) for index in self.positions]
+        self.layers: Sequence[GraphLayer] = (
+            [LengthLayer.of(flow, text) for flow in flows]
+            if flows[0].target is None
+            else closed_layers(flows, text)
         )
-
-    def summary(self) -> list[Certificate]:
-        """How far the rows of each layer and each certified field are off their totals."""
-        return [one for layer in self.layers for one in layer.certificates()]
-
-    @cached_property
-    def edge_counts(self) -> dict[str, int]:
-        """Number of edges by kind; an edge that carries nothing is none."""
-        return {
-            name: sum(int(kept(one).sum()) for one in self.layers) for name, kept in KINDS.items()
-        }
-
-    def edges(self, kind: str) -> Edges:
-        """The edges of one kind, ``"attention"``, ``"mlp"`` or ``"residual"``, as columns."""
-        return edges_of(self.layers, kind)
+        self.about = about_flows(flows[0], text)
 
     # --- what moves along it --------------------------------------------------------------------
 
@@ -168,10 +128,20 @@ class FlowGraph:
         absolute: bool = False,
         layers: tuple[int, int] | None = None,
     ) -> Trace:
-        r"""Hand relevance down from tokens leaving the last layer, to every node below.
+        r"""What each node has of the target; or of tokens at the end, by sharing out lengths.
 
-        In each layer a token's relevance is shared out among the edges into it, in proportion to
-        their attributions (LRP, Bach et al. 2015), and adds up at the other end.
+        **In a graph with a target** no argument but ``layers`` is needed: relevances of tokens,
+        heads and MLPs are there, exact, in units of the target. Of a whole graph they add up to
+        :attr:`change` at every depth. Pruning does not change a node's relevance;
+        :attr:`Trace.lost` says what the edges that are left do not carry.
+
+        **In a graph of lengths** relevance is handed down from the tokens leaving the last layer:
+        in each layer a token's relevance is shared out among the edges into it, in proportion to
+        their attributions (after LRP, Bach et al. 2015), and adds up at the other end. That
+        reproduces the paper. How far a token moved, in whatever direction, is not what a prediction
+        reads: with a start from a prediction such relevances correlate with the effects of patching
+        at 0.60 for tokens (0.57 if all is left on its token) and at 0.19 for heads (MiniLM, cosine
+        of two sentences). For a prediction attribute a target.
 
         Args:
             target: the token, or the tokens, to start from. Negative numbers count from the end.
@@ -181,10 +151,21 @@ class FlowGraph:
             rule: ``"conserve"``, ``"chain"`` or ``"product"``, see :meth:`LayerFlow.compose`.
             absolute: take absolute values of the edges: then every share is between 0 and 1.
             layers: indices of the first and the last layer of a range; None for all.
+
+        Raises:
+            LigError: see the class; and in a graph with a target for any other argument than
+                ``layers``.
+
+        Warns:
+            UserWarning: for a ``start``; and for target-token flows without a self term, where
+                relevance leaves every token in every layer.
         """
-        chosen = layer_range(self.layers, layers)
-        relevance = self._start(target, start, "target")
-        return traced_down(chosen, self.tokens, relevance, rule, absolute)
+        if self.target is not None:
+            refuse_arguments(self.target, target, start, rule, absolute)
+            return traced_exactly(target_layers(layer_range(self.layers, layers)), self.tokens)
+        trace = shared_out(self, target, start, rule, absolute, layers)
+        warn_of_lengths(start is not None, self.baseline)
+        return trace
 
     def contributions(
         self,
@@ -196,8 +177,10 @@ class FlowGraph:
     ) -> Trace:
         """Follow tokens entering the first layer forward: their share in every node above.
 
-        The forward counterpart of :meth:`relevance`: the share of ``source`` in a target at the
-        end is what of the target's relevance arrives at ``source``. Tokens that were no target of
+        The forward counterpart of :meth:`relevance` in a graph of lengths: the share of ``source``
+        in a target at the end is what of the target's relevance arrives at ``source``. In a graph
+        with a target shares are of the sizes of the edges into a node, whatever ``absolute`` is:
+        signed ones explode where a relevance is near 0. Tokens that were no target of
         the attribution in the last layer have no edges there, and no share.
 
         Args:
@@ -207,7 +190,8 @@ class FlowGraph:
             layers: see :meth:`relevance`.
         """
         chosen = self._whole(layers)
-        return traced_up(chosen, self.tokens, self._start(source, None, "source"), rule, absolute)
+        share = start_relevance(source, None, len(self.tokens), "source")
+        return traced_up(chosen, self.tokens, share.to(self.positions.device), rule, absolute)
 
     def rollout(
         self,
@@ -218,9 +202,12 @@ class FlowGraph:
     ) -> Tensor:
         """The token-to-token map across a range of layers: the product of the layers' shares.
 
+        In a graph with a target these are shares of sizes, see :meth:`contributions`.
+
         Args:
             layers: indices of the first and the last layer; None for all.
-            rule: see :meth:`relevance`. Rows add up to 1 with ``conserve`` and ``chain``.
+            rule: see :meth:`relevance`. Rows add up to 1 with ``conserve`` and ``chain``; with an
+                encoder, and in a pruned graph, to less.
             absolute: see :meth:`relevance`. The signed map and the absolute one differ by what
                 cancels on the way.
 
@@ -235,22 +222,31 @@ class FlowGraph:
 
     def paths(
         self,
-        source: int,
-        target: int,
+        source: int | None = None,
+        target: int | None = None,
         k: int = 5,
         *,
         rule: str = "conserve",
         layers: tuple[int, int] | None = None,
     ) -> list[Route]:
-        """The ``k`` strongest routes between two tokens, with their heads and layers.
+        """The ``k`` strongest routes, with their heads, MLPs and layers.
 
-        The strength of a route is the absolute product of the signed shares of its steps; of all
-        routes these are exactly the strongest (dynamic programming over layers). All routes from
-        a source together, with their signs, add up to its entry in :meth:`rollout`.
+        The strength of a route is the absolute product of the shares of its steps; of all routes
+        these are exactly the strongest (dynamic programming over layers).
+
+        In a graph of lengths shares are signed, and all routes from a source to a target together,
+        with their signs, add up to its entry in :meth:`rollout`.
+
+        In a graph with a target routes run on to the target itself, unless ``target=`` names a
+        token where they end. Signed shares of a relevance near 0 would be many times the whole: a
+        step's share is that of the size of its edges in the sizes of all into the same node, and
+        the last step's that of a token's relevance in the sizes of all tokens'. Shares of routes
+        are between 0 and 1, and those of all routes of a whole graph add up to 1. The signed edges,
+        in units of the target, are in :attr:`Step.edges` and :attr:`Route.end`.
 
         Args:
-            source: a token entering the first layer.
-            target: a token leaving the last layer.
+            source: a token entering the first layer; None for any.
+            target: a token leaving the last layer; None for the graph's target.
             k: how many, 10,000 at most; fewer are returned if fewer carry anything.
             rule: see :meth:`relevance`.
             layers: indices of the first and the last layer; None for all.
@@ -258,13 +254,25 @@ class FlowGraph:
         if whole_number("k", k, 1) > MOST_ROUTES:
             raise LigError(f"k={brief(k)}: at most {MOST_ROUTES:,} routes are looked for.")
         chosen = self._whole(layers)
-        first = one_token(source, len(self.tokens), "source")
-        last = one_token(target, len(self.tokens), "target")
-        if not chosen[-1].known[last]:
-            raise no_target(chosen[-1], last, self.tokens)
+        count = len(self.tokens)
+        sources = range(count) if source is None else [one_token(source, count, "source")]
+        if target is not None:
+            last = one_token(target, count, "target")
+            if not chosen[-1].known[last]:
+                raise no_target(chosen[-1], last, self.tokens)
+            ends = torch.zeros(count, dtype=torch.float64)
+            ends[last] = 1.0
+        elif self.target is None:
+            raise LigError("give a target: a graph of lengths has routes from token to token.")
+        else:
+            sizes = target_layers(chosen)[-1].leaving.abs().cpu()
+            ends = share_of(sizes, sizes.sum())
         indices = [layer.index for layer in chosen]
         shares = [layer.shares(rule, False).cpu() for layer in chosen]
-        return routes_between(shares, indices, self.tokens, first, last, k)
+        routes = routes_between(shares, indices, self.tokens, sources, ends, k)
+        if self.target is None:
+            return routes
+        return [signed_route(route, target_layers(chosen), target is None) for route in routes]
 
     # --- less of it -----------------------------------------------------------------------------
 
@@ -277,25 +285,36 @@ class FlowGraph:
     ) -> FlowGraph:
         """Only the strong edges.
 
-        An edge is as strong as the share of its target, a token leaving the layer, that it
-        carries (see :meth:`relevance`), its sign aside. The shares of the edges that are left
-        stay what they are: what the others carried is :attr:`Trace.lost`.
+        In a graph of lengths an edge is as strong as the share of its target, a token leaving the
+        layer, that it carries (see :meth:`relevance`), its sign aside. The shares of the edges that
+        are left stay what they are: what the others carried is :attr:`Trace.lost`.
+
+        In a graph with a target an edge is as strong as it is large, relative to the size of
+        :attr:`change`. Relevances of nodes stay what they are.
 
         Args:
             threshold: keep edges that carry at least this share, between 0 and 1.
-            top_k: keep this many of the strongest into each token leaving a layer.
+            top_k: keep this many of the strongest into each token leaving a layer, in a graph with
+                a target into each node: a head's output, an MLP's, a token leaving.
             rule: by which rule an edge's share is measured.
 
         Raises:
-            LigError: unless one of ``threshold`` and ``top_k`` is given.
+            LigError: unless one of ``threshold`` and ``top_k`` is given; for a threshold if the
+                target's change is 0.
         """
         if (threshold is None) == (top_k is None):
             raise LigError("give either threshold or top_k, and not both.")
         if threshold is not None:
             fraction("threshold", threshold)
+            if self.change == 0:
+                raise LigError(
+                    f"the change of {self.target!r} is 0, and so is any part of it: "
+                    "give top_k in place of threshold."
+                )
+            threshold *= 1.0 if self.change is None else abs(self.change)
         else:
             whole_number("top_k", top_k, 1)
-        layers = [only_strong(layer, rule, threshold, top_k) for layer in self.layers]
+        layers = [layer.strong(rule, threshold, top_k) for layer in self.layers]
         return self._with(layers, self.tokens, self.positions)
 
     def subgraph(
@@ -356,25 +375,6 @@ class FlowGraph:
         layers = [merged_layer(layer, groups) for layer in self.layers]
         return self._with(layers, labels, self.positions[first])
 
-    # --- sums -----------------------------------------------------------------------------------
-
-    def by_head(self) -> Tensor:
-        """``(L, H)``: the share of each head in what reached the tokens leaving a layer.
-
-        Absolute values of the mlp boundary, added up over the targets. With
-        :meth:`residual_share`, the shares of a whole graph's layer add up to 1. Of less of it, they
-        stay what they are in the whole layer, and of an output that no edge reaches any more there
-        is none. NaN in a layer that moved nothing.
-        """
-        return pad_sequence([layer.head_shares() for layer in self.layers], batch_first=True)
-
-    def residual_share(self) -> Tensor:
-        """``(L,)``: the share of the residual edges in what reached the tokens leaving a layer.
-
-        See :meth:`by_head`.
-        """
-        return torch.stack([layer.residual_share() for layer in self.layers])
-
     # --- files, other programs and pictures -----------------------------------------------------
 
     def to_networkx(self) -> networkx.DiGraph[Any]:
@@ -416,13 +416,8 @@ class FlowGraph:
 
         return graph_html(self)
 
-    def _whole(self, layers: tuple[int, int] | None) -> list[GraphLayer]:
+    def _whole(self, layers: tuple[int, int] | None) -> Sequence[GraphLayer]:
         """A range of layers, with all edges between its first and its last tokens."""
         chosen = layer_range(self.layers, layers)
         check_whole(chosen, self.tokens)
         return chosen
-
-    def _start(
-        self, tokens: int | Sequence[int] | None, start: Tensor | Sequence[float] | None, name: str
-    ) -> Tensor:
-        return start_relevance(tokens, start, len(self.tokens), name).to(self.positions.device)

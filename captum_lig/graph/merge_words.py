@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from captum_lig.errors import LigError
 from captum_lig.flow.words import add_up, in_order, whole_words, word_groups, word_labels
-from captum_lig.graph.layer import PARTS, GraphLayer, sums_of
+from captum_lig.graph.layer import GraphLayer
 
 __all__ = ["merged_layer", "words_of"]
+
+AnyLayer = TypeVar("AnyLayer", bound=GraphLayer)
 
 
 def words_of(
@@ -44,7 +46,7 @@ def words_of(
     return groups, word_labels(tokens, groups, offsets=offsets, text=text)
 
 
-def merged_layer(layer: GraphLayer, groups: Sequence[int]) -> GraphLayer:
+def merged_layer(layer: AnyLayer, groups: Sequence[int]) -> AnyLayer:
     """The layer with the edges of the pieces of each word added up.
 
     Edges between pieces of a word become edges of the word to itself. Sums of the whole layer's
@@ -75,9 +77,9 @@ def merged_layer(layer: GraphLayer, groups: Sequence[int]) -> GraphLayer:
         elif part.merge is not None:
             after[part.name] = merge(value, part.axes).to(value.dtype)
     # Of the edges that are not in the graph the whole layer's sums are all that is known.
-    own, anew = sums_of(before), sums_of(after)
+    own, anew = layer.sums_of(before), layer.sums_of(after)
     for name, sums in anew.items():
-        after[name] = sums + merge(before[name] - own[name], PARTS[name].axes)
+        after[name] = sums + merge(before[name] - own[name], layer.declared()[name].axes)
         if name.endswith("_size"):
             after[name] = torch.maximum(after[name], sums)
     errors = {}

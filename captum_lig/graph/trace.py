@@ -11,17 +11,19 @@ from torch.nn.utils.rnn import pad_sequence
 
 from captum_lig._arguments import brief, whole_number
 from captum_lig.errors import LigError
-from captum_lig.graph.arguments import no_target
+from captum_lig.graph.arguments import layer_range, no_target, start_relevance
+from captum_lig.graph.joined import JoinedLayers
 from captum_lig.graph.layer import GraphLayer
+from captum_lig.graph.target_layer import TargetLayer
 
-__all__ = ["Trace", "traced_down", "traced_up"]
+__all__ = ["Trace", "shared_out", "traced_exactly", "traced_up"]
 
 
 @dataclass(frozen=True)
 class Trace:
     """What goes through each node of a range of ``L`` layers, over ``N`` tokens.
 
-    Made by :meth:`FlowGraph.relevance`, backward from the tokens at the end, or by
+    Made by :meth:`FlowGraph.relevance`, backward from the end, or by
     :meth:`FlowGraph.contributions`, forward from tokens at the beginning. All numbers are float64.
     """
 
@@ -33,20 +35,24 @@ class Trace:
     """``(L + 1, N)``: row ``l`` at the residual stream entering the ``l``-th of the layers, the
     last row at the tokens that leave the last of them."""
     heads: Tensor
-    """``(L, H, N)`` at each head's output at a target; 0 where a layer has fewer heads."""
+    """``(L, H, N)`` at each head's output at a target, whether it goes on through the MLP or past
+    it; 0 where a layer has fewer heads."""
     residual: Tensor
-    """``(L, N)`` along the residual edge of a token, past the heads."""
+    """``(L, N)`` along the residual edge of a token, past the heads (and past the MLP, where that
+    is a node)."""
+    lost: Tensor
+    """``(L,)`` what entered a layer from above and did not come out below it.
 
-    @property
-    def lost(self) -> Tensor:
-        """``(L,)`` what entered a layer from above and did not come out below it.
-
-        0 in a whole graph with a rule that conserves; the edges that are not there (pruned, of
-        other tokens or heads) carry the rest. Where the mlp boundary starts at zero, the rest is
-        the share of heads whose outputs did not move: the first token's in a causal model with
-        target-token paths. Of a forward trace it has no meaning.
-        """
-        return self.tokens[1:].sum(-1) - self.tokens[:-1].sum(-1)
+    0 in a whole graph with a rule that conserves; the edges that are not there (pruned, of other
+    tokens or heads) carry the rest. In graphs with a target a row that has no edge at all loses the
+    relevance of its node, and what came from an encoder's tokens left the graph. In those without,
+    where the mlp boundary starts at zero, the rest is the share of heads whose outputs did not
+    move: the first token's in a causal model with target-token paths. Of a forward trace it has no
+    meaning.
+    """
+    feed_forward: Tensor | None = None
+    """``(L, N)`` at the MLP's output at each token: 0 in layers whose MLP is no node. None in
+    graphs of lengths, which have no such nodes."""
 
     def by_head(self) -> Tensor:
         """``(L, H)`` sums over the tokens."""
@@ -74,8 +80,64 @@ class Trace:
                 f"to {indices[-2]}, and as {indices[-1]} those that leave the last."
             )
         row = self.tokens[0 if layer is None else indices.index(layer)]
-        order = row.abs().argsort(descending=True, stable=True)[:count]
-        return [(self.labels[int(i)], int(i), float(row[i])) for i in order]
+        return [(self.labels[i], i, value) for (i,), value in _largest(row, count)]
+
+    def strongest_heads(self, count: int = 5) -> list[tuple[str, int, int, int, float]]:
+        """The heads' outputs with the largest absolute values, of all layers, largest first.
+
+        Returns:
+            Token, layer, head, the token's index, and the value.
+
+        Raises:
+            LigError: for a count below 1.
+        """
+        return [
+            (self.labels[token], self.layers[row], head, token, value)
+            for (row, head, token), value in _largest(self.heads, count)
+        ]
+
+    def strongest_feed_forward(self, count: int = 5) -> list[tuple[str, int, int, float]]:
+        """The MLPs' outputs with the largest absolute values, of all layers, largest first.
+
+        Returns:
+            Token, layer, the token's index, and the value.
+
+        Raises:
+            LigError: for a count below 1, or if MLPs are no nodes of the graph.
+        """
+        if self.feed_forward is None:
+            raise LigError(
+                "MLPs are no nodes of a graph of lengths: attribute a target, "
+                "LayerFlowIG.attribute(..., target=...)."
+            )
+        return [
+            (self.labels[token], self.layers[row], token, value)
+            for (row, token), value in _largest(self.feed_forward, count)
+        ]
+
+
+def _largest(values: Tensor, count: int) -> list[tuple[tuple[int, ...], float]]:
+    """Places and values of the largest in size, largest first; ties in their order."""
+    whole_number("count", count, 1)
+    flat = values.flatten()
+    order = flat.abs().argsort(descending=True, stable=True)[:count]
+    places = torch.unravel_index(order, values.shape)
+    where = zip(*(axis.tolist() for axis in places), strict=True)
+    return list(zip(where, flat[order].tolist(), strict=True))
+
+
+def shared_out(
+    graph: JoinedLayers,
+    target: int | Sequence[int] | None = None,
+    start: Tensor | Sequence[float] | None = None,
+    rule: str = "conserve",
+    absolute: bool = False,
+    layers: tuple[int, int] | None = None,
+) -> Trace:
+    """:meth:`FlowGraph.relevance` of a graph of lengths, without its warnings."""
+    chosen = layer_range(graph.layers, layers)
+    relevance = start_relevance(target, start, len(graph.tokens), "target")
+    return traced_down(chosen, graph.tokens, relevance.to(graph.positions.device), rule, absolute)
 
 
 def traced_down(
@@ -104,18 +166,41 @@ def traced_down(
     return _trace(layers, labels, rows[::-1], heads[::-1], residuals[::-1])
 
 
+def traced_exactly(layers: Sequence[TargetLayer], labels: Sequence[str]) -> Trace:
+    """What the nodes of flows with a target have, whichever of their edges are there."""
+    rows = [layer.entering for layer in layers] + [layers[-1].leaving]
+    nothing = torch.zeros_like(rows[0])
+    mlps = [layer.feed_forward_relevance for layer in layers]
+    return _trace(
+        layers,
+        labels,
+        rows,
+        [layer.heads_relevance for layer in layers],
+        [layer.residual for layer in layers],
+        feed_forward=torch.stack([nothing if one is None else one for one in mlps]),
+        lost=torch.stack([layer.lost() for layer in layers]),
+    )
+
+
 def traced_up(
     layers: Sequence[GraphLayer], labels: Sequence[str], share: Tensor, rule: str, absolute: bool
 ) -> Trace:
     """Follow shares ``(N,)`` of the tokens entering the first of the layers forward."""
-    rows, heads, residuals = [share], [], []
+    rows, heads, residuals, mlps = [share], [], [], []
     for layer in layers:
         shares = layer.shares(rule, absolute)
-        heads.append(shares.heads @ share)
+        heads.append(shares.all_heads @ share)
         residuals.append(shares.residual * share)
-        share = heads[-1].sum(0) + residuals[-1]
+        through = shares.heads_through_mlp
+        mlp = torch.zeros_like(share) if through is None else (through @ share).sum(0)
+        if shares.token_through_mlp is not None:
+            mlp = mlp + shares.token_through_mlp * share
+        mlps.append(mlp)
+        share = heads[-1].sum(0) + shares.stays * share
         rows.append(share)
-    return _trace(layers, labels, rows, heads, residuals)
+    nodes = isinstance(layers[0], TargetLayer)
+    feed_forward = torch.stack(mlps) if nodes else None
+    return _trace(layers, labels, rows, heads, residuals, feed_forward=feed_forward)
 
 
 def _trace(
@@ -124,11 +209,16 @@ def _trace(
     rows: list[Tensor],
     heads: list[Tensor],
     residuals: list[Tensor],
+    feed_forward: Tensor | None = None,
+    lost: Tensor | None = None,
 ) -> Trace:
+    tokens = torch.stack(rows)
     return Trace(
         layers=tuple(layer.index for layer in layers),
         labels=tuple(labels),
-        tokens=torch.stack(rows),
+        tokens=tokens,
         heads=pad_sequence(heads, batch_first=True),
         residual=torch.stack(residuals),
+        lost=tokens[1:].sum(-1) - tokens[:-1].sum(-1) if lost is None else lost,
+        feed_forward=feed_forward,
     )

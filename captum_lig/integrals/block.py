@@ -15,9 +15,9 @@ from torch import Tensor
 
 from captum_lig._types import Parts
 from captum_lig.integrals.adaptive import integrate
-from captum_lig.integrals.boundaries import KINDS, Asked
 from captum_lig.integrals.boundary import Boundary
-from captum_lig.integrals.rows import Rows
+from captum_lig.integrals.kinds import KINDS, Asked
+from captum_lig.integrals.rows import AroundMlp, Rows
 from captum_lig.integrals.settings import Settings
 from captum_lig.paths import choose
 from captum_lig.paths.baselines import Start
@@ -31,6 +31,8 @@ class Split(choose.WholeBlock, Protocol):
 
     visible: Tensor | None
     """``(1 or H, T, S)`` False where the mask forbids a source; None: nothing is forbidden."""
+    around_mlp: AroundMlp | None
+    """What comes before and after its MLP's output, if that is to be a node."""
 
     def attends(self, rows: Tensor, u: Tensor) -> bool:
         """Whether its attention gives ``u (R, H, d)`` for rows of the text itself."""
@@ -184,6 +186,7 @@ def _rows(
         meter=split.meter,
         with_outputs=with_outputs,
         has_heads=split.has_attention,
+        around_mlp=split.around_mlp,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,17 @@ from captum_lig.cost import Meter
 from captum_lig.paths.base import AttentionPath, Points
 from captum_lig.paths.jvp import jvp, jvp_of_many
 
-__all__ = ["Rows"]
+__all__ = ["AroundMlp", "Rows"]
+
+
+class AroundMlp(Protocol):
+    """What comes before and after the MLP's output of a block, token by token."""
+
+    def feed_forward(self, u: Tensor, z: Tensor, positions: Tensor) -> Tensor:
+        """``u (M, H, d)``, ``z (M, D)``, positions ``(M,)`` to the MLP's output ``m (M, D)``."""
+
+    def output(self, u: Tensor, z: Tensor, m: Tensor, positions: Tensor) -> Tensor:
+        """The same and ``m (M, D)`` to the tokens leaving, ``(M, D)``."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,12 @@ class Rows:
     meter: Meter
     has_heads: bool = True
     """False if the block's attention is not reached: then the block counts as one head."""
+    around_mlp: AroundMlp | None = None
+    """What comes before and after the MLP's output, if that is a node."""
+    m_start: Tensor | None = None
+    """``(R, D)`` the MLP's output where the path starts, if it is a node."""
+    m_step: Tensor | None = None
+    """``(R, D)`` its change along the whole path."""
 
     @classmethod
     def between(
@@ -65,6 +81,7 @@ class Rows:
         meter: Meter,
         with_outputs: bool = True,
         has_heads: bool = True,
+        around_mlp: AroundMlp | None = None,
     ) -> Rows:
         """Rows from the two ends of their path.
 
@@ -79,6 +96,7 @@ class Rows:
             meter: counts the work.
             with_outputs: whether the block's outputs are needed, beyond the attention boundary.
             has_heads: whether the block's attention is reached.
+            around_mlp: what comes before and after the MLP's output, if that is to be a node.
         """
         ends = path.at(torch.tensor([0.0, 1.0], dtype=torch.float64, device=end.device))
         u, weights = ends.u, ends.self_weights
@@ -102,7 +120,8 @@ class Rows:
             pairs_at_once=pairs_at_once,
             meter=meter,
             has_heads=has_heads,
-        )
+            around_mlp=around_mlp,
+        ).with_feed_forward()
 
     def __len__(self) -> int:
         return len(self.start)
@@ -130,7 +149,17 @@ class Rows:
             u_step=u[1],
             y_start=y[0],
             y_step=_change(y, y, (u[1] == 0).flatten(1).all(-1)),
-        )
+        ).with_feed_forward()
+
+    def with_feed_forward(self) -> Rows:
+        """The same rows with the MLP's output at both ends of the path, if it is a node."""
+        if self.around_mlp is None:
+            return self
+        u = torch.cat([self.u_start, self.u_start + self.u_step])
+        z = torch.cat([self.start, self.start + self.step])
+        m = self.around_mlp.feed_forward(u, z, self.positions.repeat(2)).detach()
+        start, end = m.view(2, len(self), -1)
+        return replace(self, m_start=start, m_step=end - start)
 
     def double(self) -> Rows:
         """The same rows with the attention core in float64; ``post`` stays as it is."""
@@ -209,6 +238,31 @@ class Rows:
             gu, gz = torch.autograd.grad(y, (u, z), cotangent(change), materialize_grads=True)
         self.meter.passed += len(a) * len(self)
         return gu, gz
+
+    def pulled(
+        self,
+        function: Callable[..., Tensor],
+        at: tuple[Tensor, ...],
+        cotangent: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, ...]:
+        """Vector-Jacobian products of a function of tokens by themselves.
+
+        Args:
+            function: tensors ``(M, ...)`` and positions ``(M,)`` to ``(M, D)``.
+            at: its arguments at some points, ``(P, R, ...)``.
+            cotangent: from the values there to their cotangents, ``(P, R, D)``.
+
+        Returns:
+            ``(P, R, ...)`` for each argument.
+        """
+        points = at[0].shape[:2]
+        inputs = [x.detach().flatten(0, 1).requires_grad_() for x in at]
+        with torch.enable_grad():
+            y = function(*inputs, self.positions.repeat(points[0]))
+        g = cotangent(y.detach().unflatten(0, points)).flatten(0, 1).to(y)
+        found = torch.autograd.grad(y, inputs, g, materialize_grads=True)
+        self.meter.passed += len(inputs[0])
+        return tuple(x.unflatten(0, points) for x in found)
 
     def vectors(self, a: Tensor, u: Tensor, rates: Tensor, positions: Tensor) -> Tensor:
         """What each source contributes to the outputs per unit of the path at one point.

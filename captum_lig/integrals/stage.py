@@ -15,7 +15,7 @@ A stage has one row, the text: its tokens are refined together.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,9 +29,9 @@ from captum_lig.integrals.scalarization import Cotangent
 from captum_lig.integrals.settings import Settings
 from captum_lig.paths.edges import Edges
 
-__all__ = ["AttentionStage", "Ends", "Stage", "multipliers"]
+__all__ = ["AttentionStage", "Ends", "ReaderStage", "Stage", "multipliers"]
 
-EDGES, VALUES = "edges", "values"
+EDGES, VALUES, READERS = "edges", "values", "readers"
 """Names of what an attention stage gives beside the multipliers."""
 
 
@@ -180,6 +180,33 @@ class AttentionStage(Stage):
         if EDGES in parts:
             return parts[EDGES].double().sum((1, 3))
         return super().sums(parts)
+
+
+@dataclass(frozen=True)
+class ReaderStage(Stage):
+    """``z -> u`` by what reads ``z``: each head's query, key and value has a multiplier of its own.
+
+    Heads that share a key are a group, and each group is certified. ``output`` and ``g`` are
+    ``(G, ...)``, groups first.
+    """
+
+    readers: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
+    """Points ``z (P, S, D)`` and cotangents ``(P, G, ...)`` to what each reader hands down,
+    ``(R, S, D)``, summed over the points."""
+    groups: Tensor = field(kw_only=True)
+    """``(R,)`` the group that each reader is of."""
+
+    def rates(self, at: Tensor, a: Tensor, w: Tensor, starts: bool) -> Parts:
+        """``z (1, S, D)``, and of each reader ``(1, R, S, D)``."""
+        z = self.inputs(at)["z"]
+        g = self.g.to(z) * w.to(z).view(-1, *[1] * self.g.dim())
+        found = self.readers(z, g)
+        return {"z": found.sum(0, keepdim=True), READERS: found[None]}
+
+    def sums(self, parts: Parts) -> Tensor:
+        """Shape ``(1, G)``."""
+        each = (parts[READERS][0].double() * self.arguments["z"].step.double()).sum((1, 2))
+        return each.new_zeros(1, len(self.g)).index_add_(1, self.groups, each[None])
 
 
 def multipliers(

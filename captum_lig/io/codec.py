@@ -3,7 +3,7 @@
 **JSON**::
 
     {
-      "format": "captum_lig.flow", "version": 2, ...,
+      "format": "captum_lig.flow", "version": 3, ...,
       "tensors": {},
       "layers": [{
         "name": "encoder.layer.0", "index": 0, ...,
@@ -69,7 +69,7 @@ __all__ = [
     "writing",
 ]
 
-VERSION = 2
+VERSION = 3
 LARGE = 100_000_000
 """Bytes of a file that is warned of."""
 MOST = 2**40

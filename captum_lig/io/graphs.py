@@ -1,13 +1,17 @@
 """Graphs as files, ``"format": "captum_lig.graph"``; :mod:`captum_lig.io.codec` says how.
 
-The head has ``scalarization``, ``baseline`` and ``tokens``, and the tensor ``positions``, their
-positions in the text as the model got it. A layer has ``name``, ``index`` and ``tolerance``; its
-tensors are those of :class:`captum_lig.graph.layer.GraphLayer` under their names, with
-``error.<field>`` for completeness errors. ``target`` and ``source`` run over ``tokens``.
+The head has ``scalarization``, ``baseline``, ``target`` and ``change`` (null for flows without a
+target) and ``tokens``, and the tensor ``positions``, their positions in the text as the model got
+it. A layer has ``name``, ``index`` and ``tolerance``; its tensors are those of
+:class:`captum_lig.graph.length_layer.LengthLayer` under their names, or with a target of
+:class:`captum_lig.graph.target_layer.TargetLayer`, with ``error.<field>`` for completeness errors.
+The axes ``target`` and ``source`` run over ``tokens``.
 
-An edge that is not 0 is an attribution; shares of a target are edges times row weights, see
-:mod:`captum_lig.flow.composition`, with the sums ``attention_sum``, ``mlp_sum`` and ``chain_sum``
-of all edges that the layer has at a node, those that are not in the graph (pruned) included.
+An edge that is not 0 is an attribution. Without a target, shares of a token leaving are edges times
+row weights, see :mod:`captum_lig.flow.composition`, with the sums ``attention_sum``, ``mlp_sum``
+and ``chain_sum`` of all edges that the layer has at a node, those that are not in the graph
+(pruned) included. With one, edges are in its units, and those into a node and out of it add up to
+the node's relevance (``leaving``, ``heads_relevance``, ``feed_forward_relevance``, ``entering``).
 
 **GraphML** is what :func:`captum_lig.io.networkx.to_networkx` makes, for other programs; it is not
 read back.
@@ -15,6 +19,7 @@ read back.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +29,10 @@ from torch import Tensor
 from captum_lig.errors import LigError
 from captum_lig.flow.axes import FIELDS, check_shape, field_of
 from captum_lig.graph.flow_graph import FlowGraph
-from captum_lig.graph.layer import PARTS, GraphLayer
+from captum_lig.graph.joined import About
+from captum_lig.graph.layer import GraphLayer
+from captum_lig.graph.length_layer import LengthLayer
+from captum_lig.graph.target_layer import TargetLayer
 from captum_lig.io.codec import (
     Axed,
     Document,
@@ -43,6 +51,12 @@ __all__ = ["FORMAT", "load_graph", "save_graph"]
 FORMAT = "captum_lig.graph"
 _ERROR = "error."
 _FACTS = ("name", "index", "tolerance")
+_ABOUT: dict[str, tuple[type, ...]] = {
+    "scalarization": (str,),
+    "baseline": (str,),
+    "target": (str, type(None)),
+    "change": (float, type(None)),
+}
 
 
 def save_graph(graph: FlowGraph, path: str | Path) -> Path:
@@ -61,7 +75,7 @@ def save_graph(graph: FlowGraph, path: str | Path) -> Path:
     if check_suffix(path, ".graphml") == ".graphml":
         write_graphml(graph, path, FORMAT)
         return path
-    head = {name: getattr(graph, name) for name in ("scalarization", "baseline", "tokens")}
+    head = {**asdict(graph.about), "tokens": graph.tokens}
     layers = []
     for layer in graph.layers:
         tensors = {part.name: Axed(value, part.axes) for part, value in layer.parts()}
@@ -102,12 +116,15 @@ def load_graph(path: str | Path) -> FlowGraph:
             or len(positions.unique()) != len(positions)
         ):
             raise LigError(f"positions {positions.tolist()} are not those of {len(tokens)} tokens")
-        layers = [_layer(layer, len(tokens)) for layer in document.layers]
+        facts = {name: take(about, name, *types) for name, types in _ABOUT.items()}
+        if (facts["target"] is None) != (facts["change"] is None):
+            raise LigError(f"the target {facts['target']!r} has the change {facts['change']}")
+        kind = LengthLayer if facts["target"] is None else TargetLayer
+        layers = [_layer(kind, layer, len(tokens)) for layer in document.layers]
         indices = [layer.index for layer in layers]
         if not indices or indices != list(range(indices[0], indices[0] + len(indices))):
             raise LigError(f"layers {indices} do not follow each other")
-        facts = (take(about, name, str) for name in ("scalarization", "baseline"))
-        return FlowGraph.of_layers(layers, tokens, positions, *facts)
+        return FlowGraph.of_layers(layers, tokens, positions, About(**facts))
 
 
 def _error_axes(name: str) -> tuple[str, ...]:
@@ -115,7 +132,8 @@ def _error_axes(name: str) -> tuple[str, ...]:
     return tuple(axis for axis in ("head", "target") if axis in FIELDS[name].rows)
 
 
-def _layer(section: Section, tokens: int) -> GraphLayer:
+def _layer(kind: type[GraphLayer], section: Section, tokens: int) -> GraphLayer:
+    declared = kind.declared()
     attention = section.tensors["attention"].tensor
     sizes = {"target": tokens, "source": tokens, "head": len(attention)}
     tensors: dict[str, Any] = {}
@@ -126,7 +144,7 @@ def _layer(section: Section, tokens: int) -> GraphLayer:
             axes, errors[field] = _error_axes(field), axed.tensor
             sized = {"target": tokens}  # another boundary may have other heads
         else:
-            axes, dtype = PARTS[name].axes, PARTS[name].dtype or attention.dtype
+            axes, dtype = declared[name].axes, declared[name].dtype or attention.dtype
             tensors[name], sized = axed.tensor, sizes
         if axed.axes != axes or axed.tensor.dtype != dtype:
             raise LigError(
@@ -136,9 +154,9 @@ def _layer(section: Section, tokens: int) -> GraphLayer:
         check_shape(name, axed.tensor.shape, axes, sized)
     if not attention.is_floating_point():
         raise LigError(f"edges are of {attention.dtype}")
-    if len({name in tensors for name in ("chain", "chain_sum", "chain_size")}) > 1:
-        raise LigError("the chain is not there with its sums")
-    if len({name in tensors for name in ("direct", "direct_total")}) > 1:
-        raise LigError("the direct map is not there with its totals")
+    for name, part in declared.items():
+        missing = [other for other in part.needs if other not in tensors]
+        if name in tensors and missing:
+            raise LigError(f"tensor {name!r} is there without {', '.join(missing)}")
     facts: dict[str, Any] = {name: take(section.about, name, *FACTS[name]) for name in _FACTS}
-    return GraphLayer(**facts, **tensors, errors=errors)
+    return kind(**facts, **tensors, errors=errors)

@@ -29,6 +29,7 @@ __all__ = [
     "find_feed_forward",
     "named_feed_forward",
     "with_first",
+    "without_feed_forward",
 ]
 
 
@@ -103,6 +104,16 @@ def find_feed_forward(call: BlockCall) -> FeedForward | None:
             if probe.lets_through(candidate) and probe.refusal(candidate) is None:
                 return candidate.place
     return None
+
+
+def without_feed_forward(call: BlockCall) -> LigError:
+    """What to say of a block whose MLP is not found."""
+    return LigError(
+        f"{call.describe()} has no module inside whose output is what the block adds after its "
+        "attention, token by token: its MLP is not found. Name it, "
+        "layer=[captum_lig.Block(module, feed_forward=...)], or leave 'feed_forward' out of "
+        "boundaries."
+    )
 
 
 def named_feed_forward(call: BlockCall, module: nn.Module) -> FeedForward:
@@ -208,6 +219,11 @@ class _Probe:
         )
         if not bool(moved[middle]):
             return "does not reach the block's output at the same token"
+        if self.u is not None:
+            nothing, at = torch.zeros_like(self.u), replace(candidate, own=value)
+            without = self._held(candidate, nothing, self.z), self._held(at, nothing, self.z)
+            if not bool(self._moved(*without)[middle]):
+                return "only acts on what the heads give, as a gate does"
         moved[middle] = False
         if bool(moved.any()):
             return (

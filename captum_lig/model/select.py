@@ -96,6 +96,10 @@ class Finder:
             self._feed_forward[kind] = find_feed_forward(block)
         return self._feed_forward[kind]
 
+    def with_feed_forward(self, block: BlockCall) -> BlockCall:
+        """The block with where its MLP gives its output, if it is found."""
+        return replace(block, feed_forward=self.feed_forward(block))
+
     def another(self, call: ModelCall) -> list[BlockCall]:
         """What the blocks are called with in another run, inside :meth:`blocks`."""
         return recorded(self.model, self.layer, call)[0]

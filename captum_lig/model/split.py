@@ -27,7 +27,7 @@ from captum_lig.model.hooks import hooked, replaced_forward, stoppable
 from captum_lig.model.output_projection import LINEAR, replace_input
 from captum_lig.model.sdpa import use_sdpa
 
-__all__ = ["SplitBlock", "epsilons", "skipping"]
+__all__ = ["SplitBlock", "by_token", "epsilons", "skipping"]
 
 AtCore = Callable[[Callable[[], Tensor], AttentionCall | None], Tensor]
 """What to do at the core: given the block's output there, ``(N, T, H, e)`` when called, and
@@ -69,6 +69,8 @@ class SplitBlock:
         """``(1 or H, T, S)`` False where the mask forbids a source, or None."""
         self.epsilons = epsilons(self.call.module)
         """Values of eps of the norms inside the block."""
+        self.around_mlp: Any = None
+        """What comes before and after its MLP's output, if that is to be a node."""
         self._crossing: Crossing | None = None
 
     # --- the block in parts ---
@@ -133,20 +135,7 @@ class SplitBlock:
         """
         if not self.has_attention:
             return u[:, 0]
-        # The block's other arguments fit sequences of the recorded length, so the tokens are
-        # packed into such sequences; what follows the attention core does not look across them.
-        length, width = self.z.shape
-        count = u.shape[0]
-        sequences = -(-count // length)
-        spare = sequences * length - count
-        if spare:
-            u = torch.cat([u, u.new_zeros(spare, *u.shape[1:])])
-            z = torch.cat([z, z.new_zeros(spare, width)])
-            positions = torch.cat([positions, positions.new_zeros(spare)])
-        u = u.reshape(sequences, length, *u.shape[1:])
-        packed = z.reshape(sequences, length, width), positions.reshape(sequences, length)
-        output = self.after_attention(u, *packed)
-        return output.reshape(-1, output.shape[-1])[:count]
+        return by_token(self.after_attention, len(self.z), u, z, positions)
 
     def after_attention(self, u: Tensor, z: Tensor, positions: Tensor | None = None) -> Tensor:
         """:meth:`with_u` without the projections that only serve the attention."""
@@ -383,6 +372,25 @@ class SplitBlock:
             "has to come as (B, S, ...). Ask for its layer boundary alone, "
             "with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
         )
+
+
+def by_token(function: Callable[..., Tensor], length: int, *given: Tensor) -> Tensor:
+    """A function of sequences, run on tokens ``(M, ...)`` by themselves: ``(M, D)``.
+
+    A block's other arguments fit sequences of the recorded length, so the tokens are packed into
+    such sequences; what follows the attention core does not look across them.
+    """
+    count = len(given[0])
+    sequences = -(-count // length)
+    spare = sequences * length - count
+
+    def packed(x: Tensor) -> Tensor:
+        if spare:
+            x = torch.cat([x, x.new_zeros(spare, *x.shape[1:])])
+        return x.reshape(sequences, length, *x.shape[1:])
+
+    output = function(*map(packed, given))
+    return output.reshape(-1, output.shape[-1])[:count]
 
 
 def _joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

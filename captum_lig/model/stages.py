@@ -24,9 +24,9 @@ from captum_lig.model.cross_attention import Cross
 from captum_lig.model.feed_forward import at_feed_forward
 from captum_lig.model.hooks import stoppable
 from captum_lig.model.sdpa import use_sdpa
-from captum_lig.model.split import SplitBlock
+from captum_lig.model.split import SplitBlock, by_token
 
-__all__ = ["Stages"]
+__all__ = ["AroundMlp", "Stages"]
 
 
 class Stages:
@@ -89,10 +89,12 @@ class Stages:
         with use_sdpa(), handle_with(lambda call: call.eager()):
             return self.split.attend(z)
 
-    def feed_forward(self, z: Tensor, u: Tensor, c: Tensor | None = None) -> Tensor:
-        """``(z, u, c) -> m``: ``(N, S, D)``."""
+    def feed_forward(
+        self, z: Tensor, u: Tensor, c: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """``(z, u, c) -> m``: ``(N, S, D)``; ``positions (N, S)`` of the tokens, if others."""
         found: list[Tensor] = []
-        for part in self._parts(z=z, u=u, c=c):
+        for part in self._parts(z=z, u=u, c=c, positions=positions):
             with stoppable() as stop:
 
                 def note(own: Callable[[], Tensor], stop: Callable[[], Any] = stop) -> Any:
@@ -100,19 +102,24 @@ class Stages:
                     stop()
 
                 with self._with(part["z"], None, put(part.get("c")), note):
-                    self._after(part["u"], part["z"])
+                    self._after(part["u"], part["z"], part.get("positions"))
         return torch.cat(found)
 
     def output(
-        self, z: Tensor, u: Tensor, m: Tensor | None = None, c: Tensor | None = None
+        self,
+        z: Tensor,
+        u: Tensor,
+        m: Tensor | None = None,
+        c: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """``(z, u, m, c) -> y``: ``(N, S, D)``; those that the block lacks are None."""
         if self.is_whole:
             return u[:, :, 0]
         found = []
-        for part in self._parts(z=z, u=u, m=m, c=c):
+        for part in self._parts(z=z, u=u, m=m, c=c, positions=positions):
             with self._with(part["z"], None, put(part.get("c")), put(part.get("m"))):
-                found.append(self._after(part["u"], part["z"]))
+                found.append(self._after(part["u"], part["z"], part.get("positions")))
         return torch.cat(found)
 
     def crossed(self, z: Tensor, u: Tensor, e: Tensor) -> Tensor:
@@ -149,8 +156,10 @@ class Stages:
                     return True
         return False
 
-    def _after(self, u: Tensor, z: Tensor) -> Tensor:
-        return self.split.after_attention(u, z) if self.has_heads else self.split.whole(z)
+    def _after(self, u: Tensor, z: Tensor, positions: Tensor | None = None) -> Tensor:
+        if not self.has_heads:
+            return self.split.whole(z)
+        return self.split.after_attention(u, z, positions)
 
     def _parts(self, **nodes: Tensor | None) -> Iterator[dict[str, Tensor]]:
         """All points together, or one by one if the block takes one sequence at a time."""
@@ -199,6 +208,33 @@ class Stages:
                 with self._with(part["z"], part["e"], note, None):
                     self._after(part["u"], part["z"])
         return found
+
+
+class AroundMlp:
+    """The stages around a block's MLP for tokens by themselves, ``(M, ...)``.
+
+    Args:
+        stages: of a block with heads and an MLP.
+    """
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages, self._length = stages, len(stages.split.z)
+
+    def feed_forward(self, u: Tensor, z: Tensor, positions: Tensor) -> Tensor:
+        """``u (M, H, width)``, ``z (M, D)`` and positions ``(M,)`` to ``m (M, D)``."""
+
+        def run(u: Tensor, z: Tensor, positions: Tensor) -> Tensor:
+            return self._stages.feed_forward(z, u, positions=positions)
+
+        return by_token(run, self._length, u, z, positions)
+
+    def output(self, u: Tensor, z: Tensor, m: Tensor, positions: Tensor) -> Tensor:
+        """The same with ``m (M, D)`` put in, to the tokens leaving ``(M, D)``."""
+
+        def run(u: Tensor, z: Tensor, m: Tensor, positions: Tensor) -> Tensor:
+            return self._stages.output(z, u, m, positions=positions)
+
+        return by_token(run, self._length, u, z, m, positions)
 
 
 def put(value: Tensor | None) -> Callable[..., Tensor] | None:

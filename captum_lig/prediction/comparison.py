@@ -14,6 +14,7 @@ from captum_lig._arguments import brief
 from captum_lig.errors import LigError
 from captum_lig.flow.compare_maps import Comparison, compare_maps
 from captum_lig.graph import FlowGraph
+from captum_lig.graph.trace import shared_out
 from captum_lig.prediction.baselines import InputBaseline, Inputs
 from captum_lig.prediction.layer_ig import DirectRelevance, Integration, direct_relevance
 from captum_lig.prediction.targets import TargetLike
@@ -155,10 +156,10 @@ def compare(
             f"the graph is of {len(graph.positions)} tokens, the inputs of "
             f"{len(direct.positions)}: give the text that the graph was made of."
         )
-    if getattr(graph, "target", None):
-        trace, rule, absolute = graph.relevance(), "target", False
+    if graph.target is None:
+        trace = shared_out(graph, start=direct.tokens[-1], rule=rule, absolute=absolute)
     else:
-        trace = graph.relevance(start=direct.tokens[-1], rule=rule, absolute=absolute)
+        trace, rule, absolute = graph.relevance(), "target", False
     return RelevanceComparison(
         layers=direct.layers,
         labels=trace.labels,

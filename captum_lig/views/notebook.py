@@ -50,7 +50,7 @@ def flow_html(flow: LayerFlow) -> str:
 
 
 def graph_html(graph: FlowGraph) -> str:
-    """A graph with the relevance of its last token, as HTML without scripts."""
+    """A graph with the relevance to its target, or of its last token, as HTML without scripts."""
     counts = ", ".join(f"{count:,} {kind}" for kind, count in graph.edge_counts.items())
     facts = [
         f"layers {graph.indices[0]} to {graph.indices[-1]}, {len(graph.tokens)} tokens",
@@ -60,6 +60,9 @@ def graph_html(graph: FlowGraph) -> str:
         " ".join(readable_token(token) for token in graph.tokens[:64])
         + (" …" if len(graph.tokens) > 64 else ""),
     ]
+    if graph.target is not None:
+        facts.insert(0, f"target {graph.target}, change {graph.change:+.4g}")
+        return _page(facts, plot_graph(graph, k=0)[0])
     known = graph.layers[-1].known.nonzero().flatten().tolist()
     # Relevance cannot be handed down to tokens that were no targets.
     whole = all(bool(layer.known.all()) for layer in graph.layers[:-1])

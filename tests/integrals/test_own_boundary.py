@@ -13,7 +13,8 @@ from torch import Tensor
 from captum_lig import FlowGraph, LayerFlowIG
 from captum_lig.flow.axes import FIELDS, Field, declare
 from captum_lig.flow.explanation import Explanation
-from captum_lig.integrals.boundaries import KINDS, Kind, LayerBoundary
+from captum_lig.integrals.boundaries import LayerBoundary
+from captum_lig.integrals.kinds import KINDS, Kind
 from captum_lig.io.flows import load_flows, save_flows
 from tests.helpers import models, twins
 from tests.helpers.attributions import block_input

@@ -119,7 +119,7 @@ def test_json_schema_is_what_the_module_documents(tmp_path: Path) -> None:
     path = save_flows(Explanation([flow], list("abcd"), "a b", "m", {"x": 1}), tmp_path / "f.json")
     document = json.loads(path.read_text())
     assert document["format"] == "captum_lig.flow"
-    assert document["version"] == 2
+    assert document["version"] == 3
     assert document["tokens"] == list("abcd")
     (layer,) = document["layers"]
     assert (layer["index"], layer["name"]) == (5, "encoder.layer.5")
@@ -205,12 +205,12 @@ def test_what_is_no_json_and_no_safetensors_is_refused(tmp_path: Path) -> None:
             load_flows(path)
 
 
-@pytest.mark.parametrize("version", [1, 3, None, "2"])
+@pytest.mark.parametrize("version", [1, 2, 4, None, "3"])
 def test_other_version_is_refused(tmp_path: Path, version: object) -> None:
     path = save_flows(Explanation(flows(1), list("abcdef")), tmp_path / "f.json")
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "version": version}))
-    said = "make it anew" if version == 1 else "read it with the captum_lig that wrote it"
+    said = "make it anew" if version in (1, 2) else "read it with the captum_lig that wrote it"
     with pytest.raises(LigError, match=rf"has version '?{version}'? of the format.*{said}"):
         load_flows(path)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
-from captum_lig import FlowGraph
-from captum_lig.graph.trace import Trace
+from captum_lig import FlowGraph, LayerFlowIG
 from captum_lig.prediction import (
     RelevanceComparison,
     compare_with_layer_integrated_gradients,
@@ -71,21 +69,13 @@ def test_a_range_of_layers() -> None:
     torch.testing.assert_close(few.direct, every.direct[[0, 3, 4]])
 
 
-class Towards(FlowGraph):
-    """A graph whose relevances are its own."""
-
-    target = "a number"
-
-    def relevance(self, *args: Any, **kwargs: Any) -> Trace:
-        assert not args
-        assert not kwargs
-        return super().relevance(start=[1.0, 2, 3, 4, 5])
-
-
 def test_a_graph_with_a_target_has_relevances_of_its_own() -> None:
     model = models.tiny_gpt2()
     ids = models.tokens(model, 1, 5)
-    graph = Towards(flows_of(model, ids))
-    comparison = compare_with_layer_integrated_gradients(graph, model, read, ids)
+    flows = LayerFlowIG(model).attribute(ids, ids.roll(1, -1), read)
+    graph = FlowGraph(flows)
+    comparison = compare_with_layer_integrated_gradients(graph, model, read, ids, ids.roll(1, -1))
     torch.testing.assert_close(comparison.carried, graph.relevance().tokens)
+    # At the end of the last layer both are the integral along the same line.
+    torch.testing.assert_close(comparison.direct[-1], comparison.carried[-1], rtol=1e-3, atol=1e-4)
     assert comparison.rule == "target"

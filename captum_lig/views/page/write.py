@@ -31,13 +31,16 @@ def page(graph: FlowGraph, title: str | None = None, rule: str = "conserve") -> 
 
     Args:
         graph: any graph; a pruned one shows the edges that it still has.
-        title: what stands on top; plain text, whatever it contains. None: the tokens.
+        title: what stands on top; plain text, whatever it contains. None: the graph's target and
+            its change, or the tokens.
         rule: the composition rule that the page opens with, see :meth:`LayerFlow.compose`.
 
     Raises:
         LigError: for an unknown rule, or one that needs a boundary that is not there.
     """
-    if title is None:
+    if title is None and graph.target is not None:
+        title = f"{graph.target}: {graph.change:+.4g}"
+    elif title is None:
         title = " ".join(readable_token(token).lstrip("␣") for token in graph.tokens)
     header, numbers = pack(graph, title, rule)
     style, script = _asset("page.css"), _script()

@@ -20,7 +20,7 @@ from captum_lig.views.plots import draw
 __all__ = ["plot_completeness", "plot_shares"]
 
 # Of the Okabe-Ito palette, told apart with every common colour blindness.
-OTHERS, SELF, RESIDUAL = "#D55E00", "#E69F00", "0.75"
+OTHERS, SELF, RESIDUAL, MLP = "#D55E00", "#E69F00", "0.75", "#56B4E9"
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "black")
 MARKERS = "os^Dv<>"
 EXACT = 1e-9
@@ -38,7 +38,9 @@ def plot_shares(
 
     A bar a layer, from sizes (absolute values) of the composed routes, mean over the targets of
     the first text: through the heads from other tokens, through the heads from the token itself,
-    and along the residual stream. The mlp is on all three ways and no part itself.
+    and along the residual stream. The mlp is on all three ways and no part itself. In flows with a
+    target sizes are those of the edges themselves, and what the token brings to its MLP past the
+    heads is a part of its own.
 
     Args:
         flows: flows with the attention and mlp boundaries, one a layer.
@@ -53,19 +55,23 @@ def plot_shares(
         raise LigError("rule='product' does not see the residual stream: use conserve or chain.")
     if not flows:
         raise LigError("there is no flow to show: the list of flows is empty.")
-    parts = np.array([_three_shares(flow, rule) for flow in flows])
+    parts = np.array([_mean_shares(flow, rule) for flow in flows])
     figure, axes = _figure(len(flows), 1.8, 3.2)
     columns, bottom = np.arange(len(flows)), np.zeros(len(flows))
-    names = ("heads, from other tokens", "heads, from the token itself", "residual stream")
-    colors, hatches = (OTHERS, SELF, RESIDUAL), ("", "//", "")
+    names = ("heads, from other tokens", "heads, from the token itself", "residual stream",
+             "MLP, from the token itself")  # fmt: skip
+    colors, hatches = (OTHERS, SELF, RESIDUAL, MLP), ("", "//", "", "..")
     for part, name, color, hatch in zip(parts.T, names, colors, hatches, strict=True):
+        if name == names[-1] and not part.any():
+            continue
         axes.bar(
             columns, part, 0.8, bottom, color=color, label=name, hatch=hatch, edgecolor="white"
         )
         bottom += part
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    caption = f"Mean over targets of the sizes of routes, {rule}. Baseline {flows[0].baseline}."
+    of = f"routes, {rule}" if flows[0].target is None else f"edges, target {flows[0].target}"
+    caption = f"Mean over targets of the sizes of {of}. Baseline {flows[0].baseline}."
     _label(figure, axes, columns, flows)
     draw.finish(figure, title, caption, figure.get_figwidth(), show)
     return figure, axes
@@ -91,19 +97,26 @@ def _label(figure: Figure, axes: Axes, columns: NDArray[Any], flows: Sequence[La
     )
 
 
-def _three_shares(flow: LayerFlow, rule: str) -> tuple[float, ...]:
-    """From others and from itself through the heads, and along the residual stream."""
-    routes = flow.compose(rule, by_head=True)[0].abs().double()  # (H, T, S)
+def _mean_shares(flow: LayerFlow, rule: str) -> tuple[float, ...]:
+    """From others and from itself through the heads, along the residual stream, to the MLP."""
+    if flow.target is None:
+        routes = flow.compose(rule, by_head=True)[0].abs().double()  # (H, T, S)
+    elif flow.attention is None:
+        routes = torch.zeros(1, *flow.valid[0, flow.targets].shape, flow.valid.shape[1]).double()
+    else:
+        routes = flow.attention[0].abs().double()
     rows = target_rows(flow)
     every = torch.arange(len(flow.targets), device=routes.device)
     itself = routes[:, every, flow.targets].sum(0)
     others = routes.sum((0, 2)) - itself
     residual = flow.need("residual")[0].abs().double()
-    parts = torch.stack([others, itself, residual])[:, rows]
+    mlp = flow.feed_forward_token
+    from_token = torch.zeros_like(residual) if mlp is None else mlp[0].abs().double()
+    parts = torch.stack([others, itself, residual, from_token])[:, rows]
     size = parts.sum(0)
     share = torch.where(size > 0, parts / size, 0.0)[:, size > 0]
     if share.shape[1] == 0:
-        return 0.0, 0.0, 0.0
+        return 0.0, 0.0, 0.0, 0.0
     return tuple(share.mean(1).tolist())
 
 
@@ -165,9 +178,10 @@ def plot_completeness(
     )
     axes.set_yscale("log")
     axes.set_ylabel("completeness error", fontsize=8)
+    relative_to = "total" if flows[0].target is None else "the target's change"
     caption = (
-        f"|sum of a row - total| / total of {count} rows, {missed} of them above the tolerance; "
-        f"errors below {EXACT:g} are drawn there."
+        f"|sum of a row - total| / {relative_to} of {count} rows, {missed} of them above the "
+        f"tolerance; errors below {EXACT:g} are drawn there."
     )
     _label(figure, axes, np.array([flow.index for flow in flows]), flows)
     draw.finish(figure, title, caption, figure.get_figwidth(), show)

@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_lig.errors import LigError
+from captum_lig.flow.tokens import readable_text
 from captum_lig.graph import FlowGraph, Route
+from captum_lig.graph.trace import shared_out
 from captum_lig.views.plots import draw
+from captum_lig.views.plots.text import drawable, font_families
 
 __all__ = ["plot_graph"]
 
@@ -41,12 +44,17 @@ def plot_graph(
     is, in grey where it stays with its token; dots are as large as the relevance at a token. The
     ``k`` strongest routes from a source to the target are drawn over them, with layer and head.
 
+    Of a graph with a target it is the relevance to that, in its units: dots are red where it is
+    positive and blue where it is negative, squares between the columns are MLPs, and routes run to
+    the target from any token. Without one, lengths are shared out, see
+    :meth:`FlowGraph.relevance`.
+
     Args:
         graph: the graph of one text.
         target: the token, or the tokens, at the end; None for all that ``start`` speaks of, or
-            else for the last.
+            else for the last. Of a graph with a target: None.
         source: a token at the beginning whose routes are to be seen; None for the one that most
-            of the relevance of other tokens arrives at.
+            of the relevance of other tokens arrives at, in a graph with a target for any.
         k: how many routes; 0 for none. They go to one target.
         start: relevance at the end, see :meth:`FlowGraph.relevance`: for example of a logit, in
             its units; None for 1 at each target, of which all else is a share.
@@ -56,17 +64,24 @@ def plot_graph(
         show: also show the figure through pyplot.
 
     Raises:
-        LigError: tokens or a rule that do not exist.
+        LigError: tokens or a rule that do not exist; what a graph with a target refuses, see
+            :meth:`FlowGraph.relevance`.
     """
-    if target is None and start is None:
-        target = -1
-    trace = graph.relevance(target, start, rule=rule, absolute=absolute)
+    lengths = graph.target is None
+    if lengths:
+        target = -1 if target is None and start is None else target
+        trace = shared_out(graph, target, start, rule, absolute)
+    else:
+        trace = graph.relevance(target, start, rule=rule, absolute=absolute)
+        if title is None:
+            title = f"{graph.target}: {graph.change:+.4g}"
     labels = draw.token_labels(graph.tokens)
     columns, tokens = len(graph.layers), len(labels)
     relevance = trace.tokens.cpu().numpy()
     ends = [int(end) for end in np.flatnonzero(relevance[-1])]
-    whole = float(np.abs(relevance[-1]).max(initial=0.0)) or 1.0
-    links = _links(graph, relevance, rule, absolute)
+    # Of a token's own relevance to the target more may stand below than at the end.
+    whole = float(np.abs(relevance[-1:] if lengths else relevance).max(initial=0.0)) or 1.0
+    links = _links(graph, trace.tokens, rule, absolute)
     others = [link for link in links if link[1] != link[2]]
     to_itself = [link for link in links if link[1] == link[2]]
     # Links of a token to itself are far larger: the scale leaves them out.
@@ -82,8 +97,14 @@ def plot_graph(
     kept = [(column, row, row, value / whole) for column, row, _, value in to_itself]
     draw.draw_self_links(axes, kept, "0.7", WIDEST, "self links")
     draw.draw_links(axes, others, norm, 0.2, WIDEST, "links")
-    _draw_nodes(axes, relevance / whole)
-    routes = _routes(graph, ends, source, relevance, k, rule)
+    _draw_nodes(axes, relevance / whole, signed=not lengths)
+    if trace.feed_forward is not None:
+        mlps = trace.feed_forward.cpu().numpy() / whole
+        _draw_nodes(axes, mlps, signed=True, shift=0.5, marker="s", gid="MLPs")
+    if lengths:
+        routes = _routes(graph, ends, source, relevance, k, rule)
+    else:
+        routes = graph.paths(source, k=k) if k else []
     _draw_routes(axes, routes, graph.indices[0])
     axes.set_xlim(-0.1, columns + 0.1)
     axes.set_ylim(tokens - 0.5, -0.7)
@@ -98,20 +119,19 @@ def plot_graph(
         axes.xaxis.set_label_position("top")
     draw.label_rows(axes, labels, height)
     label = "relevance carried" + (", absolute" if absolute else "")
-    draw.draw_color_bar(figure, figure.add_subplot(bar), norm, label, percent=start is None)
-    draw.finish(figure, title, _caption(graph, ends, routes, rule), width, show)
+    shares = lengths and start is None
+    draw.draw_color_bar(figure, figure.add_subplot(bar), norm, label, percent=shares)
+    caption = _caption(graph, ends, routes, rule) if lengths else _target_caption(graph, routes)
+    draw.finish(figure, title, caption, width, show)
     return figure, axes
 
 
-def _links(
-    graph: FlowGraph, relevance: NDArray[np.float64], rule: str, absolute: bool
-) -> list[draw.Link]:
+def _links(graph: FlowGraph, relevance: Tensor, rule: str, absolute: bool) -> list[draw.Link]:
     """The strongest links of each layer, weakest first."""
     found: list[draw.Link] = []
     most = _links_a_layer(graph)
     for column, layer in enumerate(graph.layers):
-        matrix = layer.shares(rule, absolute).matrix.cpu().numpy()
-        carried = matrix * relevance[column + 1][:, None]
+        carried = layer.links(relevance[column + 1], rule, absolute).cpu().numpy()
         for flat in np.argsort(np.abs(carried), axis=None)[-most:]:
             target, source = divmod(int(flat), carried.shape[1])
             if carried[target, source]:
@@ -123,13 +143,25 @@ def _links_a_layer(graph: FlowGraph) -> int:
     return max(20, LINKS // len(graph.layers))
 
 
-def _draw_nodes(axes: Axes, relevance: NDArray[np.float64]) -> None:
-    positions = np.argwhere(relevance != 0)
-    sizes = np.abs(relevance[relevance != 0]).clip(0, 1)
-    dots = axes.scatter(
-        positions[:, 0], positions[:, 1], s=2 + 60 * sizes, color="0.25", linewidths=0, zorder=4
-    )
-    dots.set_gid("nodes")
+def _draw_nodes(
+    axes: Axes,
+    relevance: NDArray[np.float64],
+    signed: bool = False,
+    shift: float = 0.0,
+    marker: str = "o",
+    gid: str = "nodes",
+) -> None:
+    """Marks as large as what is there, in columns that lie ``shift`` further to the right."""
+    positions, values = np.argwhere(relevance != 0), relevance[relevance != 0]
+    axes.scatter(
+        positions[:, 0] + shift,
+        positions[:, 1],
+        s=2 + 60 * np.abs(values).clip(0, 1),
+        color=draw.COLORS(np.where(values < 0, 0.1, 0.9)) if signed else "0.25",
+        marker=marker,
+        linewidths=0,
+        zorder=4,
+    ).set_gid(gid)
 
 
 def _routes(
@@ -152,19 +184,21 @@ def _routes(
 
 
 def _draw_routes(axes: Axes, routes: list[Route], first: int) -> None:
-    """A line for each link of the routes, with all heads that a route takes there."""
-    links: dict[tuple[int, int, int], list[int]] = {}
+    """A line for each link of the routes, with all heads and MLPs that a route takes there."""
+    links: dict[tuple[int, int, int], list[str]] = {}
     for route in routes:
         for step in route.steps:
-            heads = links.setdefault((step.layer - first, step.source, step.target), [])
-            if step.head is not None and step.head not in heads:
-                heads.append(step.head)
-    for (column, source, target), heads in links.items():
+            taken = links.setdefault((step.layer - first, step.source, step.target), [])
+            names = [] if step.head is None else [str(step.head)]
+            name = "+".join(names + ["mlp"] * step.feed_forward)
+            if name and name not in taken:
+                taken.append(name)
+    for (column, source, target), taken in links.items():
         line = draw.curve(column, source, target)
         axes.plot(line[:, 0], line[:, 1], color=ROUTE_COLOR, linewidth=1.2, zorder=4)
-        if heads:
+        if taken:
             axes.annotate(
-                "h" + ",".join(map(str, heads)),
+                ",".join(taken) if taken[0] == "mlp" else "h" + ",".join(taken),
                 (column + 0.5, (source + target) / 2),
                 fontsize=6.5,
                 color="white",
@@ -173,6 +207,22 @@ def _draw_routes(axes: Axes, routes: list[Route], first: int) -> None:
                 bbox={"boxstyle": "round,pad=0.15", "color": ROUTE_COLOR},
                 zorder=5,
             )
+
+
+def _target_caption(graph: FlowGraph, routes: list[Route]) -> str:
+    text = (
+        f"Relevance to {drawable(readable_text(str(graph.target)), font_families())} of the tokens "
+        "leaving the last layer (right), and of what leads to them (left), in its units: dots, and "
+        "squares for MLPs, by size, red for it and blue against it; the strongest links of each "
+        f"layer (at most {_links_a_layer(graph)}), all heads together, in grey what stays with its "
+        "token. "
+    )
+    if routes:
+        text += (
+            f"Green: the strongest routes, with {', '.join(f'{one.share:.2g}' for one in routes)} "
+            "of the sizes of all; h: head. "
+        )
+    return text + f"Baseline {graph.baseline}."
 
 
 def _caption(graph: FlowGraph, ends: list[int], routes: list[Route], rule: str) -> str:

@@ -28,6 +28,7 @@ class Page {
     document.querySelector("main").hidden = false;
     if (window.innerWidth <= 600) at("controls").open = false;
     at("title").textContent = page.title;
+    if (page.target !== null) at("maps-title").textContent = "The edges of a layer";
     at("settings").textContent = settingsText(this.model);
     const verdict = certificateText(this.model);
     at("certificate").textContent = verdict.text;
@@ -63,6 +64,7 @@ class Page {
     options("target", [["", "all tokens"], ...tokens]);
     options("source", [["", "any token"], ...tokens]);
     at("boundary").querySelector("[value=direct]").disabled = !this.model.hasDirect;
+    at("boundary").querySelector("[value=attention]").disabled = page.target !== null;
   }
 
   listen() {
@@ -140,7 +142,8 @@ class Page {
 
   update() {
     const { model, flow } = this;
-    const { rule, first, last, pin, source, count, route } = model.state;
+    const { rule } = model;
+    const { first, last, pin, source, count, route } = model.state;
     this.showState();
     flow.draw();
     if (pin) flow.reveal(pin.column);

@@ -2,6 +2,7 @@
 
 import { attention, carried, certificate, composed, direct, distances, shares } from "./graph.js";
 import { strongestRoutes } from "./routes.js";
+import { WHOLE } from "./words.js";
 
 /** More lines than these are no picture any more, and slow to draw: the weaker ones are left out. */
 const MOST_LINES = 6000;
@@ -53,6 +54,15 @@ export class Model {
     return this.page.layers.every((layer) => layer.direct);
   }
 
+  /**
+   * The rule that is at work. What a pinned token carries of a target's relevance is measured by
+   * sizes: signed shares of a relevance near 0 would be many times the whole.
+   */
+  get rule() {
+    const { rule, pin } = this.state;
+    return this.page.target !== null && pin !== null ? "sizes" : rule;
+  }
+
   kept(key, make) {
     if (!this.cache.has(key)) this.cache.set(key, make());
     return this.cache.get(key);
@@ -60,15 +70,65 @@ export class Model {
 
   /** Shares of every layer by the rule. */
   get shares() {
-    const rule = this.page.rules.find(({ name }) => name === this.state.rule);
-    return this.kept(`shares ${rule.name}`, () =>
+    return this.sharesBy(this.rule);
+  }
+
+  sharesBy(name) {
+    const rule = this.page.rules.find((one) => one.name === name);
+    return this.kept(`shares ${name}`, () =>
       this.page.layers.map((layer) => shares(layer, this.tokens, rule)),
     );
   }
 
+  /** The attribution of a line, signed. */
+  value(layer, target, source, share) {
+    if (this.page.target === null) return share * this.map(layer).size[target];
+    const head = this.headOf(layer);
+    const edges = this.sharesBy("edges")[layer];
+    const matrix = this.kept(`edges ${layer} ${head}`, () => composed(edges, this.tokens, head));
+    return matrix[target * this.tokens + source] * edges.size[target];
+  }
+
+  /** Of an attention edge towards a target, what came through the values; null if hidden. */
+  throughValue(layer, target, source) {
+    const { heads, attention_value: values } = this.page.layers[layer];
+    if (values === undefined) return null;
+    const chosen = this.headOf(layer);
+    let sum = 0;
+    for (let head = 0; head < heads; head++) {
+      if (chosen !== null && head !== chosen) continue;
+      sum += values[(head * this.tokens + target) * this.tokens + source];
+    }
+    return sum;
+  }
+
+  /** Relevance of a token to the page's target. */
+  relevance(column, token) {
+    const { layers } = this.page;
+    return column === 0 ? layers[0].entering[token] : layers[column - 1].leaving[token];
+  }
+
+  /** The largest relevance to the page's target in size, which dots are measured by. */
+  get largest() {
+    if (this.page.target === null) return 0;
+    return this.kept("largest", () =>
+      this.page.layers.reduce(
+        (most, layer) =>
+          [...layer.entering, ...layer.leaving].reduce((a, b) => Math.max(a, Math.abs(b)), most),
+        0,
+      ),
+    );
+  }
+
+  /** What a share is a share of. */
+  get whole() {
+    if (this.page.target === null) return WHOLE[this.state.boundary];
+    return this.rule === "edges" ? "the change" : "the sizes into the target";
+  }
+
   /** Composed maps of every layer by the rule, all heads. */
   get matrices() {
-    return this.kept(`maps ${this.state.rule}`, () =>
+    return this.kept(`maps ${this.rule}`, () =>
       this.shares.map((share) => composed(share, this.tokens)),
     );
   }
@@ -80,7 +140,8 @@ export class Model {
 
   /** The map of one layer that the lines are drawn of: {matrix, size}. */
   map(number) {
-    const { boundary, rule, head } = this.state;
+    const { rule } = this;
+    const { boundary, head } = this.state;
     if (boundary === "direct") return this.directMap(number);
     if (boundary === "attention") {
       return this.kept(`attention ${number} ${head}`, () =>
@@ -105,7 +166,7 @@ export class Model {
   distances(number) {
     const layer = this.page.layers[number];
     if (!layer.direct) return null;
-    return this.kept(`distances ${this.state.rule} ${number}`, () =>
+    return this.kept(`distances ${this.rule} ${number}`, () =>
       distances(layer, this.shares[number], this.matrices[number], this.tokens),
     );
   }
@@ -118,6 +179,7 @@ export class Model {
 
   /** Part of the heads in what reached the targets of a layer. */
   viaHeads(number) {
+    if (this.page.target !== null) return this.page.layers[number].via_heads;
     const { mlp, residual } = this.page.layers[number];
     const sum = (values) => values.reduce((total, value) => total + Math.abs(value), 0);
     const [heads, past] = [sum(mlp), sum(residual)];
@@ -126,18 +188,18 @@ export class Model {
 
   /** What the pinned token carries, by column; null if none is pinned. */
   get carried() {
-    const { pin, rule, first, last } = this.state;
+    const { pin, first, last } = this.state;
     if (pin === null) return null;
-    return this.kept(`carried ${rule} ${pin.column} ${pin.token} ${first} ${last}`, () =>
+    return this.kept(`carried ${this.rule} ${pin.column} ${pin.token} ${first} ${last}`, () =>
       carried(this.matrices, this.tokens, pin, first, last),
     );
   }
 
   /** The strongest routes through the pinned token. */
   get routes() {
-    const { pin, rule, first, last, source, count } = this.state;
+    const { pin, first, last, source, count } = this.state;
     if (pin === null) return [];
-    const key = `routes ${rule} ${pin.column} ${pin.token} ${first} ${last} ${source} ${count}`;
+    const key = `routes ${this.rule} ${pin.column} ${pin.token} ${first} ${last} ${source} ${count}`;
     return this.kept(key, () => strongestRoutes(this.shares, pin, first, last, source, count));
   }
 
@@ -227,7 +289,7 @@ export class Model {
     };
     return {
       known: of.known[target] === 1,
-      total: of.mlp_sum[target],
+      total: (of.mlp_sum ?? of.leaving)[target],
       errors: of.certified.map((name) => ({ name, error: worst(name) })),
       flagged: this.certificates[layer].flagged[target] === 1,
       distance: this.distances(layer)?.[target] ?? Number.NaN,

@@ -9,7 +9,6 @@ import {
   quoted,
   size,
   token,
-  WHOLE,
 } from "./words.js";
 
 export const MOST_ROWS = 100;
@@ -18,6 +17,13 @@ export const MOST_ROWS = 100;
 
 export function settingsText({ page }) {
   const layers = page.layers.map((layer) => layer.index);
+  if (page.target !== null) {
+    return (
+      `Relevance to ${page.target}, which changed by ${plain(page.change)}, in its units. ` +
+      `${page.layers.length} layers (${layers[0]} to ${layers.at(-1)}), ${page.tokens.length} ` +
+      `tokens, baseline ${page.baseline}.`
+    );
+  }
   const own =
     page.baseline === "target_token"
       ? ": each target's path starts at its own token, so a token owes itself nothing, and what " +
@@ -30,26 +36,27 @@ export function settingsText({ page }) {
   );
 }
 
-export function certificateText({ certificates, tolerance }) {
+export function certificateText({ page, certificates, tolerance }) {
+  const of = page.target === null ? "it" : "the change";
   const rows = certificates.reduce((sum, layer) => sum + layer.rows, 0);
   const missed = certificates.reduce((sum, layer) => sum + layer.missed, 0);
   const worst = Math.max(...certificates.map((layer) => layer.worst));
   if (rows === 0) return { good: false, text: "Nothing is known of the completeness errors." };
   if (missed === 0) {
-    const text = `Certified: each of the ${rows.toLocaleString("en")} rows of attributions adds up to its total, the worst to within ${plain(worst)} of it.`;
+    const text = `Certified: each of the ${rows.toLocaleString("en")} rows of attributions adds up to its total, the worst to within ${plain(worst)} of ${of}.`;
     return { good: true, text };
   }
-  const text = `Not certified: ${missed.toLocaleString("en")} of ${rows.toLocaleString("en")} rows of attributions miss their total by more than ${tolerance} of it, the worst by ${plain(worst)}. Their tokens are marked ◇.`;
+  const text = `Not certified: ${missed.toLocaleString("en")} of ${rows.toLocaleString("en")} rows of attributions miss their total by more than ${tolerance} of ${of}, the worst by ${plain(worst)}. Their tokens are marked ◇.`;
   return { good: false, text };
 }
 
 // --- under the flow ---------------------------------------------------------------------------
 
 export function summaryText(model, view) {
-  const { state, page } = model;
-  const { pin, boundary, rule, head, threshold } = state;
+  const { state, page, rule } = model;
+  const { pin, boundary, head, threshold } = state;
   const of = {
-    composed: `the layers composed by ${rule}`,
+    composed: page.target === null ? `the layers composed by ${rule}` : "all edges",
     direct: "the direct layer maps",
     attention: "the attention boundary",
   }[boundary];
@@ -57,10 +64,10 @@ export function summaryText(model, view) {
   const count = view.lines.length.toLocaleString("en");
   const text = `${count} lines of ${of}${part}, from ${size(threshold)}`;
   const more = view.left ? ` ${view.left.toLocaleString("en")} weaker ones are left out.` : "";
-  if (pin === null) return `${text} of ${WHOLE[boundary]}.${more}`;
+  if (pin === null) return `${text} of ${model.whole}.${more}`;
   const at = `${quoted(page.tokens, pin.token)} ${columnName(page, pin.column)}`;
   if (boundary === "composed") return `${text}, measured by what they carry of ${at}.${more}`;
-  return `${text} of ${WHOLE[boundary]}, into and out of ${at}; its routes are composed by ${rule}.`;
+  return `${text} of ${model.whole}, into and out of ${at}; its routes are composed by ${rule}.`;
 }
 
 // --- tables -----------------------------------------------------------------------------------
@@ -71,7 +78,7 @@ export function linesTable(model, view) {
   const by = state.pin && state.boundary === "composed" ? "Part of the pinned token" : null;
   const head = ["Layer", "Target", "Source", "Share", "Attribution", ...(by ? [by] : [])];
   const rows = shown.map(({ layer, target, source, share, weight }) => {
-    const value = share * model.map(layer).size[target];
+    const value = model.value(layer, target, source, share);
     const figures = [number(share, percent(share)), number(value, plain(value))];
     if (by) figures.push(number(weight, percent(weight)));
     return element(
@@ -113,7 +120,7 @@ export function layersTable(model, current, choose) {
       element("td", { class: "figure" }, number(heads, size(heads))),
     );
   });
-  const caption = `Tolerance ${model.tolerance}; composed by ${model.state.rule}.`;
+  const caption = `Tolerance ${model.tolerance}; composed by ${model.rule}.`;
   return [element("caption", {}, caption), header(head, 1), element("tbody", {}, ...rows)];
 }
 
@@ -128,13 +135,14 @@ function header(names, words) {
 
 export function mapText(model, maps) {
   const mean = model.distance(maps.layer);
-  const limit = `Colours end at ±${size(maps.limit)} of the target's total.`;
+  const limit = `Colours end at ±${size(maps.limit)} of ${model.page.target === null ? "the target's total" : model.whole}.`;
+  if (model.page.target !== null) return [limit];
   if (!model.hasDirect) {
     return [`${limit} These flows hold no direct map: attribute the boundary "layer" to compare.`];
   }
   return [
     "Composed by ",
-    element("strong", {}, model.state.rule),
+    element("strong", {}, model.rule),
     ", off the direct map by ",
     element("strong", { id: "distance" }, number(mean, size(mean))),
     ` on average. ${limit}`,
@@ -150,7 +158,7 @@ export function cellParts(model, maps) {
     token(page.tokens, target),
     " from ",
     token(page.tokens, source),
-    ": composed ",
+    page.target === null ? ": composed " : ": ",
     number(values[0], percent(values[0])),
   ];
   if (values.length > 1) {

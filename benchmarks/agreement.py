@@ -21,6 +21,7 @@ from benchmarks.common import short, stamp, table, use_threads
 from benchmarks.texts import flows_from, load
 from captum_lig import FlowGraph
 from captum_lig.flow.compare_maps import compare_maps
+from captum_lig.graph.trace import shared_out
 from captum_lig.prediction import direct_relevance, logit, target_value
 from captum_lig.prediction.comparison import compare
 
@@ -84,7 +85,7 @@ def main() -> None:
     ]
     print(table(["entering", *(token.strip() for token in tokens)], lines))
     carried = {
-        (name, rule): graph.relevance(start=direct.tokens[-1], rule=rule).by_head().flatten()
+        (name, rule): shared_out(graph, start=direct.tokens[-1], rule=rule).by_head().flatten()
         for name, graph in graphs.items()
         for rule in RULES
     }

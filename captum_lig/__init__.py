@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from captum_lig.answers import Answer, why
     from captum_lig.errors import LigError
     from captum_lig.flow.layer_flow import LayerFlow
     from captum_lig.graph import FlowGraph
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from captum_lig.set_to_set_ig import SetToSetIG
 
 __all__ = [
+    "Answer",
     "Block",
     "FlowGraph",
     "LayerFlow",
@@ -22,9 +24,11 @@ __all__ = [
     "ModelReport",
     "SetToSetIG",
     "inspect_model",
+    "why",
 ]
 
 _HOME = {
+    "Answer": "captum_lig.answers",
     "Block": "captum_lig.model.user_block",
     "FlowGraph": "captum_lig.graph",
     "LayerFlow": "captum_lig.flow.layer_flow",
@@ -33,6 +37,7 @@ _HOME = {
     "ModelReport": "captum_lig.inspection.report",
     "SetToSetIG": "captum_lig.set_to_set_ig",
     "inspect_model": "captum_lig.inspection.inspect",
+    "why": "captum_lig.answers",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing_extensions import TypedDict, Unpack
 
+from captum_lig._arguments import whole_number
 from captum_lig._captum import GradientAttribution, log_usage
+from captum_lig.attribution.direct import edges_towards
 from captum_lig.attribution.lengths import (
     BOUNDARIES,
     Baselines,
@@ -24,9 +27,11 @@ from captum_lig.errors import LigError
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.self_term import check_estimate
 from captum_lig.flow.summary import warn_of_rows_not_converged
+from captum_lig.graph.direct_edges import DirectEdges
 from captum_lig.integrals.kinds import Asked
 from captum_lig.integrals.scalarization import check
 from captum_lig.integrals.settings import Settings
+from captum_lig.io.direct_edges import check_edge_file
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder, Layer, is_one
 from captum_lig.paths.baselines import Baseline
@@ -235,6 +240,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 cross_baseline=None if cross_baseline == "zero" else cross_baseline,
             )
             own_default = isinstance(baselines, str) and baselines == "target_token"
+            steps = 5 if n_steps is None else n_steps
             question = Question(
                 inputs=inputs,
                 baselines=None if own_default else baselines,  # type: ignore[arg-type]
@@ -243,9 +249,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 tokenizer=tokenizer,
                 boundaries=boundaries,
                 dtype=check_dtype(dtype),
-                settings=Settings.checked(
-                    n_steps or 5, method, tolerance, max_steps, internal_batch_size
-                ),
+                settings=Settings.checked(steps, method, tolerance, max_steps, internal_batch_size),
                 show_progress=show_progress,
             )
             flows = flows_towards(self._finders, question)
@@ -281,6 +285,83 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                     flow = own.with_self_term(flow, self_term, block, block.valid)
                 flows.append(flow)
         return self._result(flows, return_convergence_delta)
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def direct_edges(
+        self,
+        inputs: Inputs,
+        baselines: InputBaseline = None,
+        target: TargetLike | None = None,
+        additional_forward_args: object = None,
+        *,
+        keep: int = 100_000,
+        file: str | Path | None = None,
+        text: int | None = None,
+        n_steps: int | None = None,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        tolerance: float | None = 1e-3,
+        max_steps: int = 1024,
+        dtype: torch.dtype | None = None,
+        show_progress: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> DirectEdges:
+        r"""Attribute a number to edges from what writes to the residual stream to what reads it.
+
+        Writers are the embedding, heads and MLPs; readers the queries, keys and values of heads,
+        MLPs, and the number. For models whose residual stream is a sum of what is written to it
+        (pre-norm). Relevances are those of :meth:`attribute` with a target: edges into a reader, or
+        out of a writer, add up to its own; into the number, or out of the embedding, to the change.
+
+        Args:
+            inputs: one text, or a batch of which ``text`` says the one that is meant; as in
+                :meth:`attribute`.
+            baselines: of the input, as in :meth:`attribute` with a target.
+            target: the number, as in :meth:`attribute`.
+            additional_forward_args: further arguments of the model after ``inputs``.
+            keep: how many of the strongest edges to keep, each of a writer, a reader and a token.
+            file: where to write all of them, ``.safetensors``; see
+                :func:`captum_lig.io.direct_edges.load_direct_edges`.
+            text: which text of a batch.
+            n_steps: see :meth:`attribute` with a target, as for all that follow.
+            method: name of the rule.
+            internal_batch_size: at most so many pairs of a path point and a token at once.
+            tolerance: largest error of a sum over all edges of one depth, relative to the change.
+            max_steps: most nodes of a stage.
+            dtype: precision of the model's copy; None: the model's own, float32 if that is half.
+            show_progress: show a progress bar over layers.
+            tokenizer: for what is given as a string, and the names of the tokens; None is the one
+                beside the model.
+
+        Raises:
+            LigError: if the residual stream is not a sum, as in post-norm models, or those that
+                norm what heads write; and for anything that cannot be worked with.
+
+        Example::
+
+            >>> edges = lig.direct_edges(inputs, other_inputs, logit(" are", minus=" is"))
+            >>> edges.strongest(1).words()
+            ["a12.h3 -> a20.h1.q at ' France' (3)"]
+            >>> edges.into(Reader("output")).summed().rows()
+        """
+        whole_number("keep", keep, 1)
+        if target is None:
+            raise LigError("direct_edges needs a target: the number that the edges add up to.")
+        question = Question(
+            inputs=inputs,
+            baselines=baselines,
+            additional=additional_forward_args,
+            target=target,
+            tokenizer=tokenizer,
+            boundaries=None,
+            dtype=check_dtype(dtype),
+            settings=Settings.checked(
+                n_steps or 5, method, tolerance, max_steps, internal_batch_size
+            ),
+            show_progress=show_progress,
+        )
+        path = None if file is None else check_edge_file(file)
+        return edges_towards(self._finders, question, keep, path, text)
 
     def _result(self, flows: list[LayerFlow], with_delta: bool) -> Any:
         warn_of_rows_not_converged(flows)

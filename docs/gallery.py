@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from captum_lig import FlowGraph, LayerFlowIG
+from captum_lig.graph.trace import shared_out
 from captum_lig.prediction import last_layer_relevance, layer_baselines, logit, target_value
 from captum_lig.pretrained.minilm import embedded_model_path
 from captum_lig.views.plots import plot_graph, plot_map
@@ -56,7 +57,7 @@ class Swap:
         starts = layer_baselines(model, inputs, other)
         flows = LayerFlowIG(model).attribute(inputs, starts, boundaries=("attention", "mlp"))
         self.graph = FlowGraph(flows, tokens)
-        self.trace = self.graph.relevance(start=self.start)
+        self.trace = shared_out(self.graph, start=self.start)
         self.value, self.other_value = self(ids), self(other)
 
     def __call__(self, ids: Tensor) -> float:

@@ -31,7 +31,7 @@ FLOORS = (
     ("attribution", "patching"),
     ("views",),
     ("layer_flow_ig", "set_to_set_ig"),
-    ("explain",),
+    ("answers", "explain"),
     ("experiments",),
     ("cli",),
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks.patching.layer_ig import at_depth
 from benchmarks.patching.net import Question, Scores
 from captum_lig import FlowGraph, LayerFlowIG
+from captum_lig.graph.trace import shared_out
 
 
 def rollout(question: Question) -> Scores:
@@ -48,7 +49,7 @@ def shares_of_lengths(question: Question, **settings: Any) -> Scores:
     lig = LayerFlowIG(question.net.model)
     starts = question.baseline.stream[:-1]
     flows = lig.attribute(question.case.inputs, starts, boundaries=("attention", "mlp"), **settings)
-    trace = FlowGraph(flows).relevance(start=at_depth(question, len(starts)))
+    trace = shared_out(FlowGraph(flows), start=at_depth(question, len(starts)))
     heads = trace.heads.double()  # (L, H, T)
     return {"tokens": trace.tokens.double(), "attention": heads.sum(1), "heads": heads.sum(-1)}
 

@@ -50,6 +50,8 @@ class Handed:
     """``(S_enc, D)`` of the encoder's states, if the block attends to them."""
     parts: Parts
     """Fields of a flow, of one text."""
+    stages: dict[str, Parts]
+    """What each stage handed down: ``"output"``, ``"feed_forward"``, ``"attention"``."""
 
 
 class ChainBlock:
@@ -84,16 +86,19 @@ class ChainBlock:
         self.z = still(Ends(other.hidden[0].detach(), call.hidden[0].detach()), self.valid)
         self.y = still(Ends(other.output[0].detach(), call.output[0].detach()), self.valid)
         self.nodes = {"z": self.z}
-        states = None
+        states: list[Tensor | None] = [None, None]
         if cross is not None:
-            both = cross.states(other)[0].detach(), cross.states(call)[0].detach()
-            self.nodes["e"] = Ends(*both)
-            states = torch.stack(both)
+            states = [cross.states(run).detach() for run in (other, call)]
+            self.nodes["e"] = Ends(*(e[0] for e in states if e is not None))
         with torch.no_grad():
-            found = self.stages.nodes(torch.cat([other.hidden, call.hidden]), states)
-        for name, x in found.items():
+            # One by one: in a batch, runs on the same tokens differ by rounding.
+            runs = [
+                self.stages.nodes(run.hidden, e)
+                for run, e in zip((other, call), states, strict=True)
+            ]
+        for name, start in runs[0].items():
             if name != "y":
-                self.nodes[name] = still(Ends(x[0], x[1]), self.valid)
+                self.nodes[name] = still(Ends(start[0], runs[1][name][0]), self.valid)
 
     def down(self, g: Tensor, relative_to: Tensor) -> Handed:
         """Hand a multiplier ``(S, D)`` of the tokens leaving down through the stages."""
@@ -109,9 +114,11 @@ class ChainBlock:
         names = [name for name in ("z", "u", "m", "c") if name in nodes]
         past = take(self._stage("output", names, self.y, g, relative_to))
         found["residual"] = relevance(past["z"], self.z)
+        stages = {"output": past}
         if "m" in nodes:
             names = [name for name in ("z", "u", "c") if name in nodes]
             inside = take(self._stage("feed_forward", names, nodes["m"], handed["m"], relative_to))
+            stages["feed_forward"] = inside
             found["feed_forward"] = relevance(handed["m"], nodes["m"])
             found["feed_forward_heads"] = by_head(inside["u"], nodes["u"])
             found["feed_forward_token"] = relevance(inside["z"], self.z)
@@ -122,14 +129,14 @@ class ChainBlock:
             found |= self._cross_fields(crossed, handed["c"])
         found["mlp"] = by_head(handed["u"], nodes["u"])
         if nodes["u"].end.shape[1]:
-            heads = take(self._heads(handed["u"], relative_to))
+            heads = stages["attention"] = take(self._heads(handed["u"], relative_to))
             if EDGES in heads:
                 found["attention"] = heads[EDGES]
                 found["attention_total"] = found["mlp"].T.contiguous()
                 if VALUES in heads:
                     found["attention_value"] = heads[VALUES]
         found["entering"] = relevance(handed["z"], self.z)
-        return Handed(handed["z"], handed.get("e"), found)
+        return Handed(handed["z"], handed.get("e"), found, stages)
 
     def _stage(
         self,
@@ -227,14 +234,17 @@ class ChainBlock:
 
     def _cross_fields(self, crossed: Parts, g: Tensor) -> Parts:
         total = by_head(g, self.nodes["c"])
-        found = {"cross_token": relevance(crossed["z"], self.z)}
+        found = {
+            "cross_token": relevance(crossed["z"], self.z),
+            "cross_heads": by_head(crossed["u"], self.nodes["u"]),
+        }
         if EDGES in crossed:
             found["cross"] = crossed[EDGES][..., :-1]
             found["cross_query"] = crossed[EDGES][..., -1]
             found["cross_total"] = total.T.contiguous()
             found["cross_sum"] = found["cross"].sum((0, 2))
         else:
-            through = by_head(crossed["u"], self.nodes["u"]).sum(-1)
+            through = found["cross_heads"].sum(-1)
             found["cross_sum"] = total.sum(-1) - through - found["cross_token"]
         return found
 

@@ -39,7 +39,7 @@ from captum_lig.model.select import Finder
 from captum_lig.prediction.bound_target import BoundTarget
 from captum_lig.prediction.vector_targets import State
 
-__all__ = ["LayerParts", "TextParts", "attribute_number"]
+__all__ = ["Chain", "LayerParts", "TextParts", "Top", "attribute_number", "check_runs"]
 
 CANCELLED = 0.1
 """Errors are relative to the change, unless it is less than this part of the sum of the sizes of
@@ -94,16 +94,15 @@ def attribute_number(
     with finder.blocks(call) as blocks:
         wanted = asked(blocks)
         others = finder.another(baseline)
-        crosses = _check_runs(blocks, others)
-        top = _Top.of(blocks, others, call, baseline, target, settings)
-        edges, budget = "attention" in boundaries, Budget(3 * len(blocks) + 1)
-        chain = _Chain(finder, blocks, others, crosses, top, settings, edges, budget)
+        crosses = check_runs(blocks, others)
+        top = Top.of(blocks, others, call, baseline, target, settings)
+        chain = Chain(finder, blocks, others, crosses, top, settings, "attention" in boundaries)
         found = chain.down_to(wanted, show_progress)
     return TextParts(found, top.change)
 
 
 @dataclass(frozen=True)
-class _Top:
+class Top:
     """The number in both runs, and its multiplier."""
 
     rest: Rest
@@ -123,7 +122,8 @@ class _Top:
         baseline: ModelCall,
         target: BoundTarget | State,
         settings: Settings,
-    ) -> _Top:
+    ) -> Top:
+        """The number of a call and of its baseline."""
         rest, last = Rest(call, blocks), blocks[-1]
         ends = still(Ends(others[-1].output[0].detach(), last.output[0].detach()), last.valid[0])
         if isinstance(target, State):
@@ -138,12 +138,21 @@ class _Top:
 
     @property
     def change(self) -> float:
+        """The number of the input less that of the baseline."""
         return self.values[1] - self.values[0]
 
     def scale(self, *relevances: Tensor) -> Tensor:
         """What errors are relative to, where relevances add up to the change."""
         size, change = torch.cat(relevances).abs().sum(), abs(self.change)
         return size if change < CANCELLED * size else size.new_tensor(change)
+
+    def finest(self, *relevances: Tensor) -> Tensor:
+        """What errors of the stages below are relative to.
+
+        What cancels here may not cancel there, and then it is measured against the change.
+        """
+        size = torch.cat(relevances).abs().sum()
+        return (CANCELLED * size).clamp_min(abs(self.change))
 
     def multiplier(self, budget: Budget) -> Tensor:
         """Of the tokens leaving the last block, ``(S, D)``."""
@@ -176,7 +185,11 @@ class _Top:
             meter=Meter(),
             by_token=False,
         )
-        return multipliers(stage, self.settings, budget, "number")["z"]
+
+        def scale(found: Parts) -> Tensor:
+            return self.finest(relevance(found["z"], self.ends))
+
+        return multipliers(stage, self.settings, budget, "number", scale)["z"]
 
     def _number(self, z: Tensor) -> Tensor:
         """``(P, 1)`` of ``z (P, S, D)`` leaving the last block."""
@@ -197,31 +210,34 @@ class _Top:
 
 
 @dataclass
-class _Chain:
+class Chain:
     """The two runs of one text, and what has been handed down so far."""
 
     finder: Finder
     blocks: list[BlockCall]
     others: list[BlockCall]
     crosses: list[Cross | None]
-    top: _Top
+    top: Top
     settings: Settings
     edges: bool
-    budget: Budget
+    budget: Budget = field(default_factory=Budget)
     waiting: list[tuple[Cross, Tensor]] = field(default_factory=list)
     """Multipliers that decoder blocks handed to the encoder's states."""
 
     def down_to(self, wanted: set[int], show_progress: bool) -> list[LayerParts]:
         """Hand the multiplier down to the lowest of the blocks that are wanted."""
         g = self.top.multiplier(self.budget)
+        words = "the target, " + self.top.target.words
+        _check_finite(g, f"{words}, and of what follows {self.blocks[-1].describe()}")
         found = []
         numbers = range(len(self.blocks) - 1, min(wanted) - 1, -1)
         elsewhere: list[Tensor] = []
         for number in tqdm(numbers, desc="layers", unit="layer", disable=not show_progress):
             began, meter = time.perf_counter(), Meter()
             block, call = self._block(number, number in wanted, meter), self.blocks[number]
-            scale = self.top.scale(relevance(g, block.y), *elsewhere)
+            scale = self.top.finest(relevance(g, block.y), *elsewhere)
             handed = block.down(g, scale)
+            _check_finite(handed.z, call.describe())
             cross = self.crosses[number]
             if handed.e is not None and cross is not None:
                 self.waiting.append((cross, handed.e))
@@ -237,7 +253,7 @@ class _Chain:
                     facts["elsewhere"] = torch.cat(elsewhere).sum()
                 length = call.hidden.shape[1]
                 cost = Cost(
-                    path_points=meter.pairs,
+                    path_points=meter.pairs / length,
                     forward_equivalents=meter.passed / length,
                     seconds=time.perf_counter() - began,
                     path=meter.path,
@@ -273,6 +289,9 @@ class _Chain:
         )
         if same:
             return g, elsewhere
+        if not below.step.any():
+            # An encoder whose text is the same in both runs: all is the decoder's.
+            return torch.zeros_like(below.end), [*elsewhere, relevance(g, entering)]
         if self.waiting and all(cross is None for cross in self.crosses[:number]):
             # The first block of a decoder: below it stands the encoder.
             total = torch.stack([e for _, e in self.waiting]).sum(0)
@@ -294,9 +313,11 @@ class _Chain:
         """
         call, other = self.blocks[number], self.others[number]
         if cross is None:
-            ends = Ends(other.hidden[0].detach(), call.hidden[0].detach())
+            read, valid = [run.hidden[0].detach() for run in (other, call)], call.valid[0]
         else:
-            ends = Ends(cross.states(other)[0].detach(), cross.states(call)[0].detach())
+            read = [cross.states(run)[0].detach() for run in (other, call)]
+            valid = self.blocks[number - 1].valid[0]
+        ends = still(Ends(*read), valid) if len(valid) == len(read[0]) else Ends(*read)
 
         def function(z: Tensor) -> Tensor:
             earlier = {n: self.blocks[n].output.expand(len(z), -1, -1) for n in range(number - 1)}
@@ -327,7 +348,17 @@ class _Chain:
         return multipliers(stage, self.settings, self.budget, "between")["z"]
 
 
-def _check_runs(blocks: Sequence[BlockCall], others: Sequence[BlockCall]) -> list[Cross | None]:
+def _check_finite(g: Tensor, of: str) -> None:
+    """A gradient somewhere on the line; both runs themselves are finite."""
+    if not bool(torch.isfinite(g).all()):
+        raise LigError(
+            f"the gradient of {of} is not finite between baseline and input: there may be a root "
+            "or a norm of 0, or numbers too large for the precision. Give another baseline or "
+            "target, or dtype=torch.float64."
+        )
+
+
+def check_runs(blocks: Sequence[BlockCall], others: Sequence[BlockCall]) -> list[Cross | None]:
     """Both runs have the same blocks, on as many tokens, with the same other arguments.
 
     Returns where blocks read an encoder's states.

@@ -22,12 +22,13 @@ from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder, Layer, chosen
 from captum_lig.model.user_block import Block
 from captum_lig.prediction.baselines import InputBaseline, Inputs, input_baseline
+from captum_lig.prediction.bound_target import BoundTarget
 from captum_lig.prediction.targets import State, TargetLike, read_target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["BOUNDARIES", "Finders", "Question", "flows_towards", "only_without_target"]
+__all__ = ["BOUNDARIES", "Finders", "Prepared", "Question", "flows_towards", "only_without_target"]
 
 BOUNDARIES = ("attention", "mlp", "feed_forward", "cross")
 """What can be asked for. Without ``attention`` there are no edges into the heads, only sums."""
@@ -78,7 +79,16 @@ class Finders:
         self._found: Finder | None = None
 
     def finder(self, dtype: torch.dtype | None) -> Finder:
-        """The finder of the blocks of the chain."""
+        """The finder of the blocks of the chain.
+
+        Raises:
+            LigError: for a model that cannot be copied, or without gradients.
+        """
+        if any(p.is_inference() for p in self._model.parameters()):
+            raise LigError(
+                "the model was made under torch.inference_mode(), so nothing that it computes has "
+                "gradients: make it outside, and attribute outside or inside."
+            )
         own = next((p.dtype for p in self._model.parameters() if p.is_floating_point()), None)
         wide = own in (None, torch.float32, torch.float64)
         wanted = dtype or (own if wide else torch.float32)
@@ -97,6 +107,17 @@ class Finders:
         if self._found is None:
             self._found = Finder(self._model, self._given)
         return self._found
+
+    def check_all(self) -> None:
+        """Refuse a question about all layers where some are named, and not described.
+
+        Raises:
+            LigError: if there are some.
+        """
+        if self._layer is not None and self._given is None:
+            raise LigError(
+                f"layer={brief(self._layer)}: direct edges go through all layers, so leave it out."
+            )
 
     def asked(self, blocks: list[BlockCall]) -> set[int]:
         """Which of the chain's blocks are meant."""
@@ -129,6 +150,40 @@ def only_without_target(**given: Any) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """The two calls of a model, of all texts, and the number."""
+
+    finder: Finder
+    call: ModelCall
+    baseline: ModelCall
+    batch: int
+    target: BoundTarget | State
+
+    @classmethod
+    def of(cls, finders: Finders, question: Question) -> Prepared:
+        """From what was asked.
+
+        Raises:
+            LigError: for inputs, baselines or a target that do not exist or go together.
+        """
+        finder, target = finders.finder(question.dtype), question.target
+        model, tokenizer = finder.model, question.tokenizer
+        inputs, more = (_in_dtype(x, model) for x in (question.inputs, question.additional))
+        call = ModelCall.of(model, inputs, more)
+        batch = _batch(call)
+        bound = (
+            target if isinstance(target, State) else read_target(target, model, batch, tokenizer)
+        )
+        fixed = 0 if isinstance(bound, State) else bound.fixed
+        start = input_baseline(model, inputs, question.baselines, more, tokenizer, fixed)
+        return cls(finder, call, ModelCall.of(model, start, more), batch, bound)
+
+    def for_text(self, text: int) -> BoundTarget | State:
+        """The number of one text."""
+        return self.target if isinstance(self.target, State) else self.target.for_text(text)
+
+
 def flows_towards(finders: Finders, question: Question) -> list[LayerFlow]:
     """One flow for each layer that is asked for, first layer first.
 
@@ -136,32 +191,21 @@ def flows_towards(finders: Finders, question: Question) -> list[LayerFlow]:
         LigError: for anything that cannot be worked with; the message says what to do.
     """
     names = question.names()
-    finder = finders.finder(question.dtype)
-    model = finder.model
-    inputs, additional = _in_dtype(question.inputs, model), _in_dtype(question.additional, model)
-    call = ModelCall.of(model, inputs, additional)
-    batch = _batch(call)
-    target = question.target
-    bound = (
-        None if isinstance(target, State) else read_target(target, model, batch, question.tokenizer)
-    )
-    fixed = 0 if bound is None else bound.fixed
-    start = input_baseline(model, inputs, question.baselines, additional, question.tokenizer, fixed)
-    other = ModelCall.of(model, start, additional)
+    prepared = Prepared.of(finders, question)
     texts = [
         attribute_number(
-            finder,
-            call.for_text(text, batch),
-            other.for_text(text, batch),
-            target if isinstance(target, State) else bound.for_text(text),  # type: ignore[union-attr]
+            prepared.finder,
+            prepared.call.for_text(text, prepared.batch),
+            prepared.baseline.for_text(text, prepared.batch),
+            prepared.for_text(text),
             question.settings,
             finders.asked,
             names,
             question.show_progress,
         )
-        for text in range(batch)
+        for text in range(prepared.batch)
     ]
-    words = target.words if isinstance(target, State) else bound.words  # type: ignore[union-attr]
+    words = prepared.target.words
     return [
         _flow(texts, number, words, _describe(question.baselines), question.settings.tolerance)
         for number in range(len(texts[0].layers))

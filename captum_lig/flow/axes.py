@@ -343,6 +343,12 @@ class Declared:
         "z -> u_cross: what of the queries comes from the token itself, past the attention heads.",
         asked=("cross",),
     )
+    cross_heads = Field(
+        "cross_heads",
+        ("text", "target", "head"),
+        "u -> u_cross: what of the queries comes from each head of the block's own attention.",
+        asked=("cross",),
+    )
     cross_sum = Field(
         "cross_sum",
         _BY_TARGET,

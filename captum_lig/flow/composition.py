@@ -18,6 +18,7 @@ them as integrated.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -99,6 +100,10 @@ class Boundaries(Protocol):
     def mlp_start(self) -> str:
         """Where the path of the mlp boundary starts."""
 
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The fields that are there."""
+
     def need(self, name: str) -> Tensor:
         """A field, or a LigError if it is not there."""
 
@@ -129,6 +134,9 @@ def complete(flow: Boundaries, edges: str, dtype: torch.dtype | None = None) -> 
         flow.need(name).to(dtype or flow.need(name).dtype)
         for name in (edges, "mlp", "residual", "mlp_total", f"{edges}_total")
     )
+    past = flow.tensors.get("feed_forward_token")
+    if past is not None:  # where the MLP is a node, the token reaches it past the heads, too
+        residual = residual + past.to(residual.dtype)
     ends = make_complete(torch.cat([mlp, residual.unsqueeze(-1)], -1), total)
     mlp, residual = ends[..., :-1].transpose(1, 2), ends[..., -1]
     # From zero, the mlp boundary's attributions are of another change than the chain's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -197,26 +197,44 @@ def _strongest(flow: LayerFlow, rule: str, count: int) -> list[Link]:
 
 
 def warn_of_rows_not_converged(flows: list[LayerFlow]) -> None:
-    """Name the rows that are not within tolerance, in one warning."""
-    named, count = [], 0
+    """Name the sums that are not within tolerance, in one warning."""
+    named = [*_sums_off(flows), *_rows_off(flows)]
+    if named:
+        more = f"; and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+        what = "rows" if flows[0].target is None else "sums"
+        warnings.warn(
+            f"{len(named)} {what} are not within tolerance={flows[0].tolerance} (completeness "
+            "error): "
+            + "; ".join(named[:MOST_NAMED])
+            + more
+            + ". Rows are flagged in flow.converged; raise max_steps or choose another baseline.",
+            stacklevel=5,  # past attribute() and Captum's wrapper of it
+        )
+
+
+def _rows_off(flows: list[LayerFlow]) -> Iterator[str]:
     for flow in flows:
         for boundary, converged in flow.converged.items():
             error = flow.completeness_error(boundary)
             for position in (~converged).nonzero().tolist():
                 text, *head, row = position
-                count += 1
-                named.append(
+                yield (
                     f"{boundary} of layer {flow.index}"
                     + (f", head {head[0]}" if head else "")
                     + f", target {int(flow.targets[row])} of text {text}: "
                     f"{float(error[tuple(position)]):.1e}"
                 )
-    if named:
-        more = f"; and {count - MOST_NAMED} more" if count > MOST_NAMED else ""
-        warnings.warn(
-            f"{count} rows are not within tolerance={flows[0].tolerance} (completeness error): "
-            + "; ".join(named[:MOST_NAMED])
-            + more
-            + ". They are flagged in flow.converged; raise max_steps or choose another baseline.",
-            stacklevel=4,
-        )
+
+
+def _sums_off(flows: list[LayerFlow]) -> Iterator[str]:
+    """Of flows with a target: depths whose relevances do not add up to its change."""
+    for flow in flows:
+        if flow.target is None or flow.tolerance is None:
+            continue
+        other = 0 if flow.elsewhere is None else flow.elsewhere
+        missing = (flow.need("entering").sum(-1) + other - flow.need("change")).abs()
+        for text in (
+            (~(missing <= flow.tolerance * flow.need("scale"))).nonzero().flatten().tolist()
+        ):
+            error = float(missing[text] / flow.need("scale")[text])
+            yield f"all that enters layer {flow.index} of text {text}: {error:.1e}"

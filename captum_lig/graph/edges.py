@@ -32,7 +32,8 @@ class Edges:
     value: Tensor
     """Signed attribution: a length, or in units of the target."""
     value_part: Tensor | None = None
-    """Of ``attention`` edges of flows with a target: the part that came through the values."""
+    """Of ``attention`` edges of flows with a target: the part that came through the values; NaN
+    where a block hides them."""
 
 
 def edges_of(layers: Sequence[GraphLayer], kind: str) -> Edges:
@@ -59,7 +60,11 @@ def edges_of(layers: Sequence[GraphLayer], kind: str) -> Edges:
             column.append(where[name])
         indices.append(torch.full_like(target, layer.index))
         if kind == "attention" and isinstance(layer, TargetLayer):
-            parts.append(layer.attention_value[mask])
+            parts.append(
+                torch.full_like(tensor[mask], torch.nan)
+                if layer.attention_value is None
+                else layer.attention_value[mask]
+            )
     if not indices:
         empty = torch.zeros(0, dtype=torch.int64)
         return Edges(empty, empty, empty, empty, empty.double())

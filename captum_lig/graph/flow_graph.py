@@ -50,14 +50,19 @@ class FlowGraph(JoinedLayers):
     ``z -> u`` (attention), ``u -> z'`` (mlp) and ``z -> z'`` (residual). They are held as tensors,
     a matrix a head.
 
-    What a layer hands down from a target to its sources is a share of the target: the edge's
-    attribution by the sum of all of the target's. So the total of what starts above arrives
-    below, with the composition rules that conserve (after LRP, Bach et al. 2015).
+    **Of flows with a target** edges and relevances are in its units. MLPs' outputs ``m[l, j]`` are
+    nodes too: edges run ``u -> m``, ``z -> m``, ``m -> z'`` and past the MLP ``u -> z'``. They are
+    completed from the target down, so that rows into a node and columns out of it add up to its
+    relevance, and every cut through the graph to the target's change.
+
+    **Of flows of lengths** a layer hands down a share of a token leaving it: the edge's attribution
+    by the sum of all of the token's. So the total of what starts above arrives below, with the
+    composition rules that conserve (after LRP, Bach et al. 2015).
 
     Args:
-        flows: one flow a layer, of consecutive layers, with the attention and mlp boundaries,
-            as :class:`~captum_lig.LayerFlowIG` gives them. Every token has to be a target,
-            except in the last layer.
+        flows: one flow a layer, of consecutive layers, all with the same target, or all without
+            one and with the attention and mlp boundaries, as :class:`~captum_lig.LayerFlowIG`
+            gives them. Every token has to be a target; without one, except in the last layer.
         tokens: what the tokens are called, one for each source. None: their indices.
         text: which text of the batch, negative ones from the end; needed if the flows hold several.
 
@@ -71,17 +76,20 @@ class FlowGraph(JoinedLayers):
             or a route would reach a token below the last layer that was no target of the
             attribution.
 
-    Across layers the baseline matters: with ``"target_token"`` a token has no part in itself, so
-    its relevance leaves it in every layer. Give the flows a self term
+    Across layers the baseline of lengths matters: with ``"target_token"`` a token has no part in
+    itself, so its relevance leaves it in every layer. Give the flows a self term
     (``LayerFlowIG.attribute(..., self_term="zero_ratio")``) or use the zero baseline.
 
     Example::
 
+        >>> from captum_lig import FlowGraph, LayerFlowIG
+        >>> from captum_lig.prediction import cosine
+        >>> flows = LayerFlowIG(model).attribute(inputs, target=cosine("A dog lay on a rug."))
         >>> graph = FlowGraph(flows, tokens)
-        >>> graph.relevance(target=3).strongest(2)   # token, index, part
-        [('[SEP]', 8, 0.185...), ('.', 7, 0.146...)]
-        >>> print(graph.paths(source=1, target=3, k=1)[0])
-        +6.69e-06  the -[0.h9]-> . ... -[5.h11]-> sat
+        >>> graph.relevance().strongest(2)   # token, index, part of the change
+        [('mat', 6, 0.173...), ('cat', 2, 0.114...)]
+        >>> print(graph.paths(source=2, k=2)[1])   # share, and the edges on the way
+        +0.00396  cat -[2.mlp +0.037 +0.044]-> cat -[+0.08]-> target
     """
 
     def __init__(

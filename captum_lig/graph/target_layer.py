@@ -50,8 +50,11 @@ class TargetLayer(GraphLayer):
 
     attention: Tensor = field(metadata=_edge("head", "target", "source", kind="attention"))
     """z -> u."""
-    attention_value: Tensor = field(metadata=_edge("head", "target", "source", kind="attention"))
-    """The part of ``attention`` that came through the values; the rest came through the pattern."""
+    attention_value: Tensor | None = field(
+        default=None, metadata=_edge("head", "target", "source", kind="attention")
+    )
+    """The part of ``attention`` that came through the values; the rest came through the pattern.
+    None where a block hides them."""
     heads_past: Tensor = field(metadata=_edge("target", "head", kind="heads_past"))
     """u -> z' past the MLP."""
     feed_forward_heads: Tensor | None = field(
@@ -69,7 +72,10 @@ class TargetLayer(GraphLayer):
     residual: Tensor = field(metadata=_edge("target", kind="residual"))
     """z -> z', past heads and MLP."""
     outside: Tensor | None = field(default=None, metadata=_node("target"))
-    """What comes to z' from tokens that are not of this text: the encoder's."""
+    """What comes to z' past the MLP from tokens that are not of this text, the encoder's: all that
+    they bring, less ``feed_forward_outside``."""
+    feed_forward_outside: Tensor | None = field(default=None, metadata=_node("target"))
+    """What comes to the MLP through the cross-attention."""
 
     entering: Tensor = field(metadata=_node("source"))
     """Relevance of the tokens entering."""
@@ -120,7 +126,13 @@ class TargetLayer(GraphLayer):
         ends = placed(flow.need("mlp_total")[0].double(), "target")
         count = len(ends)
         if leaving is None:
-            leaving = make_complete(ends, flow.need("change")[0].double())
+            # Of an encoder-decoder a part of the change belongs to the other stream.
+            whole = flow.need("change")[0].double()
+            if flow.elsewhere is not None:
+                whole = whole - flow.elsewhere[0].double()
+            if flow.cross_sum is not None and flow.elsewhere is not None:
+                whole = whole + placed(flow.cross_sum[0].double(), "target").sum()
+            leaving = make_complete(ends, whole)
 
         def edges(name: str, *axes: str) -> Tensor:
             """A field as it was integrated; a boundary that the block lacks has no heads."""
@@ -144,22 +156,28 @@ class TargetLayer(GraphLayer):
         if flow.feed_forward is not None:
             rows["feed_forward"] = edges("feed_forward", "target")[:, None]
         if flow.cross_sum is not None:
-            rows["outside"] = edges("cross_sum", "target")[:, None]
+            came, to_mlp = edges("cross_sum", "target"), edges("feed_forward_cross", "target")
+            rows["outside"] = (came - to_mlp)[:, None]
         tensors = _completed(rows, leaving)
         relevance = tensors["heads_past"]
         entering = tensors["residual"]
         if into_mlp is not None and own is not None:
             within = {"feed_forward_heads": into_mlp, "feed_forward_token": own[:, None]}
+            if flow.feed_forward_cross is not None:
+                within["feed_forward_outside"] = edges("feed_forward_cross", "target")[:, None]
             tensors |= _completed(within, tensors["feed_forward"])
             tensors["feed_forward_relevance"] = tensors["feed_forward"]
             relevance = relevance + tensors["feed_forward_heads"]
             entering = entering + tensors["feed_forward_token"]
         whole = edges("attention", "head", "target", "source")
         closed = make_complete(whole, relevance.T)
-        # Both parts of an edge grow with it.
-        grown = torch.where(whole != 0, closed / whole, 1.0)
         tensors["attention"] = closed
-        tensors["attention_value"] = grown * edges("attention_value", "head", "target", "source")
+        if flow.attention_value is not None:
+            # Both parts of an edge grow with it.
+            grown = torch.where(whole != 0, closed / whole, 1.0)
+            tensors["attention_value"] = grown * edges(
+                "attention_value", "head", "target", "source"
+            )
         tensors |= {
             "leaving": leaving,
             "heads_relevance": relevance.T,
@@ -306,7 +324,9 @@ class TargetLayer(GraphLayer):
             "leaving_size": size("heads_past", "feed_forward", "residual", "outside"),
         }
         if "feed_forward" in tensors:
-            sums["feed_forward_size"] = size("feed_forward_heads", "feed_forward_token")
+            sums["feed_forward_size"] = size(
+                "feed_forward_heads", "feed_forward_token", "feed_forward_outside"
+            )
         return sums
 
 

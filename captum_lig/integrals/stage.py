@@ -29,9 +29,9 @@ from captum_lig.integrals.scalarization import Cotangent
 from captum_lig.integrals.settings import Settings
 from captum_lig.paths.edges import Edges
 
-__all__ = ["AttentionStage", "Budget", "Ends", "Stage", "multipliers"]
+__all__ = ["AttentionStage", "Budget", "Ends", "ReaderStage", "Stage", "multipliers"]
 
-EDGES, VALUES = "edges", "values"
+EDGES, VALUES, READERS = "edges", "values", "readers"
 """Names of what an attention stage gives beside the multipliers."""
 
 
@@ -68,6 +68,7 @@ class Stage(Boundary):
     """What the sums' errors, all together, are relative to."""
     points_at_once: int
     meter: Meter
+    """Counts the points."""
     by_token: bool = True
     """Whether token ``k`` of the output reads token ``k`` of the arguments alone. If not, all sums
     are certified together."""
@@ -112,7 +113,7 @@ class Stage(Boundary):
 
     def rates(self, at: Tensor, a: Tensor, w: Tensor, starts: bool) -> Parts:
         """``J^T g`` for each argument, ``(1, ...)``."""
-        self.meter.pairs += len(a)
+        self.meter.pairs += len(a) * len(self.output.end)
         inputs = {name: x.detach().requires_grad_() for name, x in self.inputs(at).items()}
         with torch.enable_grad():
             y = self.function(**inputs)
@@ -181,32 +182,64 @@ class AttentionStage(Stage):
         return super().sums(parts)
 
 
+@dataclass(frozen=True)
+class ReaderStage(Stage):
+    """``z -> u`` by what reads ``z``: each head's query, key and value has a multiplier of its own.
+
+    Heads that share a key are a group, and each group is certified. ``output`` and ``g`` are
+    ``(G, ...)``, groups first.
+    """
+
+    readers: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
+    """Points ``z (P, S, D)`` and cotangents ``(P, G, ...)`` to what each reader hands down,
+    ``(R, S, D)``, summed over the points."""
+    groups: Tensor = field(kw_only=True)
+    """``(R,)`` the group that each reader is of."""
+
+    def rates(self, at: Tensor, a: Tensor, w: Tensor, starts: bool) -> Parts:
+        """``z (1, S, D)``, and of each reader ``(1, R, S, D)``."""
+        self.meter.pairs += len(a) * len(self.output.end)
+        z = self.inputs(at)["z"]
+        g = self.g.to(z) * w.to(z).view(-1, *[1] * self.g.dim())
+        found = self.readers(z, g)
+        return {"z": found.sum(0, keepdim=True), READERS: found[None]}
+
+    def sums(self, parts: Parts) -> Tensor:
+        """Shape ``(1, G)``."""
+        each = (parts[READERS][0].double() * self.arguments["z"].step.double()).sum((1, 2))
+        return each.new_zeros(1, len(self.g)).index_add_(1, self.groups, each[None])
+
+
 @dataclass
 class Budget:
     """What the stages of one text have left of the tolerance, and the nodes that they took.
 
-    Errors of all stages add up. Most stages stay far below what they may use, so a stage may use a
-    part of what is left, not an equal share.
+    Errors of all stages add up, with their signs. Most stages stay far below what they may use, so
+    a stage may use a part of what is left, not an equal share.
     """
 
-    stages: int
-    """How many stages there are."""
-    left: float = 1.0
-    """Of the tolerance."""
+    spent: float = 0.0
+    """Sum of the errors so far, in units of the tolerance."""
     nodes: dict[str, int] = field(default_factory=dict)
     """Nodes to begin with by kind of stage: the block above needed about as many."""
 
     @property
     def part(self) -> float:
-        """What the next stage may use; an equal share in any case, however much is spent."""
-        return max(SHARE * self.left, 1 / self.stages)
+        """What the next stage may use; something in any case, however much is spent."""
+        return SHARE * max(1 - abs(self.spent), 1 / 4)
 
 
 MOST = 4
 """A stage begins with at most so many times the nodes that were asked for."""
 
 
-def multipliers(stage: Stage, settings: Settings, budget: Budget, kind: str) -> Parts:
+def multipliers(
+    stage: Stage,
+    settings: Settings,
+    budget: Budget,
+    kind: str,
+    relative_to: Callable[[Parts], Tensor] | None = None,
+) -> Parts:
     """What a stage hands down to each of its arguments, ``(...)`` by name.
 
     And what else it gives, under the names that it has there.
@@ -216,18 +249,25 @@ def multipliers(stage: Stage, settings: Settings, budget: Budget, kind: str) -> 
         settings: the rule to begin with, and the tolerance of all stages together.
         budget: what of it is left; what this stage uses is taken off.
         kind: stages of one kind need about as many nodes.
+        relative_to: from what the first rule gives to what errors are relative to, if the stage
+            does not say.
     """
-    whole, least = stage.relative_to, len(settings.alphas)
-    stage = replace(stage, relative_to=whole * budget.part)
+    least = len(settings.alphas)
     count = budget.nodes.get(kind, least)
     settings, used = settings.with_nodes(count), stage.meter.pairs
-    found = refine(stage, sweep([stage], settings.alphas, settings.weights)[0], settings)
+    found = sweep([stage], settings.alphas, settings.weights)[0]
+    first = stage.meter.pairs - used
+    whole = stage.relative_to
+    if relative_to is not None:
+        whole = relative_to({name: x[0] for name, x in found.items()})
+    stage = replace(stage, relative_to=whole * budget.part)
+    found = refine(stage, found, settings)
     if settings.tolerance is not None:
-        missed = float(stage.error(stage.sums(found), stage.totals))
-        allowed = settings.tolerance * float(whole)
+        gaps = stage.sums(found) - stage.totals
+        missed, allowed = float(gaps.abs().sum()), settings.tolerance * float(whole)
         if allowed > 0:
-            budget.left = max(0.0, budget.left - missed / allowed)
-        if stage.meter.pairs - used > count:
+            budget.spent += float(gaps.sum()) / allowed
+        if stage.meter.pairs - used > first:
             budget.nodes[kind] = min(count + (count + 1) // 2, MOST * least)
         elif missed < 0.01 * allowed * budget.part:
             budget.nodes[kind] = max(count - count // 4, least)

@@ -180,7 +180,7 @@ def _target_edges(layers: Sequence[TargetLayer]) -> Iterator[Edge]:
                 continue
             axes, share, mask = layer.declared()[kind].axes, layer.share(kind), stored(edges)
             columns = {"value": edges[mask].tolist(), "share": share[mask].tolist()}
-            if kind == "attention":
+            if kind == "attention" and layer.attention_value is not None:
                 columns["value_part"] = layer.attention_value[mask].tolist()
             values = zip(*columns.values(), strict=True)
             for place, row in zip(mask.nonzero().tolist(), values, strict=True):

@@ -7,10 +7,10 @@ what the reader then gives runs on (path patching; Goldowsky-Dill et al. 2023, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,43 +19,18 @@ from tqdm.auto import tqdm
 from captum_lig._arguments import brief
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
+from captum_lig.graph.direct_edges import Edge, Reader, Writer
 from captum_lig.model.attention_call import AttentionCall
-from captum_lig.model.call import BlockCall
-from captum_lig.model.compare import deviation, nearly_equal
-from captum_lig.model.feed_forward import at_feed_forward
-from captum_lig.model.split import SplitBlock
-from captum_lig.patching.runs import Run
+from captum_lig.model.compare import nearly_equal
+from captum_lig.model.stages import Stages
+from captum_lig.model.written import no_direct_edges, reads_heads, written
+from captum_lig.patching.runs import Place, Run
 from captum_lig.patching.two_runs import TwoRuns
 
 __all__ = ["Edge", "EdgeEffects", "Reader", "Streams", "Writer"]
 
-
-@dataclass(frozen=True)
-class Writer:
-    """What adds to the residual stream: the embedding, a head or an MLP."""
-
-    kind: Literal["embedding", "heads", "feed_forward"]
-    layer: int | None = None
-    head: int | None = None
-
-
-@dataclass(frozen=True)
-class Reader:
-    """What reads the residual stream: a head's query, key or value, an MLP, or the output."""
-
-    kind: Literal["query", "key", "value", "feed_forward", "output"]
-    layer: int | None = None
-    head: int | None = None
-
-
-@dataclass(frozen=True)
-class Edge:
-    """From a writer to a reader, past everything between them."""
-
-    writer: Writer
-    reader: Reader
-    position: int | None = None
-    """Index of the token where it is written and read, without padding; None: all at once."""
+NAMES: dict[Place, str] = {"entering": "z", "heads": "u", "feed_forward": "m", "leaving": "y"}
+"""Names of nodes in a block's stages."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +84,10 @@ class Streams:
         assert question.baseline is not None
         self.input, self.baseline = question.input, question.baseline
         self._check_blocks_follow()
-        self.splits = [SplitBlock(runs.blocks[n], 0, Meter()) for n in runs.chosen]
+        self.stages = [
+            Stages(runs.blocks[n], runs.blocks[n].feed_forward, None, Meter()) for n in runs.chosen
+        ]
+        self.splits = [stages.split for stages in self.stages]
         self._changes: dict[Writer, Tensor] = {}
         z = self.input.values[runs.chosen[0], "entering"]
         self._changes[Writer("embedding")] = z - self.baseline.values[runs.chosen[0], "entering"]
@@ -160,52 +138,29 @@ class Streams:
 
     # --- what writers change ---
 
+    def _nodes(self, row: int, run: Run) -> dict[str, Tensor]:
+        """The nodes of a block in a run, of one text."""
+        number = self.question.runner.chosen[row]
+        return {
+            NAMES[place]: run.values[number, place][0]
+            for place in self.question.runner.places(number)
+        }
+
     def _written(self, row: int) -> dict[Writer, Tensor]:
         """What the heads and the MLP of a block change in the stream leaving it.
 
         Raises:
             LigError: if what they change does not add up to what changed.
         """
-        split, number = self.splits[row], self.question.runner.chosen[row]
-        layer = self.question.layers[row]
-        places = self.question.runner.places(number)
-        own, other = (
-            {place: run.values[number, place] for place in places}
-            for run in (self.input, self.baseline)
-        )
-        if "heads" not in places:
-            raise self._not_a_sum(split.call, "it has no heads that can be reached")
-        z, m = own["entering"], own.get("feed_forward")
-        whole = self._after(row, z, own["heads"], m)
-        found: dict[Writer, Tensor] = {}
-        for head in range(split.heads):
-            u = own["heads"].clone()
-            u[:, :, head] = other["heads"][:, :, head]
-            found[Writer("heads", layer, head)] = whole - self._after(row, z, u, m)
-        if m is not None:
-            without = self._after(row, z, own["heads"], other["feed_forward"])
-            found[Writer("feed_forward", layer)] = whole - without
-        passed = z - other["entering"]
-        positions = self.question.runner.positions
-        total = other["leaving"] + passed + torch.stack(list(found.values())).sum(0)
-        left = own["leaving"][0, positions]
-        if not nearly_equal(total[0, positions], left):
-            raise self._not_a_sum(
-                split.call,
-                "what its heads, its MLP and the tokens entering change does not add up to what "
-                f"changes in the tokens leaving (off by {deviation(total[0, positions], left):.1e})"
-                ", there is a norm or a gate after them, most likely",
-            )
+        stages, layer = self.stages[row], self.question.layers[row]
+        own, other = self._nodes(row, self.input), self._nodes(row, self.baseline)
+        if "u" not in own:
+            raise no_direct_edges(stages.split.call, "it has no heads that can be reached")
+        parts = written(stages, own, other, stages.split.call.valid[0])
+        found = {Writer("heads", layer, h): part[None] for h, part in enumerate(parts.heads)}
+        if parts.feed_forward is not None:
+            found[Writer("feed_forward", layer)] = parts.feed_forward[None]
         return found
-
-    def _after(self, row: int, z: Tensor, u: Tensor, m: Tensor | None) -> Tensor:
-        """The block's output ``(1, S, D)`` with tokens, heads and, if it has one, MLP put in."""
-        split = self.splits[row]
-        found = split.call.feed_forward
-        if found is None or m is None:
-            return split.with_u(u, z)
-        with at_feed_forward(found, lambda _: m):
-            return split.with_u(u, z)
 
     def _check_blocks_follow(self) -> None:
         """What leaves a block enters the next."""
@@ -213,16 +168,9 @@ class Streams:
         for number, following in zip(runs.chosen, runs.chosen[1:], strict=False):
             left, entered = values[number, "leaving"], values[following, "entering"]
             if not nearly_equal(entered[0, runs.positions], left[0, runs.positions]):
-                raise self._not_a_sum(
+                raise no_direct_edges(
                     runs.blocks[following], f"{runs.blocks[number].name!r} does not hand it its own"
                 )
-
-    def _not_a_sum(self, call: BlockCall, why: str) -> LigError:
-        return LigError(
-            f"{call.describe()} has no direct edges through it: {why}. They are for models whose "
-            "residual stream is the sum of what heads and MLPs write (pre-norm). Ask for the "
-            "effects of nodes."
-        )
 
     # --- what readers make of it ---
 
@@ -240,22 +188,26 @@ class Streams:
             LigError: if there is no such edge.
         """
         change, row, question = self.change(edge.writer), self._row(edge.reader), self.question
-        written = -1 if edge.writer.layer is None else question.layers.index(edge.writer.layer)
+        below = -1 if edge.writer.layer is None else question.layers.index(edge.writer.layer)
         split = None if edge.reader.kind == "output" else self.splits[row]
-        heads = edge.reader.kind in ("query", "key", "value")
-        if split is not None and heads:
-            if edge.reader.head is None or not 0 <= edge.reader.head < split.heads:
-                raise LigError(f"there is no reader {brief(edge.reader)}: give one of its heads.")
-            if not split.opens:
+        if split is not None and edge.reader.kind != "feed_forward":
+            if edge.reader.kind != "head" and not split.opens:
                 raise LigError(
                     f"{split.call.describe()} is reached at its output projection: queries, keys "
                     "and values cannot be had there, and are no readers."
                 )
+            count = self._heads_of(row, edge.reader)
+            if edge.reader.head is None or not 0 <= edge.reader.head < count:
+                raise LigError(
+                    f"there is no reader {brief(edge.reader)}: give one of its {count} heads."
+                )
         mlp = split is not None and edge.reader.kind == "feed_forward"
         if split is not None and mlp and split.call.feed_forward is None:
             raise LigError(f"{split.call.describe()} has no MLP that is found.")
-        beside = written == row and mlp and edge.writer.kind == "heads"
-        if not (written < row or (beside and self._reads_heads(row))):
+        beside = below == row and mlp and edge.writer.kind == "heads"
+        if beside:
+            beside = reads_heads(self.stages[row], self._nodes(row, self.input))
+        if not (below < row or beside):
             raise LigError(
                 f"{brief(edge.reader)} does not read what {brief(edge.writer)} writes: it comes "
                 "before it or beside it."
@@ -269,28 +221,6 @@ class Streams:
         step[:, where] = change[:, where]
         return step
 
-    def _reads_heads(self, row: int) -> bool:
-        """Whether the MLP of a block reads what its heads write; not in parallel blocks."""
-        number = self.question.runner.chosen[row]
-        own = self.input.values[number, "feed_forward"]
-        u = self.input.values[number, "heads"]
-        z = self.input.values[number, "entering"]
-        moved = self._mlp(row, z, u + u.std().clamp_min(1e-3))
-        return not nearly_equal(moved[0], own[0])
-
-    def _mlp(self, row: int, z: Tensor, u: Tensor) -> Tensor:
-        """What the MLP of a block gives ``(N, S, D)``."""
-        split, seen = self.splits[row], list[Tensor]()
-        assert split.call.feed_forward is not None
-
-        def keep(own: Callable[[], Tensor]) -> Tensor:
-            seen.append(own().clone())
-            return seen[-1]
-
-        with at_feed_forward(split.call.feed_forward, keep):
-            split.with_u(u, z)
-        return torch.cat(seen)
-
     def _cut(self, reader: Reader, run: Run, step: Tensor) -> Tensor:
         """The number with a reader's input moved by each step ``(P, S, D)``, ``(P,)``."""
         row, count = self._row(reader), len(step)
@@ -300,34 +230,44 @@ class Streams:
         number = numbers[row]
         z, u = run.values[number, "entering"], run.values[number, "heads"]
         if reader.kind == "feed_forward":
-            m = self._mlp(row, z + step, u.expand(count, -1, -1, -1))
+            m = self.stages[row].feed_forward(z + step, u.expand(count, -1, -1, -1))
             return self.question.put(run, number, "feed_forward", lambda _: m, count)
-        head = reader.head
-        assert head is not None
-        moved = self._attended(row, reader, z, step, run)[:, :, head]
+        heads = self._heads_with(row, reader)
+        with torch.no_grad():
+            moved = self._attended(row, reader, z, step, run)[:, :, heads]
 
         def edit(own: Tensor) -> Tensor:
             changed = own.clone()
-            changed[:, :, head] = moved
+            changed[:, :, heads] = moved
             return changed
 
         return self.question.put(run, number, "heads", edit, count)
 
-    def _attended(self, row: int, reader: Reader, z: Tensor, step: Tensor, run: Run) -> Tensor:
-        """Heads' outputs ``(P, S, H, e)`` with one head's query, key or value of moved tokens."""
-        split, head = self.splits[row], reader.head
-        assert head is not None
+    def _heads_of(self, row: int, reader: Reader) -> int:
+        """How many readers of a kind there are in a block."""
+        if reader.kind in ("query", "head"):
+            return self.splits[row].heads
+        return int(self.splits[row].tables[1].shape[1])
 
-        def each_head(x: Tensor) -> Tensor:
-            return x.repeat_interleave(split.heads // x.shape[1], 1)
+    def _heads_with(self, row: int, reader: Reader) -> list[int]:
+        """The heads whose query, key or value a reader is."""
+        assert reader.head is not None
+        shared = self.splits[row].heads // self._heads_of(row, reader)
+        return list(range(reader.head * shared, (reader.head + 1) * shared))
+
+    def _attended(self, row: int, reader: Reader, z: Tensor, step: Tensor, run: Run) -> Tensor:
+        """Heads' outputs ``(P, S, H, e)`` with a reader's query, key or value of moved tokens."""
+        split = self.splits[row]
+        if reader.kind == "head":
+            return split.attend(z + step)
 
         def attended(parts: list[Tensor]) -> Tensor:
-            query, key, value = parts
+            query, key, value = (x.expand(len(step), -1, -1, -1) for x in parts)
             mask = None if split.mask is None else split.mask[None]
             call = AttentionCall(query, key, value, mask, split.scaling, split.softcap, split.sinks)
             return call.softmax_attention()
 
-        own = list(map(each_head, split.pre(z)))
+        own = list(split.pre(z))
         number = self.question.runner.chosen[row]
         positions = self.question.runner.positions
         if not nearly_equal(attended(own)[0, positions], run.values[number, "heads"][0, positions]):
@@ -337,5 +277,5 @@ class Streams:
             )
         which = ("query", "key", "value").index(reader.kind)
         moved = own[which].expand(len(step), -1, -1, -1).clone()
-        moved[:, head] = each_head(split.pre(z + step)[which])[:, head]
+        moved[:, reader.head] = split.pre(z + step)[which][:, reader.head]
         return attended([moved if n == which else x for n, x in enumerate(own)])

@@ -18,7 +18,7 @@ from captum_lig.errors import LigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Pretrained", "is_empty", "load_model", "quiet"]
+__all__ = ["WORDS", "Checkpoint", "Pretrained", "find_model", "is_empty", "load_model", "quiet"]
 
 _UNLIMITED = 10**9
 """transformers writes a tokenizer without a limit as one with a limit of about 10**30 tokens."""
@@ -86,54 +86,121 @@ class Pretrained:
         return encoding
 
 
-def load_model(model: str | Path | None) -> Pretrained:
-    """Load a model in float32, in evaluation mode, and its tokenizer.
+WORDS = ("minilm", "smollm2")
+"""Embedded models: each is one word."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk or on the hub, of which the weights are not loaded yet."""
+
+    name: str
+    """As people know it: what the caller gave."""
+    source: str
+    """Where it lies."""
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def architecture(self) -> str:
+        """Name of the class that wrote the weights, such as ``LlamaForCausalLM``; or empty."""
+        return next(iter(getattr(self.config, "architectures", None) or ()), "")
+
+    def load(self, kind: Any = None, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The model in evaluation mode.
+
+        Args:
+            kind: one of transformers' Auto classes, which says what head it has; None for
+                ``AutoModel``, which has none.
+            dtype: its precision.
+
+        Raises:
+            LigError: if it cannot be loaded, or lacks some of its weights.
+        """
+        from transformers import AutoModel
+
+        with _loading(self.name):
+            network, info = (kind or AutoModel).from_pretrained(
+                self.source, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            )
+        absent = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+        if absent:
+            raise LigError(
+                f"the weights of model {self.name!r} lack {len(absent)} parameters ({absent[0]}, "
+                "...), which would be random numbers: give a model whose weights are complete."
+            )
+        network.eval()
+        return network  # type: ignore[no-any-return]
+
+
+def find_model(model: str | Path | None) -> Checkpoint:
+    """A model's configuration and its tokenizer; its weights stay where they are.
 
     Args:
-        model: a name on the Hugging Face hub or a folder; None is the embedded model. Of an
-            encoder-decoder the encoder is loaded.
+        model: ``"minilm"`` or ``"smollm2"``, a name on the Hugging Face hub or a folder; None is
+            ``"minilm"``. A folder that is called like one of these words: ``"./minilm"``.
 
     Raises:
-        LigError: if it cannot be loaded, has no tokenizer, or lacks some of its weights.
+        LigError: if there is none, or none that has a tokenizer.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    name = source = str(model)
-    if model is None:
-        from captum_lig.pretrained.minilm import EMBEDDED_MODEL, embedded_model_path
-
-        name, source = EMBEDDED_MODEL, str(embedded_model_path())
+    name, source = _located(model)
     if Path(source).is_dir() and not Path(source, "config.json").is_file():
         raise LigError(
             f"folder {name!r} has no config.json: give a folder that save_pretrained wrote a model "
             "and its tokenizer to."
         )
+    with _loading(name):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)  # fails soonest
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if is_empty(tokenizer):
+        raise LigError(f"model {name!r} has no tokenizer beside it: save its tokenizer there too.")
+    return Checkpoint(name, source, config, tokenizer)
+
+
+def load_model(model: str | Path | None) -> Pretrained:
+    """Load a model in float32, in evaluation mode, and its tokenizer.
+
+    Args:
+        model: see :func:`find_model`. Of an encoder-decoder the encoder is loaded.
+
+    Raises:
+        LigError: if it cannot be loaded, has no tokenizer, or lacks some of its weights.
+    """
+    found = find_model(model)
+    network: Any = found.load()
+    if network.config.is_encoder_decoder:
+        network = network.get_encoder()
+    return Pretrained(found.name, network, found.tokenizer)
+
+
+def _located(model: str | Path | None) -> tuple[str, str]:
+    """A model's name, and where it lies."""
+    if model is None or model == "minilm":
+        from captum_lig.pretrained.minilm import EMBEDDED_MODEL, embedded_model_path
+
+        return EMBEDDED_MODEL, str(embedded_model_path())
+    if model == "smollm2":
+        from captum_lig.pretrained.smollm2 import SMOLLM2, smollm2_path
+
+        return SMOLLM2, str(smollm2_path())
+    return str(model), str(model)
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Whatever the hub, the files or the model's configuration raise is a sentence."""
     try:
         with quiet():
-            AutoConfig.from_pretrained(source, trust_remote_code=False)  # fails soonest
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            network, info = AutoModel.from_pretrained(
-                source, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
-            )
-    except Exception as error:  # whatever the hub, the files or the model's configuration raise
+            yield
+    except Exception as error:
         reason = " ".join(str(error).split())
         raise LigError(
             f"model {name!r} cannot be loaded: give a folder that holds a model and its tokenizer, "
-            "or the name of a text model on the Hugging Face hub that can be reached from here "
-            f"({type(error).__name__}: {reason[:200]})."
+            f"the name of a text model on the Hugging Face hub that can be reached from here, or "
+            f"one of {', '.join(WORDS)} ({type(error).__name__}: {reason[:200]})."
         ) from error
-    if is_empty(tokenizer):
-        raise LigError(f"model {name!r} has no tokenizer beside it: save its tokenizer there too.")
-    absent = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-    if absent:
-        raise LigError(
-            f"the weights of model {name!r} lack {len(absent)} parameters ({absent[0]}, ...), "
-            "which would be random numbers: give a model whose weights are complete."
-        )
-    network.eval()
-    if network.config.is_encoder_decoder:
-        network = network.get_encoder()
-    return Pretrained(name, network, tokenizer)
 
 
 def is_empty(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-from functools import lru_cache
 from pathlib import Path
 
 from captum_lig.errors import LigError
+from captum_lig.pretrained.digest import installed_file, sha256_of
 
 __all__ = ["EMBEDDED_MODEL", "WEIGHTS_SHA256", "embedded_model_path"]
 
@@ -32,33 +30,17 @@ def embedded_model_path() -> Path:
     Raises:
         LigError: The model is not installed, or its weights are not the ones expected.
     """
-    folder = _installed_folder()
-    if folder is None:
+    weights = installed_file(_PACKAGE, "model", _WEIGHTS)
+    if weights is None:
         raise LigError(
             f"The embedded model {EMBEDDED_MODEL} is not installed: run `{_INSTALL}`, "
             "or pass --model with a model of your own."
         )
-    weights = folder / _WEIGHTS
-    stat = weights.stat()
-    found = _sha256(weights, stat.st_size, stat.st_mtime_ns)
+    found = sha256_of(weights)
     if found != WEIGHTS_SHA256:
         raise LigError(
             f"{weights} does not hold the weights of {EMBEDDED_MODEL} (sha256 {found}, expected "
             f"{WEIGHTS_SHA256}): run `{_INSTALL} --force-reinstall`, "
             "or pass --model with a model of your own."
         )
-    return folder
-
-
-def _installed_folder() -> Path | None:
-    """The first ``model`` folder of the installed package that holds weights, if any."""
-    spec = importlib.util.find_spec(_PACKAGE)
-    locations = spec.submodule_search_locations if spec else None
-    folders = (Path(location, "model") for location in locations or ())
-    return next((folder for folder in folders if (folder / _WEIGHTS).is_file()), None)
-
-
-@lru_cache(maxsize=1)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Hex digest of a file; size and time of change are there to tell versions of it apart."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return weights.parent

@@ -94,6 +94,7 @@ def as_steps(route: Route) -> tuple[tuple[int, int, int | None], ...]:
 # --- relevance, contributions, rollout ------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:a prediction's relevance")
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("absolute", [False, True])
 def test_relevance_is_the_loop_over_edges(rule: str, absolute: bool) -> None:
@@ -129,6 +130,7 @@ def test_a_rollout_of_a_range_of_layers() -> None:
     torch.testing.assert_close(part, FlowGraph(flows[1:3]).rollout())
 
 
+@pytest.mark.filterwarnings("ignore:a prediction's relevance")
 @pytest.mark.parametrize("rule", ["conserve", "chain"])
 @pytest.mark.parametrize("absolute", [False, True])
 def test_each_boundary_conserves(rule: str, absolute: bool) -> None:
@@ -190,6 +192,7 @@ def test_what_nothing_moved_stays_where_it_is() -> None:
     assert graph.paths(0, 0)[0].share == 1
 
 
+@pytest.mark.filterwarnings("ignore:flows with the baseline 'target_token'")
 @pytest.mark.parametrize("baseline", ["zero", "target_token"])
 def test_an_mlp_boundary_from_zero_conserves_too(baseline: str) -> None:
     """There the rows of the chain do not add up to the mlp boundary's total, but to their own."""
@@ -203,6 +206,7 @@ def test_an_mlp_boundary_from_zero_conserves_too(baseline: str) -> None:
         assert (trace.tokens.sum(-1) - 1).abs().max() <= 1e-5 * trace.tokens.abs().sum(-1).max()
 
 
+@pytest.mark.filterwarnings("ignore:flows with the baseline 'target_token'")
 def test_an_output_that_did_not_move_hands_nothing_down_and_the_trace_says_so() -> None:
     """A causal model's first token, target-token paths, and an mlp boundary that starts at zero."""
     model = tiny_llama(dtype=torch.float32)
@@ -214,6 +218,7 @@ def test_an_output_that_did_not_move_hands_nothing_down_and_the_trace_says_so() 
         assert trace.lost.tolist() == pytest.approx([0, 1])
 
 
+@pytest.mark.filterwarnings("ignore:a prediction's relevance")
 def test_the_strongest_tokens_of_a_trace() -> None:
     trace = FlowGraph(signed_flows(2, 4, 2), list("abcd")).relevance([2, 0], [1.0, -3.0])
     assert trace.strongest(2, layer=2) == [("a", 0, -3.0), ("c", 2, 1.0)]
@@ -543,6 +548,7 @@ def test_what_cannot_be_done_says_so(make: object, message: str) -> None:
 # --- real flows -----------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:flows with the baseline 'target_token'")
 @pytest.mark.parametrize("baseline", ["zero", "target_token"])
 def test_a_batch_of_a_causal_model(baseline: str) -> None:
     model = tiny_llama(dtype=torch.float32)
@@ -566,3 +572,16 @@ def test_a_batch_of_a_causal_model(baseline: str) -> None:
             size = float(trace.tokens.abs().sum(-1).max())
             assert (trace.tokens.sum(-1) - 1).abs().max() <= 1e-5 * size
         assert (graph.rollout().triu(1) == 0).all()  # causal
+
+
+def test_what_a_token_brings_to_its_mlp_stays_with_it() -> None:
+    """Where the MLP is a node of flows of lengths."""
+    model = tiny_bert(dtype=torch.float64)
+    names = ("attention", "mlp", "feed_forward")
+    flows = LayerFlowIG(model).attribute(tokens(model, 1, 5), "zero", boundaries=names)
+    assert isinstance(flows, list)
+    for flow, layer in zip(flows, FlowGraph(flows).layers, strict=True):
+        assert flow.feed_forward_token.abs().max() > 0.01
+        past = flow.residual + flow.feed_forward_token
+        torch.testing.assert_close(layer.residual, past[0], rtol=0, atol=2e-3)  # type: ignore[attr-defined]
+        torch.testing.assert_close(layer.mlp, flow.mlp[0], rtol=0, atol=2e-3)  # type: ignore[attr-defined]

@@ -236,6 +236,7 @@ def test_relevance_of_words_is_conserved(rule: str, absolute: bool) -> None:
     assert merged.relevance(1, rule=rule).lost.abs().max() < 1e-12
 
 
+@pytest.mark.filterwarnings("ignore:a prediction's relevance")
 def test_one_layer_of_words_is_the_layer_of_pieces() -> None:
     """A word's relevance, shared out over its pieces by their totals, arrives the same."""
     graph, groups = signed(layers=1), [0, 0, 1, 2, 2, 2]

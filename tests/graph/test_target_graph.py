@@ -243,9 +243,24 @@ def test_what_comes_from_an_encoder_leaves_the_graph() -> None:
     for row, flow in enumerate(flows):
         came = float(flow.cross_sum.sum())
         assert float(trace.lost[row]) == pytest.approx(came, rel=0.05, abs=0.05)
-        torch.testing.assert_close(trace.lost[row], graph.layers[row].outside.sum())  # type: ignore[attr-defined]
+        outside = graph.layers[row].outside + graph.layers[row].feed_forward_outside  # type: ignore[attr-defined]
+        torch.testing.assert_close(trace.lost[row], outside.sum())
     torch.testing.assert_close(trace.tokens.sum(-1).diff(), trace.lost)
     assert (graph.rollout().sum(-1) < 1).all()
+    # A part of it ends with what the layers above left to the decoder.
+    below = FlowGraph(flows[:2]).relevance()
+    torch.testing.assert_close(below.tokens, trace.tokens[:3], rtol=0.01, atol=0.01)
+
+
+def test_an_encoder_has_what_the_decoder_left() -> None:
+    flows = target_flows(change=2.0)
+    stream = [
+        replace(flow, tensors={**flow.tensors, "elsewhere": torch.tensor([1.5]),
+                               "change": torch.tensor([3.5])})
+        for flow in flows
+    ]  # fmt: skip
+    trace = FlowGraph(stream).relevance()
+    torch.testing.assert_close(trace.tokens, FlowGraph(flows).relevance().tokens)
 
 
 # --- relevance ------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ def target_flows(
     leaving = draw(tokens) * there
     leaving = leaving + (change - leaving.sum()) * there / there.sum()
     made: list[LayerFlow] = []
+    elsewhere = 0.0
     for number in reversed(range(len(heads))):
         count, fields = heads[number], {}
         edges = into(leaving, count + 3) * there[:, None]
@@ -75,7 +76,10 @@ def target_flows(
             residual = residual + extra
         by_head, entering = past, residual + fields.get("cross_token", 0.0)
         if nodes[number]:
-            within = into(from_mlp, count + 1) * there[:, None]
+            within = into(from_mlp, count + 1 + cross) * there[:, None]
+            if cross:
+                fields["feed_forward_cross"] = within[:, -1]
+                fields["cross_sum"] = fields["cross_sum"] + within[:, -1]
             fields["feed_forward"] = from_mlp
             fields["feed_forward_heads"] = within[:, :count]
             fields["feed_forward_token"] = within[:, count]
@@ -100,6 +104,9 @@ def target_flows(
             }
         entering = entering + parts.sum((0, 1))
         fields |= {"mlp": by_head, "residual": residual, "mlp_total": leaving, "entering": entering}
+        came = float(fields["cross_sum"].sum()) if cross else 0.0
+        fields_of_text = {"elsewhere": torch.tensor([elsewhere + came])} if cross else {}
+        elsewhere += came
         made.append(
             LayerFlow(
                 name=f"layers.{first + number}",
@@ -111,7 +118,8 @@ def target_flows(
                 target=TARGET,
                 change=torch.tensor([change], dtype=torch.float64),
                 scale=torch.tensor([abs(change)], dtype=torch.float64),
-                tensors={name: value[None].to(dtype) for name, value in fields.items()},
+                tensors={name: value[None].to(dtype) for name, value in fields.items()}
+                | fields_of_text,
             )
         )
         leaving = entering

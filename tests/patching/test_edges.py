@@ -73,6 +73,7 @@ class Twin:
             ),
         }
         self.out, self.first, self.second, self.mlp, self.end = names[kind]
+        self.key_heads = models.KEY_VALUE_HEADS if kind == "llama" else models.HEADS
 
     def part(self, layer: int, name: str) -> Any:
         return self.blocks[layer].get_submodule(name)
@@ -127,8 +128,9 @@ class Twin:
             if self.kind == "gpt2":
                 made = self.part(reader.layer, "attn.c_attn")
                 width = models.WIDTH
-                start = ("query", "key", "value").index(reader.kind) * width
-                channels = slice(start, start + width)
+                kinds = ("query", "key", "value", "head")
+                start = kinds.index(reader.kind) * width
+                channels = slice(None) if reader.kind == "head" else slice(start, start + width)
             else:
                 made = self.part(reader.layer, f"self_attn.{reader.kind[0]}_proj")
                 channels = slice(None)
@@ -139,11 +141,13 @@ class Twin:
             x[..., channels] = other[..., channels]
             return x
 
-        # With all heads' queries (keys, values) moved, what one of them gives.
+        # With all heads' queries (keys, values) moved, what the reader's own heads give.
         out = self.part(reader.layer, self.out)
         with put(made, exchange, False):
             u = self.seen(ids, out, True)
-        head = slice(reader.head * SIZE, (reader.head + 1) * SIZE)
+        # Heads that share a key or a value all get the moved one.
+        shared = 1 if reader.kind in ("query", "head") else models.HEADS // self.key_heads
+        head = slice(reader.head * shared * SIZE, (reader.head + 1) * shared * SIZE)
 
         def one_head(x: Tensor) -> Tensor:
             x = x.clone()
@@ -174,7 +178,8 @@ def edges_of(kind: str) -> list[Edge]:
         *([] if neox else [Writer("heads", 1, 2), Writer("feed_forward", 1)]),
     ]
     readers = [
-        *([] if neox else [Reader(k, last, h) for k in ("query", "key", "value") for h in (1, 2)]),  # type: ignore[arg-type]
+        *([] if neox else [Reader(k, last, h) for k in ("query", "key", "value") for h in (0, 1)]),  # type: ignore[arg-type]
+        *([Reader("head", last, 3)] if kind == "gpt2" else []),
         Reader("feed_forward", last),
         Reader("output"),
     ]
@@ -182,7 +187,7 @@ def edges_of(kind: str) -> list[Edge]:
     if not neox:
         found += [
             Edge(Writer("heads", 1, 2), Reader("feed_forward", 1), 3),
-            Edge(Writer("embedding"), Reader("key", 0, 3), 1),
+            Edge(Writer("embedding"), Reader("key", 0, 1), 1),
             Edge(Writer("embedding"), Reader("feed_forward", 0)),
         ]
     return found
@@ -254,8 +259,8 @@ def test_all_edges_into_the_output_cut_at_once_are_the_change() -> None:
         (Edge(Writer("feed_forward", 1), Reader("feed_forward", 1)), "does not read what"),
         (Edge(Writer("heads", 0, 9), Reader("output")), "there is no writer"),
         (Edge(Writer("embedding"), Reader("feed_forward", 9)), "there is no reader"),
-        (Edge(Writer("embedding"), Reader("query", 1, 9)), "give one of its heads"),
-        (Edge(Writer("embedding"), Reader("query", 1)), "give one of its heads"),
+        (Edge(Writer("embedding"), Reader("query", 1, 9)), "give one of its 4 heads"),
+        (Edge(Writer("embedding"), Reader("query", 1)), "give one of its 4 heads"),
         (Edge(Writer("embedding"), Reader("output"), 4), "there are 4 tokens"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from captum_lig import FlowGraph, LigError
+from captum_lig.graph.trace import shared_out
 from captum_lig.prediction import (
     cosine,
     input_baseline,
@@ -52,7 +53,7 @@ def conserves(model: Any, target: Any, inputs: Any, start: Any, baseline: Any) -
         model, target, inputs, start, n_steps=20, return_convergence_delta=True
     )
     for rule in ("conserve", "chain"):
-        tokens = graph.relevance(start=relevance, rule=rule).tokens
+        tokens = shared_out(graph, start=relevance, rule=rule).tokens
         assert len(tokens) == len(graph.layers) + 1
         gap = (tokens.sum(-1) - relevance.sum()).abs()
         assert bool((gap <= 1e-5 * relevance.sum().abs()).all())

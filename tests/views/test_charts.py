@@ -163,6 +163,7 @@ def test_the_graph_s_links_are_its_relevance(absolute: bool) -> None:
     saved(figure)
 
 
+@pytest.mark.filterwarnings("ignore:a prediction's relevance")
 def test_a_graph_starts_at_a_number_of_the_model() -> None:
     graph = FlowGraph(flows(3, 6, baseline="zero"), TOKENS)
     start = torch.tensor([0.0, 5.0, 0.0, 0.0, -2.5, 0.0])

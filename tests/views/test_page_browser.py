@@ -19,6 +19,7 @@ from tests.helpers.models import tiny_bert
 from tests.helpers.models import tokens as text_of
 from tests.helpers.pages import graph
 from tests.helpers.synthetic import ATTACK, flows, layer_flow
+from tests.helpers.target_flows import TARGET, target_flows
 
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
 pytestmark = pytest.mark.skipif(
@@ -586,3 +587,51 @@ def test_light_and_dark(show: Opener) -> None:
     light.tab.emulate_media(color_scheme="light")
     light.settle()
     assert light.picture("#lines") == drawn
+
+
+# --- a graph with a target ------------------------------------------------------------------------
+
+
+def test_a_target_is_shown_in_its_units(show: Opener) -> None:
+    given = FlowGraph(target_flows(mlp=[True, False, True], first=2), list("abcde"))
+    trace = given.relevance()
+    assert trace.feed_forward is not None
+    shown = show(given)
+    assert shown.text("h1") == f"{TARGET}: +2"
+    assert shown.text("#settings").startswith(f"Relevance to {TARGET}, which changed by 2.00")
+    assert "certified" in shown.text("#certificate").lower()
+    shown.choose(threshold=0)
+    lines = shown.lines()
+    for index, target, source, (share, value) in lines:
+        layer = given.layers[place_of(given, index)]
+        link = float(layer.links(layer.leaving, "conserve", False)[target, source])  # type: ignore[attr-defined]
+        assert math.isclose(value, link, rel_tol=1e-5)
+        assert math.isclose(share, link / 2, rel_tol=1e-5)
+    assert len(lines) == 3 * 25
+    shown.tab.mouse.move(*shown.place(3, 1, 4))
+    assert shown.text("#tip").startswith("b 1 leaving layer 4")
+    relevance, mlp, *_ = shown.numbers("#tip")
+    assert close(relevance, float(trace.tokens[-1, 1]))
+    assert close(mlp, float(trace.feed_forward[-1, 1]))
+    assert shown.complaints == []
+
+
+def test_what_a_pinned_token_carries_is_measured_by_sizes(show: Opener) -> None:
+    given = FlowGraph(target_flows(first=2), list("abcde"))
+    shown = show(given)
+    shown.choose(target=3, threshold=0, count=3)
+    rollout = given.rollout()[3]
+    order = rollout.argsort(descending=True).tolist()
+    found = shown.numbers("#comes-from tbody")
+    assert found == pytest.approx([float(rollout[i]) for i in order], rel=1e-5)
+    for index, target, source, (share, value, _) in shown.lines():
+        layer = given.layers[place_of(given, index)]
+        link = float(layer.links(layer.leaving, "conserve", False)[target, source])  # type: ignore[attr-defined]
+        assert math.isclose(value, link, rel_tol=1e-5)
+        shares = layer.shares("conserve", True).matrix
+        assert math.isclose(share, float(shares[target, source]), rel_tol=1e-5)
+    assert "by sizes" in shown.text("#pinned")
+    for name in ("rule", "head", "boundary"):
+        for option in shown.tab.locator(f"#{name} option:not([disabled])").all():
+            shown.choose(**{name: option.get_attribute("value")})
+    assert shown.complaints == []

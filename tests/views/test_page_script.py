@@ -2,74 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from captum_lig import FlowGraph
-from captum_lig.graph.layer import GraphLayer
+from captum_lig.graph.length_layer import LengthLayer
 from captum_lig.views.page import page
-from captum_lig.views.page.write import MODULES
-from tests.helpers.pages import Elements, graph
+from tests.helpers.page_script import NODE, run_script
+from tests.helpers.pages import graph
 
-NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(NODE is None, reason="there is no node to run the script in")
 RULES = ("conserve", "chain", "product")
 
-RUN = """
-import { readFileSync } from "node:fs";
-import { unpack } from "./numbers.js";
-import { carried, certificate, composed, shares } from "./graph.js";
 
-const { header, numbers, pin } = JSON.parse(readFileSync("given.json"));
-const page = await unpack(header, numbers);
-const tokens = page.tokens.length;
-const found = {};
-for (const rule of page.rules) {
-  const all = page.layers.map((layer) => shares(layer, tokens, rule));
-  const maps = all.map((share) => composed(share, tokens));
-  found[rule.name] = {
-    heads: all.map((share) => [...share.heads]),
-    residual: all.map((share) => [...share.residual]),
-    size: all.map((share) => [...share.size]),
-    maps: maps.map((map) => [...map]),
-    carried: carried(maps, tokens, pin, 0, page.layers.length - 1).map((row) => [...row]),
-  };
-}
-found.certificates = page.layers.map((layer) => {
-  const { rows, missed, worst } = certificate(layer, tokens, 1e-3);
-  return [rows, missed, worst];
-});
-console.log(JSON.stringify(found));
-"""
-
-
-def run(given: FlowGraph, folder: Path, pin: dict[str, int]) -> Any:
-    """What the script makes of a page's own header and numbers."""
-    assets = files("captum_lig.views.page").joinpath("assets")
-    for name in MODULES:
-        folder.joinpath(f"{name}.js").write_text(assets.joinpath(f"{name}.js").read_text())
-    folder.joinpath("package.json").write_text('{"type": "module"}')
-    folder.joinpath("run.js").write_text(RUN)
-    elements = Elements(page(given))
-    packed = {
-        "header": json.loads(elements.text("script", id="page-header")),
-        "numbers": elements.text("script", id="page-numbers"),
-        "pin": pin,
-    }
-    folder.joinpath("given.json").write_text(json.dumps(packed))
-    assert NODE is not None
-    done = subprocess.run([NODE, "run.js"], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def golden(layer: GraphLayer, rule: str) -> dict[str, list[float]]:
+def golden(layer: LengthLayer, rule: str) -> dict[str, list[float]]:
     """Shares of one layer, edge by edge."""
     c, m, r = layer.attention.tolist(), layer.mlp.tolist(), layer.residual.tolist()
     u, total = layer.attention_sum.tolist(), layer.mlp_sum.tolist()
@@ -120,7 +66,7 @@ def test_the_script_gives_the_golden_numbers(tmp_path: Path, kind: str) -> None:
         "pruned": lambda: given.prune(top_k=2),
         "words": lambda: given.merge_tokens([0, 0, 1, 2, 2]),
     }[kind]()
-    found = run(made, tmp_path, {"column": 2, "token": 1})
+    found = run_script(page(made), tmp_path, {"column": 2, "token": 1})
     for rule in RULES:
         for place, layer in enumerate(made.layers):
             for name, right in golden(layer, rule).items():

@@ -26,7 +26,7 @@ tensors, row-major, with little-endian numbers, are
   edge times the weight of its row, or the residual; a share times the size is the attribution.
 
 A graph with a target has two rules: ``edges``, signed, whose shares are parts of the change, and
-``sizes``, ``absolute``, whose shares are of the sizes of all edges into a node. In both
+``sizes``, ``absolute``, whose shares are of the sizes of all edges into a node. In both,
 ``residual`` is all that goes past the heads, through the MLP or not. Its layers have ``via_heads``,
 the part of the heads in the sizes.
 

@@ -28,6 +28,7 @@ class Page {
     document.querySelector("main").hidden = false;
     if (window.innerWidth <= 600) at("controls").open = false;
     at("title").textContent = page.title;
+    if (page.target !== null) at("maps-title").textContent = "The edges of a layer";
     at("settings").textContent = settingsText(this.model);
     const verdict = certificateText(this.model);
     at("certificate").textContent = verdict.text;

@@ -89,9 +89,10 @@ export class Model {
     return matrix[target * this.tokens + source] * edges.size[target];
   }
 
-  /** Of an attention edge towards a target, what came through the values. */
+  /** Of an attention edge towards a target, what came through the values; null if hidden. */
   throughValue(layer, target, source) {
     const { heads, attention_value: values } = this.page.layers[layer];
+    if (values === undefined) return null;
     const chosen = this.headOf(layer);
     let sum = 0;
     for (let head = 0; head < heads; head++) {
@@ -107,8 +108,9 @@ export class Model {
     return column === 0 ? layers[0].entering[token] : layers[column - 1].leaving[token];
   }
 
-  /** The largest relevance in size, which dots are measured by. */
+  /** The largest relevance to the page's target in size, which dots are measured by. */
   get largest() {
+    if (this.page.target === null) return 0;
     return this.kept("largest", () =>
       this.page.layers.reduce(
         (most, layer) =>

@@ -121,7 +121,7 @@ function mechanism(model, layer, target, source) {
     whole += attention[(head * tokens + target) * tokens + source];
   }
   const value = model.throughValue(layer, target, source);
-  if (whole === 0 && value === 0) return [];
+  if (value === null || (whole === 0 && value === 0)) return [];
   return [
     element(
       "p",

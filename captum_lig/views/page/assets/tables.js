@@ -36,16 +36,17 @@ export function settingsText({ page }) {
   );
 }
 
-export function certificateText({ certificates, tolerance }) {
+export function certificateText({ page, certificates, tolerance }) {
+  const of = page.target === null ? "it" : "the change";
   const rows = certificates.reduce((sum, layer) => sum + layer.rows, 0);
   const missed = certificates.reduce((sum, layer) => sum + layer.missed, 0);
   const worst = Math.max(...certificates.map((layer) => layer.worst));
   if (rows === 0) return { good: false, text: "Nothing is known of the completeness errors." };
   if (missed === 0) {
-    const text = `Certified: each of the ${rows.toLocaleString("en")} rows of attributions adds up to its total, the worst to within ${plain(worst)} of it.`;
+    const text = `Certified: each of the ${rows.toLocaleString("en")} rows of attributions adds up to its total, the worst to within ${plain(worst)} of ${of}.`;
     return { good: true, text };
   }
-  const text = `Not certified: ${missed.toLocaleString("en")} of ${rows.toLocaleString("en")} rows of attributions miss their total by more than ${tolerance} of it, the worst by ${plain(worst)}. Their tokens are marked ◇.`;
+  const text = `Not certified: ${missed.toLocaleString("en")} of ${rows.toLocaleString("en")} rows of attributions miss their total by more than ${tolerance} of ${of}, the worst by ${plain(worst)}. Their tokens are marked ◇.`;
   return { good: false, text };
 }
 
@@ -157,7 +158,7 @@ export function cellParts(model, maps) {
     token(page.tokens, target),
     " from ",
     token(page.tokens, source),
-    ": composed ",
+    page.target === null ? ": composed " : ": ",
     number(values[0], percent(values[0])),
   ];
   if (values.length > 1) {

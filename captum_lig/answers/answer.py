@@ -1,0 +1,211 @@
+"""``Answer``: why a model says what it says of a text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from captum_lig.answers.parts import (
+    Held,
+    Part,
+    held_at,
+    strongest_heads,
+    strongest_mlps,
+    strongest_tokens,
+    worst_sum_error,
+)
+from captum_lig.answers.says import Said
+from captum_lig.answers.screen import Section, as_html, as_rich, as_text, sections
+from captum_lig.errors import LigError
+from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.graph import FlowGraph, Trace
+from captum_lig.patching import Check, check
+from captum_lig.prediction.targets import TargetLike
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["FILES", "Answer", "Run"]
+
+FILES = ("why.html", "why.png", "why.json")
+"""What :meth:`Answer.save` writes: the page, the picture and the numbers."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the answer was made of, and is checked with."""
+
+    model: nn.Module
+    inputs: dict[str, Tensor]
+    other: dict[str, Tensor]
+    target: TargetLike
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+@dataclass
+class Answer:
+    """Why a model says what it says of a text, against another. Printed, it is one screen."""
+
+    text: str
+    against: str | None
+    """The text that it is compared with; None for padding."""
+    model: str
+    target: str
+    """The number that is explained, in words."""
+    tokens: list[str]
+    """As the tokenizer writes them, special ones included."""
+    other_tokens: list[str]
+    """Those that they are compared with."""
+    says: Said
+    """What the model says of the text."""
+    would_say: Said
+    """What it says of the other text."""
+    change: float
+    """The number of the text, less that of the other text."""
+    flows: list[LayerFlow] = field(repr=False)
+    graph: FlowGraph = field(repr=False)
+    seconds: float
+    """That all took, loading the model included."""
+    attribution_seconds: float
+    run: Run = field(repr=False)
+    favours: tuple[str, str] | None = None
+    """Where the number is of one thing less another: what speaks for it, and for the other."""
+    continuation: str | None = None
+    """What the text was continued with, if that is what is explained."""
+    hints: list[str] = field(default_factory=list)
+    """What may be meant in another way."""
+    checked: Check | None = None
+    """What :meth:`check` found."""
+
+    @cached_property
+    def trace(self) -> Trace:
+        """The parts of all tokens, heads and MLPs."""
+        return self.graph.relevance()
+
+    @cached_property
+    def sum_error(self) -> float:
+        """How far the parts of all tokens are off the change at the worst depth, as a share."""
+        return worst_sum_error(self.flows)
+
+    def strongest_tokens(self, count: int = 5) -> list[Part]:
+        """The tokens of the text that carry the change, largest first."""
+        return strongest_tokens(self.trace, self.change, count)
+
+    def strongest_heads(self, count: int = 5) -> list[Part]:
+        """The heads that carry the change, each at a token, largest first."""
+        return strongest_heads(self.graph, self.trace, count)
+
+    def strongest_mlps(self, count: int = 5) -> list[Part]:
+        """The MLPs that carry the change, each at a token, largest first."""
+        return strongest_mlps(self.graph, self.trace, count)
+
+    def held(self) -> list[Held]:
+        """The token that holds most of the change, from the lowest layer to the end."""
+        return held_at(self.trace)
+
+    def check(self, k: int = 10, **settings: Any) -> Check:
+        """Patch the ``k`` strongest of each kind and as many at random; the result is kept.
+
+        Args:
+            k: how many of tokens, heads and MLPs each.
+            settings: see :func:`captum_lig.patching.check`.
+        """
+        run = self.run
+        self.checked = check(
+            self.graph,
+            run.model,
+            run.inputs,
+            run.other,
+            run.target,
+            k,
+            tokenizer=run.tokenizer,
+            **settings,
+        )
+        return self.checked
+
+    def sections(self, count: int = 5) -> list[Section]:
+        """What the screen shows, so many rows a table."""
+        return sections(self, count)
+
+    def numbers(self, count: int = 20) -> dict[str, Any]:
+        """All that the screen shows and more rows of it, in JSON's types."""
+        found: dict[str, Any] = {
+            "model": self.model,
+            "text": self.text,
+            "against": self.against,
+            "continuation": self.continuation,
+            "target": self.target,
+            "value": self.says.value,
+            "other_value": self.would_say.value,
+            "change": self.change,
+            "tokens": self.tokens,
+            "other_tokens": self.other_tokens,
+            "says": [asdict(one) for one in self.says.options],
+            "would_say": [asdict(one) for one in self.would_say.options],
+            "strongest_tokens": [asdict(one) for one in self.strongest_tokens(count)],
+            "strongest_heads": [asdict(one) for one in self.strongest_heads(count)],
+            "strongest_mlps": [asdict(one) for one in self.strongest_mlps(count)],
+            "held": [asdict(one) for one in self.held()],
+            "sum_error": self.sum_error,
+            "seconds": self.seconds,
+            "attribution_seconds": self.attribution_seconds,
+            "check": None,
+        }
+        if self.checked is not None:
+            found["check"] = [
+                {
+                    **asdict(row.node),
+                    "strongest": row.strongest,
+                    "attributed": row.attributed,
+                    "out": row.out,
+                    "into": row.into,
+                }
+                for row in self.checked.rows
+            ]
+        return found
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write the page, the picture and the numbers, over what is there.
+
+        Args:
+            folder: where; it is made, if the one that it lies in is there.
+
+        Returns:
+            The paths of :data:`FILES`.
+
+        Raises:
+            LigError: if that cannot be written.
+        """
+        folder = Path(folder)
+        page, picture, numbers = (folder / name for name in FILES)
+        title = f"{self.model}: “{self.text}”, {self.target}"
+        try:
+            folder.mkdir(exist_ok=True)
+            self.graph.to_html(page, title)
+            figure, _ = self.graph.plot(title=title)
+            figure.savefig(picture, dpi=200)
+            written = json.dumps(self.numbers(), ensure_ascii=False, indent=1, allow_nan=False)
+            numbers.write_text(written + "\n", encoding="utf-8")
+        except OSError as error:
+            raise LigError(
+                f"folder {str(folder)!r} cannot be written to ({error.strerror}): make it, or "
+                "choose another."
+            ) from error
+        return [page, picture, numbers]
+
+    def show(self, count: int = 5) -> None:
+        """Print it on the terminal, as wide as that is."""
+        from rich.console import Console
+
+        Console(highlight=False).print(as_rich(self.sections(count)))
+
+    def __str__(self) -> str:
+        return as_text(self.sections())
+
+    def _repr_html_(self) -> str:
+        return as_html(self.sections())

@@ -1,0 +1,158 @@
+"""The number that is explained, with words for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from captum_lig.answers.wanted import Kind, Wanted
+from captum_lig.answers.words import quoted
+from captum_lig.errors import LigError
+from captum_lig.prediction.targets import (
+    BoundTarget,
+    Target,
+    TargetLike,
+    class_logit,
+    cosine,
+    log_probability,
+    logit,
+    read_target,
+)
+from captum_lig.prediction.words import of_one_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Asked", "Named", "asked", "token_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Named(Target):
+    """A target under another name."""
+
+    target: TargetLike
+    words: str
+
+    def bind(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> BoundTarget:
+        """The target of this model's, of one text."""
+        return replace(read_target(self.target, model, 1, tokenizer), words=self.words)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is explained."""
+
+    target: Named
+    options: list[int]
+    """Tokens or classes that it is about."""
+    favours: tuple[str, str] | None = None
+    """What speaks for it and what against, if it is of one thing less another."""
+
+
+def asked(
+    wanted: Wanted,
+    kind: Kind,
+    position: int,
+    scores: Tensor | None,
+    continuation: list[int] | None,
+    names: Mapping[int, str],
+    network: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Asked:
+    """The number of a question.
+
+    Args:
+        wanted: the question.
+        kind: how the model is used.
+        position: where tokens are predicted.
+        scores: what it says of both texts, see :func:`both_scores`.
+        continuation: the tokens at the end that are explained.
+        names: of classes.
+        network: the model.
+        tokenizer: its tokenizer.
+
+    Raises:
+        LigError: for a token or a class that the model does not have.
+    """
+    if continuation is not None:
+        words = quoted(tokenizer.decode(continuation), 60)
+        return Asked(
+            Named(log_probability(continuation), f"log-probability of {words} after the text"), []
+        )
+    if kind == "sentence":
+        if wanted.similar_to is None:
+            return _given(wanted.target, network, tokenizer)
+        inputs = dict(tokenizer(wanted.similar_to, return_tensors="pt"))
+        device = next(network.parameters()).device
+        similar = cosine({name: x.to(device) for name, x in inputs.items()})
+        return Asked(Named(similar, f"cosine with {quoted(wanted.similar_to, 60)}"), [])
+    whole = isinstance(wanted.target, int) and not isinstance(wanted.target, bool)
+    if wanted.target is not None and not isinstance(wanted.target, str) and not whole:
+        return _given(wanted.target, network, tokenizer)
+    assert scores is not None
+    if kind == "classes":
+        number = _class(wanted.label if wanted.target is None else wanted.target, scores, names)
+        words = f'"{names.get(number, number)}"'
+        return Asked(Named(class_logit(number), f"logit of the class {words}"), [number])
+    first, second = _pair(wanted, scores, network, tokenizer)
+    where = {"causal": "as the next token", "masked": "in place of the mask"}[kind]
+    if position != -1 and kind == "causal":
+        where += f" after position {position}"
+    one, other = (quoted(str(tokenizer.convert_ids_to_tokens(i))) for i in (first, second))
+    target = logit(first, minus=second, position=position)
+    words = f"logit of {one} less logit of {other}, {where}"
+    return Asked(Named(target, words), [first, second], (one, other))
+
+
+def token_of(value: str | int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of a token, before a model is there.
+
+    Raises:
+        LigError: if it is not exactly one.
+    """
+    return of_one_token(value, nn.Identity(), tokenizer)
+
+
+def _given(target: Any, network: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Asked:
+    """A target as the library takes it, in its own words."""
+    return Asked(Named(target, read_target(target, network, 1, tokenizer).words), [])
+
+
+def _class(label: Any, scores: Tensor, names: Mapping[int, str]) -> int:
+    if label is None:
+        return int(scores[0].argmax())
+    numbers = {name: number for number, name in names.items()}
+    number = numbers.get(label) if isinstance(label, str) else label
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(scores[0]):
+        known = ", ".join(map(repr, list(numbers)[:20])) or f"0 to {len(scores[0]) - 1}"
+        raise LigError(f"label {label!r} is no class of the model: it knows {known}.")
+    return number
+
+
+def _pair(
+    wanted: Wanted, scores: Tensor, network: nn.Module, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, int]:
+    """The token that is explained, and the one that it is explained against.
+
+    By default the most likely of the text, and the most likely other one: of the other text, or,
+    if both have the same or there is none, the text's own second.
+    """
+
+    def token(value: Any) -> int | None:
+        return None if value is None else of_one_token(value, network, tokenizer)
+
+    first, second = token(wanted.target), token(wanted.foil)
+    ranked = [row.argsort(descending=True, stable=True).tolist() for row in scores]
+    if first is None:
+        first = next(i for i in ranked[0] if i != second)
+    if second is None:
+        likely = [*([ranked[1][0]] if wanted.against is not None else []), *ranked[0]]
+        second = next(i for i in likely if i != first)
+    if first == second:
+        raise LigError(f"target and foil are the same token, {first}: give two different ones.")
+    return first, second

@@ -1,0 +1,107 @@
+"""What a model says of a text: its most likely next tokens, or classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lig.answers.wanted import Kind
+from captum_lig.answers.words import quoted
+from captum_lig.model.inputs import ModelCall
+from captum_lig.prediction.bound_target import tensor_called
+from captum_lig.prediction.positions import at_positions, only_logits_at
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Option", "Said", "both_said", "both_scores"]
+
+MOST = 5
+"""So many of the most likely are kept."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing that a model may say."""
+
+    words: str
+    """A token in quotation marks, or the name of a class."""
+    number: int
+    """Id of the token, or number of the class."""
+    probability: float
+    logit: float
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model says of one text."""
+
+    options: tuple[Option, ...]
+    """The most likely tokens or classes, most likely first, and others that the question is about.
+    None of a model that gives vectors."""
+    value: float
+    """The number that is explained."""
+
+    def of(self, number: int) -> Option | None:
+        """The option of this number, if it is among those kept."""
+        return next((one for one in self.options if one.number == number), None)
+
+
+def both_scores(
+    model: nn.Module, kind: Kind, inputs: Mapping[str, Tensor], other: Tensor, position: int
+) -> Tensor:
+    """Logits of a text and of the other, ``(2, V)`` or ``(2, C)``, float64, in one run.
+
+    Raises:
+        LigError: if the model gives none.
+    """
+    both = {name: torch.cat([x, other if name == "input_ids" else x]) for name, x in inputs.items()}
+    call = ModelCall.of(model, both)
+    args, kwargs = call.arguments()
+    with torch.no_grad():
+        if kind == "classes":
+            scores = tensor_called(model(*args, **kwargs), "logits", call)
+        else:
+            output = model(*args, **kwargs, **only_logits_at(call, (position,)))
+            scores = at_positions(tensor_called(output, "logits", call), call, (position,))[:, 0]
+    return scores.double().cpu()
+
+
+def both_said(
+    scores: Tensor,
+    kind: Kind,
+    more: list[int],
+    values: list[float],
+    names: Mapping[int, str],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> list[Said]:
+    """The most likely of each text, of those of both texts and of ``more``.
+
+    Args:
+        scores: see :func:`both_scores`.
+        kind: of the model.
+        more: further options.
+        values: the number that is explained, of each text.
+        names: of classes.
+        tokenizer: of tokens.
+    """
+    top = scores.topk(min(MOST, scores.shape[1])).indices.tolist()
+    kept = list(dict.fromkeys([*top[0], *top[1], *more]))
+
+    def words(number: int) -> str:
+        if kind == "classes" or tokenizer is None:
+            return str(names.get(number, number))
+        token: Any = tokenizer.convert_ids_to_tokens(number)
+        return quoted(token)
+
+    found = []
+    for row, value in zip(scores, values, strict=True):
+        likely = row.softmax(-1)
+        each = [Option(words(i), i, float(likely[i]), float(row[i])) for i in kept]
+        each.sort(key=lambda one: -one.probability)
+        found.append(Said(tuple(each), value))
+    return found

@@ -1,0 +1,153 @@
+"""The two texts that a prediction is compared between, as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_lig.answers.wanted import Wanted
+from captum_lig.answers.words import quoted
+from captum_lig.errors import LigError
+from captum_lig.pretrained.load import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Texts", "read_texts"]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A text and what it is compared with, of as many tokens."""
+
+    encoding: dict[str, Tensor]
+    """What the model is called with."""
+    other: Tensor | None
+    """``(1, S)`` ids of the other text; None for padding, see :func:`input_baseline`."""
+
+    @property
+    def ids(self) -> list[int]:
+        """The text's tokens."""
+        return [int(i) for i in self.encoding["input_ids"][0]]
+
+    def followed_by(self, ids: Sequence[int]) -> Texts:
+        """Both texts with these tokens at their ends."""
+        more = torch.tensor([list(ids)])
+        neutral = {"input_ids": more, "attention_mask": torch.ones_like(more)}
+        encoding = {
+            name: torch.cat([x, neutral.get(name, torch.zeros_like(more)).to(x)], 1)
+            for name, x in self.encoding.items()
+        }
+        other = None if self.other is None else torch.cat([self.other, more.to(self.other)], 1)
+        return replace(self, encoding=encoding, other=other)
+
+    def to(self, device: torch.device | str) -> Texts:
+        """On another device."""
+        encoding = {name: x.to(device) for name, x in self.encoding.items()}
+        return Texts(encoding, None if self.other is None else self.other.to(device))
+
+
+def read_texts(
+    wanted: Wanted, tokenizer: PreTrainedTokenizerBase, name: str, most: int | None
+) -> Texts:
+    """The texts of a question as tokens.
+
+    Args:
+        wanted: the question.
+        tokenizer: of the model.
+        name: of the model.
+        most: how many tokens it takes; None for any number.
+
+    Raises:
+        LigError: for a text without tokens or with too many, texts of unequal numbers of tokens,
+            or a chat with a model that has no template for it.
+    """
+    encoding, inside = _read(wanted.text, wanted, tokenizer)
+    ids = encoding["input_ids"][0].tolist()
+    special = set(tokenizer.all_special_ids)
+    if all(i in special for i in ids):
+        raise LigError(
+            f"the text {wanted.text!r} gives model {name!r} no token of its own: give at least one "
+            "word."
+        )
+    if most is not None and len(ids) > most:
+        raise LigError(
+            f"the text has {len(ids)} tokens, special ones included, and model {name!r} takes "
+            f"{most} at most: shorten the text or split it."
+        )
+    if wanted.against is None:
+        return Texts(encoding, _padded(encoding["input_ids"], inside, tokenizer))
+    other = _read(wanted.against, wanted, tokenizer)[0]["input_ids"]
+    if other.shape != encoding["input_ids"].shape:
+        raise LigError(_unequal(ids, other[0].tolist(), tokenizer))
+    if torch.equal(other, encoding["input_ids"]):
+        raise LigError(
+            f"the text {wanted.text!r} and {wanted.against!r} have the same tokens for model "
+            f"{name!r}: give a text that differs for it."
+        )
+    return Texts(encoding, other)
+
+
+def _read(
+    text: str, wanted: Wanted, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """A text's encoding, and of a chat where the tokens ``(S,)`` of what the user wrote are."""
+    if not wanted.chat:
+        with quiet():
+            return dict(tokenizer(text, return_tensors="pt")), None
+    if not tokenizer.chat_template:
+        raise LigError("the model has no chat template beside its tokenizer: leave chat out.")
+    messages = [{"role": "user", "content": text}]
+    whole: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    with quiet():
+        encoding = dict(
+            tokenizer(
+                whole,
+                return_tensors="pt",
+                add_special_tokens=False,
+                return_offsets_mapping=tokenizer.is_fast,
+            )
+        )
+    offsets = encoding.pop("offset_mapping", None)
+    begin = whole.rfind(text.strip())
+    if offsets is None or begin < 0:
+        return encoding, None
+    return encoding, (offsets[0, :, 1] > begin) & (offsets[0, :, 0] < begin + len(text.strip()))
+
+
+def _padded(
+    ids: Tensor, inside: Tensor | None, tokenizer: PreTrainedTokenizerBase
+) -> Tensor | None:
+    """A chat with padding for what the user wrote; the template's own words stay."""
+    token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if inside is None or token is None:
+        return None
+    return torch.where(inside[None], torch.full_like(ids, token), ids)
+
+
+def _unequal(ids: list[int], other: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Both texts as tokens, where they are of unequal numbers, and what to do."""
+
+    def shown(of: Sequence[int]) -> str:
+        return " ".join(quoted(token) for token in tokenizer.convert_ids_to_tokens(list(of)))
+
+    matcher = SequenceMatcher(None, ids, other, autojunk=False)
+    spans = [span for span in matcher.get_opcodes() if span[0] != "equal"]
+    uneven = [
+        f"{shown(ids[a:b]) or 'nothing'} stands against {shown(other[c:d]) or 'nothing'}"
+        for _, a, b, c, d in spans
+        if b - a != d - c
+    ]
+    return (
+        f"the text has {len(ids)} tokens and the one it is compared with {len(other)}, and each "
+        f"token needs one to be compared with.\n  {len(ids)}: {shown(ids)}\n  {len(other)}: "
+        f"{shown(other)}\n"
+        + (f"  {'; '.join(uneven)}.\n" if uneven else "")
+        + "Exchange words for others of as many tokens, or leave against out: then padding stands "
+        "for the other text."
+    )

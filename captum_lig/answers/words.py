@@ -1,0 +1,39 @@
+"""Tokens and numbers as the screen shows them."""
+
+from __future__ import annotations
+
+from captum_lig.flow.tokens import decode_bytes, readable_text
+
+__all__ = ["at", "error_percent", "percent", "probability", "quoted", "signed"]
+
+
+def quoted(token: str, limit: int | None = 24) -> str:
+    """A token as its tokenizer writes it, as the text that it stands for, in quotation marks."""
+    return f'"{readable_text(decode_bytes(token).replace("▁", " "), limit)}"'
+
+
+def at(token: str, position: int) -> str:
+    """A token and its position in the text."""
+    return f"{quoted(token, 16)} ({position})"
+
+
+def signed(value: float) -> str:
+    """A number with its sign."""
+    return f"{value:+.3g}" if abs(value) < 1000 else f"{value:+.0f}"
+
+
+def percent(share: float | None) -> str:
+    """A share that may be above 1 or below 0."""
+    return "" if share is None else f"{share:+.0%}"
+
+
+def error_percent(share: float) -> str:
+    """A small share without a sign."""
+    return f"{100 * share:.1g} %" if share < 0.1 else f"{share:.0%}"
+
+
+def probability(value: float) -> str:
+    """A probability in percent, small ones too."""
+    if value >= 0.0995:
+        return f"{value:.0%}"
+    return f"{value:.1%}" if value >= 0.0005 else "<0.1%"

@@ -1,0 +1,88 @@
+"""``captum-lig consistency``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from captum_lig.cli.options import (
+    Layers,
+    Model,
+    Scalarization,
+    Steps,
+    Tolerance,
+    option,
+    parse_layers,
+)
+from captum_lig.cli.outputs import one_sentence
+
+__all__ = ["consistency"]
+
+
+def consistency(
+    corpus: Annotated[
+        Path,
+        typer.Argument(
+            help="Plain text, one sentence a line, or CoNLL-U (.conllu).", metavar="CORPUS"
+        ),
+    ],
+    out: Annotated[Path, option("FILE", "File to write the records to: .parquet or .csv.", False)],
+    model: Model = None,
+    layers: Layers = "all",
+    limit: Annotated[int | None, option("N", "Stop after N sentences.", "the whole corpus")] = None,
+    max_tokens: Annotated[
+        int | None,
+        option(
+            "N",
+            "Skip sentences with more tokens, special ones included.",
+            "what the model takes",
+        ),
+    ] = None,
+    merge_words: Annotated[
+        bool, typer.Option("--merge-words", help="Compare maps between words, not tokens.")
+    ] = False,
+    scalarization: Scalarization = "l2",
+    steps: Steps = 16,
+    tolerance: Tolerance = 1e-3,
+    rank_by: Annotated[
+        str, option("l2|relative_l2|pearson|spearman", "Measure that the tables are ordered by.")
+    ] = "l2",
+    by_layer: Annotated[
+        bool, typer.Option("--by-layer", help="Show the best pairings layer by layer, too.")
+    ] = False,
+) -> None:
+    """Do composed and direct maps agree? Every pairing of baselines, over a CORPUS.
+
+    If it is cut off, the same command goes on where it stopped. For example:
+
+    [bold]captum-lig consistency sentences.txt --limit 20 --out consistency.parquet[/bold]
+    """
+    with one_sentence():
+        indices = parse_layers(layers)
+
+        from rich.console import Console
+
+        from captum_lig.experiments.consistency import pool, run_corpus
+        from captum_lig.experiments.consistency.ranking import check_measure
+        from captum_lig.experiments.consistency.table import report
+
+        check_measure(rank_by)
+        result = run_corpus(
+            corpus,
+            out,
+            model,
+            layers=indices,
+            scalarization=scalarization,
+            n_steps=steps,
+            tolerance=tolerance,
+            limit=limit,
+            max_tokens=max_tokens,
+            merge_words=merge_words,
+            show_progress=sys.stderr.isatty(),
+        )
+        pooled = pool(result.records())
+        Console(highlight=False).print(report(pooled, result, rank_by, by_layer))
+        typer.echo(f"wrote {out}")

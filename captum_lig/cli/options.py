@@ -1,0 +1,67 @@
+"""Options that commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any
+
+import typer
+
+from captum_lig.errors import LigError
+
+__all__ = [
+    "EMBEDDED",
+    "Layers",
+    "Model",
+    "Scalarization",
+    "Steps",
+    "Tolerance",
+    "option",
+    "parse_baseline",
+    "parse_layers",
+]
+
+
+def option(metavar: str, help: str, default: str | bool = True) -> Any:
+    """An option; ``default`` is how its default value is shown, or False: not at all."""
+    return typer.Option(help=help, metavar=metavar, show_default=default)
+
+
+EMBEDDED = "the embedded all-MiniLM-L6-v2"
+Model = Annotated[
+    str | None, option("NAME|FOLDER", "Name on the Hugging Face hub, or a folder.", EMBEDDED)
+]
+Layers = Annotated[str, option("LIST|all", "Layers to look at, such as 0,2,4-5.")]
+Scalarization = Annotated[str, option("l2|projection", "What is attributed of an output vector.")]
+Steps = Annotated[int, option("N", "First nodes of the quadrature.")]
+Tolerance = Annotated[float, option("X", "Largest completeness error of a row.")]
+
+
+def parse_layers(given: str) -> list[int] | None:
+    """``"0,2,4-5"`` is ``[0, 2, 4, 5]``, ``"all"`` is None, all else a LigError."""
+    if given.strip() == "all":
+        return None
+    indices: set[int] = set()
+    for part in given.split(","):
+        ends = re.fullmatch(r"\s*([0-9]{1,4})\s*(?:-\s*([0-9]{1,4})\s*)?", part)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if first > last:
+            raise LigError(f"--layers {given!r} is no list of layers: write 0,2,4-5 or all.")
+        indices.update(range(first, last + 1))
+    return sorted(indices)
+
+
+def parse_baseline(given: str) -> str | float:
+    """``zero`` and ``target_token`` stay, a finite number becomes one, all else is a LigError."""
+    if given in ("zero", "target_token"):
+        return given
+    try:
+        number = float(given)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise LigError(
+            f"--baseline {given!r} is unknown: use target_token, zero or a finite number."
+        )
+    return number

@@ -1,0 +1,53 @@
+"""Why SmolLM2 says that the capital of France is Paris, and that patching says so, too."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from captum_lig import Answer, why
+from captum_lig.patching import Node, effects
+
+
+@pytest.fixture(scope="module")
+def answer() -> Answer:
+    """Where ``SMOLLM2`` names the folder of a converted SmolLM2-135M."""
+    folder = os.environ.get("SMOLLM2", "")
+    if not Path(folder, "config.json").is_file():
+        pytest.skip("SMOLLM2 does not name a folder with SmolLM2-135M")
+    return why("The capital of France is", folder, "The capital of Italy is")
+
+
+def test_it_names_both_tokens(answer: Answer) -> None:
+    assert answer.says.options[0].words == '" Paris"'
+    assert answer.would_say.options[0].words == '" Rome"'
+    assert answer.favours == ('" Paris"', '" Rome"')
+    assert answer.target == 'logit of " Paris" less logit of " Rome", as the next token'
+    assert answer.says.value > 5
+    assert answer.would_say.value < -5
+    (word,) = answer.strongest_tokens()
+    assert (word.token, answer.other_tokens[word.position]) == ("ĠFrance", "ĠItaly")
+    assert answer.sum_error < 1e-3
+
+
+def test_its_strongest_heads_are_among_those_of_patching(answer: Answer) -> None:
+    """At least four of its five among the ten with the largest mean effect."""
+    run = answer.run
+    everywhere = [
+        Node("heads", layer, position, head)
+        for layer in range(30)
+        for head in range(9)
+        for position in (3, 4)  # the others are the same in both texts
+    ]
+    found = effects(run.model, run.inputs, run.other, run.target, everywhere)
+    assert found.put_in is not None
+    sizes = ((found.taken_out + found.put_in) / 2).abs()
+    best = {found.nodes[int(n)] for n in sizes.argsort(descending=True)[:10]}
+    ours = [
+        Node("heads", part.layer or 0, part.position, part.head)
+        for part in answer.strongest_heads(5)
+    ]
+    assert ours[0] == Node("heads", 23, 4, 4)
+    assert len(set(ours) & best) >= 4

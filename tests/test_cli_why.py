@@ -1,0 +1,142 @@
+"""`captum-lig why` on tiny models: one screen, files, and a sentence for each bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from captum_lig import why
+from captum_lig.cli import app
+from tests.helpers.saved import save_tiny_gpt2
+
+TEXT, OTHER = "the cat sat on the mat", "the dog sat on the mat"
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gpt2")
+    save_tiny_gpt2(folder)
+    return folder
+
+
+def run(*arguments: str | Path, given: str | None = None) -> Result:
+    return CliRunner().invoke(app, ["why", *map(str, arguments)], input=given)
+
+
+def sentence(result: Result) -> str:
+    """What is on stderr of a run that failed as it should."""
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert result.stdout == ""
+    assert result.stderr.startswith("captum-lig: ")
+    return str(result.stderr)
+
+
+def without_times(shown: str) -> str:
+    """A screen without its line of seconds."""
+    return "\n".join(line.rstrip() for line in shown.splitlines() if " for the parts." not in line)
+
+
+def test_the_screen_is_that_of_the_library(gpt2: Path) -> None:
+    result = run(TEXT, "--model", gpt2, "--against", OTHER)
+    assert result.exit_code == 0, result.output
+    expected = without_times(str(why(TEXT, gpt2, OTHER)))
+    assert without_times(result.stdout).strip() == expected.strip()
+    assert "\x1b" not in result.output
+
+
+def test_all_options_reach_the_library(gpt2: Path) -> None:
+    base = (TEXT, "--model", gpt2, "--format", "json")
+    for options, asked in (
+        (["--target", " cat", "--foil", " dog"], {"target": " cat", "foil": " dog"}),
+        (["--answer", " on"], {"answer": " on"}),
+        (["--generate", "2"], {"generate": 2}),
+        (["--position", "3"], {"position": 3}),
+        (["--chat"], {"chat": True}),
+        (["--similar-to", "a dog"], {"similar_to": "a dog"}),
+        (["--dtype", "float64", "--device", "cpu"], {"dtype": "float64", "device": "cpu"}),
+    ):
+        result = run(*base, *options)
+        assert result.exit_code == 0, result.output
+        found, expected = json.loads(result.stdout), why(TEXT, gpt2, **asked).numbers()
+        for timed in ("seconds", "attribution_seconds"):
+            del found[timed], expected[timed]
+        assert found == json.loads(json.dumps(expected)), options
+
+
+@pytest.mark.parametrize("way", ["-", "--file", "--file -"])
+def test_a_text_from_elsewhere(gpt2: Path, way: str, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT + "\n")
+    where = {"-": ["-"], "--file": ["--file", file], "--file -": ["--file", "-"]}[way]
+    given = None if way == "--file" else TEXT + "\r\n"
+    result = run(*where, "--model", gpt2, "--format", "json", given=given)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["text"] == TEXT
+
+
+def test_check_shows_both_effects(gpt2: Path) -> None:
+    result = run(TEXT, "--model", gpt2, "--check")
+    assert result.exit_code == 0, result.output
+    assert "taken out" in result.stdout
+    assert "put in" in result.stdout
+    found = json.loads(run(TEXT, "--model", gpt2, "--check", "--format", "json").stdout)
+    assert {"kind", "layer", "attributed", "out", "into"} <= found["check"][0].keys()
+
+
+def test_files_are_told_and_so_is_what_they_replace(gpt2: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "found"
+    arguments = (TEXT, "--model", gpt2, "--against", OTHER, "--out", folder)
+    first = run(*arguments)
+    assert first.exit_code == 0, first.output
+    said = first.stdout.replace("\n", "")
+    assert f"made the folder {folder}" in said
+    names = ("why.html", "why.png", "why.json")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    for name in names:
+        assert f"wrote {folder / name}" in said
+    again = run(*arguments, "--format", "json")
+    assert "made the folder" not in again.stderr
+    for name in names:
+        assert f"wrote over {folder / name}" in again.stderr.replace("\n", "")
+    assert json.loads(again.stdout)["text"] == TEXT
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([TEXT, "--format", "xml"], "--format 'xml' is unknown: use one of table, json"),
+        (["--target", " cat"], "give either TEXT or --file"),
+        ([TEXT, "--file", "x.txt"], "give either TEXT or --file"),
+        (["--file", "nowhere.txt"], "nowhere.txt"),
+        ([TEXT, "--out", "no/where"], "there is no folder 'no': make it first"),
+        ([TEXT, "--against", "the cat"], 'the text has 6 tokens and the one it is compared with 2'),
+        ([TEXT, "--target", " cat", "--label", "joy"], "are different questions"),
+        ([TEXT, "--target", " catdog"], "is 3 tokens"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_a_sentence(gpt2: Path, given: list[str], said: str) -> None:
+    assert said in sentence(run(*given, "--model", gpt2))
+
+
+def test_out_is_looked_at_before_the_work(gpt2: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert "is a file: give a folder" in sentence(run(TEXT, "--model", "nobody", "--out", file))
+    sentence(run("", "--model", gpt2, "--out", tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_files_that_are_not_utf8(gpt2: Path, tmp_path: Path) -> None:
+    file = tmp_path / "latin"
+    file.write_bytes(b"caf\xe9")
+    assert "is not UTF-8 (byte 4)" in sentence(run("--file", file, "--model", gpt2))
+
+
+def test_words_for_models_are_named_where_one_is_not_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "one of minilm, smollm2" in sentence(run(TEXT, "--model", "nobody/nothing"))

@@ -96,8 +96,7 @@ def attribute_number(
         others = finder.another(baseline)
         crosses = check_runs(blocks, others)
         top = Top.of(blocks, others, call, baseline, target, settings)
-        edges, budget = "attention" in boundaries, Budget(3 * len(blocks) + 1)
-        chain = Chain(finder, blocks, others, crosses, top, settings, edges, budget)
+        chain = Chain(finder, blocks, others, crosses, top, settings, "attention" in boundaries)
         found = chain.down_to(wanted, show_progress)
     return TextParts(found, top.change)
 
@@ -221,7 +220,7 @@ class Chain:
     top: Top
     settings: Settings
     edges: bool
-    budget: Budget
+    budget: Budget = field(default_factory=Budget)
     waiting: list[tuple[Cross, Tensor]] = field(default_factory=list)
     """Multipliers that decoder blocks handed to the encoder's states."""
 
@@ -254,7 +253,7 @@ class Chain:
                     facts["elsewhere"] = torch.cat(elsewhere).sum()
                 length = call.hidden.shape[1]
                 cost = Cost(
-                    path_points=meter.pairs,
+                    path_points=meter.pairs / length,
                     forward_equivalents=meter.passed / length,
                     seconds=time.perf_counter() - began,
                     path=meter.path,

@@ -32,7 +32,7 @@ from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.graph.direct_edges import DirectEdges, Reader, Strongest, Writer
 from captum_lig.integrals.settings import Settings
-from captum_lig.integrals.stage import READERS, Budget
+from captum_lig.integrals.stage import READERS
 from captum_lig.io.direct_edges import writing_direct_edges
 from captum_lig.model.compare import nearly_equal
 from captum_lig.model.inputs import ModelCall
@@ -136,8 +136,7 @@ def direct_edges(
             if cross is not None:
                 raise no_direct_edges(block, "it also reads the states of an encoder")
         top = Top.of(blocks, others, call, baseline, target, settings)
-        budget = Budget(3 * len(blocks) + 1)
-        chain = Chain(finder, blocks, others, crosses, top, settings, False, budget)
+        chain = Chain(finder, blocks, others, crosses, top, settings, edges=False)
         streams = Streams(chain)
         strongest = Strongest(keep, streams.writers, streams.readers)
         labels = None if labels is None else [labels[n] for n in streams.positions.tolist()]

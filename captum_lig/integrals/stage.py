@@ -113,7 +113,7 @@ class Stage(Boundary):
 
     def rates(self, at: Tensor, a: Tensor, w: Tensor, starts: bool) -> Parts:
         """``J^T g`` for each argument, ``(1, ...)``."""
-        self.meter.pairs += len(a)
+        self.meter.pairs += len(a) * len(self.output.end)
         inputs = {name: x.detach().requires_grad_() for name, x in self.inputs(at).items()}
         with torch.enable_grad():
             y = self.function(**inputs)
@@ -198,6 +198,7 @@ class ReaderStage(Stage):
 
     def rates(self, at: Tensor, a: Tensor, w: Tensor, starts: bool) -> Parts:
         """``z (1, S, D)``, and of each reader ``(1, R, S, D)``."""
+        self.meter.pairs += len(a) * len(self.output.end)
         z = self.inputs(at)["z"]
         g = self.g.to(z) * w.to(z).view(-1, *[1] * self.g.dim())
         found = self.readers(z, g)
@@ -213,21 +214,19 @@ class ReaderStage(Stage):
 class Budget:
     """What the stages of one text have left of the tolerance, and the nodes that they took.
 
-    Errors of all stages add up. Most stages stay far below what they may use, so a stage may use a
-    part of what is left, not an equal share.
+    Errors of all stages add up, with their signs. Most stages stay far below what they may use, so
+    a stage may use a part of what is left, not an equal share.
     """
 
-    stages: int
-    """How many stages there are."""
-    left: float = 1.0
-    """Of the tolerance."""
+    spent: float = 0.0
+    """Sum of the errors so far, in units of the tolerance."""
     nodes: dict[str, int] = field(default_factory=dict)
     """Nodes to begin with by kind of stage: the block above needed about as many."""
 
     @property
     def part(self) -> float:
-        """What the next stage may use; an equal share in any case, however much is spent."""
-        return max(SHARE * self.left, 1 / self.stages)
+        """What the next stage may use; something in any case, however much is spent."""
+        return SHARE * max(1 - abs(self.spent), 1 / 4)
 
 
 MOST = 4
@@ -250,24 +249,25 @@ def multipliers(
         settings: the rule to begin with, and the tolerance of all stages together.
         budget: what of it is left; what this stage uses is taken off.
         kind: stages of one kind need about as many nodes.
-        relative_to: from what the first rule gives to what errors are relative to; None is what
-            the stage says.
+        relative_to: from what the first rule gives to what errors are relative to, if the stage
+            does not say.
     """
     least = len(settings.alphas)
     count = budget.nodes.get(kind, least)
     settings, used = settings.with_nodes(count), stage.meter.pairs
-    swept = sweep([stage], settings.alphas, settings.weights)[0]
+    found = sweep([stage], settings.alphas, settings.weights)[0]
+    first = stage.meter.pairs - used
     whole = stage.relative_to
     if relative_to is not None:
-        whole = relative_to({name: x[0] for name, x in swept.items()})
+        whole = relative_to({name: x[0] for name, x in found.items()})
     stage = replace(stage, relative_to=whole * budget.part)
-    found = refine(stage, swept, settings)
+    found = refine(stage, found, settings)
     if settings.tolerance is not None:
-        missed = float(stage.error(stage.sums(found), stage.totals))
-        allowed = settings.tolerance * float(whole)
+        gaps = stage.sums(found) - stage.totals
+        missed, allowed = float(gaps.abs().sum()), settings.tolerance * float(whole)
         if allowed > 0:
-            budget.left = max(0.0, budget.left - missed / allowed)
-        if stage.meter.pairs - used > count:
+            budget.spent += float(gaps.sum()) / allowed
+        if stage.meter.pairs - used > first:
             budget.nodes[kind] = min(count + (count + 1) // 2, MOST * least)
         elif missed < 0.01 * allowed * budget.part:
             budget.nodes[kind] = max(count - count // 4, least)

@@ -24,7 +24,7 @@ from captum_lig.model.cross_attention import Cross
 from captum_lig.model.feed_forward import at_feed_forward
 from captum_lig.model.hooks import stoppable
 from captum_lig.model.sdpa import use_sdpa
-from captum_lig.model.split import SplitBlock, by_token
+from captum_lig.model.split import SplitBlock, by_token, skipping
 
 __all__ = ["AroundMlp", "Stages"]
 
@@ -117,8 +117,13 @@ class Stages:
         if self.is_whole:
             return u[:, :, 0]
         found = []
+        place = self._feed_forward
+        skipped = {} if place is None or m is None else dict(place.serving)
         for part in self._parts(z=z, u=u, m=m, c=c, positions=positions):
-            with self._with(part["z"], None, put(part.get("c")), put(part.get("m"))):
+            with (
+                skipping(skipped),
+                self._with(part["z"], None, put(part.get("c")), put(part.get("m"))),
+            ):
                 found.append(self._after(part["u"], part["z"], part.get("positions")))
         return torch.cat(found)
 

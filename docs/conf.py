@@ -191,17 +191,8 @@ def front_page(app: Sphinx, exception: Exception | None) -> None:
         shutil.copyfile(app.outdir / f"{root_doc}.html", app.outdir / "index.html")
 
 
-def has_a_namesake(module: str) -> bool:
-    """Whether the package around a module exports something of the same name."""
-    package, _, name = module.rpartition(".")
-    return name in getattr(import_module(package), "__all__", [])
-
-
 modules = [module.name for module in walk_packages(captum_lig.__path__, "captum_lig.")]
-autosummary_context = {
-    "described_above": {name: exported_above(name) for name in modules},
-    "namesakes": [name for name in modules if has_a_namesake(name)],
-}
+autosummary_context = {"described_above": {name: exported_above(name) for name in modules}}
 
 
 def setup(app: Sphinx) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -90,7 +90,8 @@ def test_laws(options: Options, seed: int) -> None:
             assert may_be_refused(options)
             return
     missed = any("sums are not within tolerance" in str(one.message) for one in seen)
-    check_laws(flows, 1.0 if missed else 1e-3)  # what is said is no error; columns hold anyhow
+    assume(not missed)  # more nodes were needed, and it said so
+    check_laws(flows, 1e-3)
     assert not flows[0].need("entering")[:, [0, 3]].any()  # the same in both runs
     attention = flows[0].need("attention")
     if options.mix == "none":

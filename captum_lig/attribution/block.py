@@ -15,7 +15,15 @@ from torch import Tensor
 from captum_lig._types import Parts
 from captum_lig.cost import Meter
 from captum_lig.integrals.settings import Settings
-from captum_lig.integrals.stage import EDGES, VALUES, AttentionStage, Ends, Stage, multipliers
+from captum_lig.integrals.stage import (
+    EDGES,
+    VALUES,
+    AttentionStage,
+    Budget,
+    Ends,
+    Stage,
+    multipliers,
+)
 from captum_lig.model.call import BlockCall, FeedForward
 from captum_lig.model.cross_attention import Cross
 from captum_lig.model.stages import Stages
@@ -56,6 +64,7 @@ class ChainBlock:
         cross: where it attends to an encoder's states, or None.
         settings: how to integrate.
         edges: whether edges into the heads are wanted.
+        budget: what of the tolerance is left.
         meter: counts the work.
     """
 
@@ -67,10 +76,12 @@ class ChainBlock:
         cross: Cross | None,
         settings: Settings,
         edges: bool,
+        budget: Budget,
         meter: Meter,
     ) -> None:
         self.stages = Stages(call, feed_forward, cross, meter)
         self.settings, self.edges, self.meter = settings, edges, meter
+        self.budget = budget
         self.valid = call.valid[0]
         self.z = still(Ends(other.hidden[0].detach(), call.hidden[0].detach()), self.valid)
         self.y = still(Ends(other.output[0].detach(), call.output[0].detach()), self.valid)
@@ -101,14 +112,12 @@ class ChainBlock:
             return parts
 
         names = [name for name in ("z", "u", "m", "c") if name in nodes]
-        past = take(self._stage(self.stages.output, names, self.y, g, relative_to))
+        past = take(self._stage("output", names, self.y, g, relative_to))
         found["residual"] = relevance(past["z"], self.z)
         stages = {"output": past}
         if "m" in nodes:
             names = [name for name in ("z", "u", "c") if name in nodes]
-            inside = take(
-                self._stage(self.stages.feed_forward, names, nodes["m"], handed["m"], relative_to)
-            )
+            inside = take(self._stage("feed_forward", names, nodes["m"], handed["m"], relative_to))
             stages["feed_forward"] = inside
             found["feed_forward"] = relevance(handed["m"], nodes["m"])
             found["feed_forward_heads"] = by_head(inside["u"], nodes["u"])
@@ -131,7 +140,7 @@ class ChainBlock:
 
     def _stage(
         self,
-        function: Callable[..., Tensor],
+        kind: str,
         names: Sequence[str],
         output: Ends,
         g: Tensor,
@@ -140,9 +149,9 @@ class ChainBlock:
         arguments = {name: self.nodes[name] for name in names}
         floats = 12 * sum(x.end.numel() for x in arguments.values()) + 30 * g.numel()
         points = self._points(floats)
-        return multipliers(
-            Stage(function, arguments, output, g, relative_to, points, self.meter), self.settings
-        )
+        function: Callable[..., Tensor] = getattr(self.stages, kind)
+        stage = Stage(function, arguments, output, g, relative_to, points, self.meter)
+        return multipliers(stage, self.settings, self.budget, kind)
 
     def _points(self, floats: int) -> int:
         return self.settings.points_at_once(floats, len(self.valid), self.z.end)
@@ -180,7 +189,7 @@ class ChainBlock:
             by_token=edges is not None,
             edges=edges,
         )
-        return multipliers(stage, self.settings)
+        return multipliers(stage, self.settings, self.budget, "attention")
 
     def _edges(self) -> Edges:
         split, z = self.stages.split, self.z
@@ -221,7 +230,7 @@ class ChainBlock:
             by_token=edges is not None,
             edges=edges,
         )
-        return multipliers(stage, self.settings)
+        return multipliers(stage, self.settings, self.budget, "cross")
 
     def _cross_fields(self, crossed: Parts, g: Tensor) -> Parts:
         total = by_head(g, self.nodes["c"])

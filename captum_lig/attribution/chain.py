@@ -29,7 +29,7 @@ from captum_lig.attribution.block import ChainBlock, relevance, still
 from captum_lig.cost import Cost, Meter
 from captum_lig.errors import LigError
 from captum_lig.integrals.settings import Settings
-from captum_lig.integrals.stage import Ends, Stage, multipliers
+from captum_lig.integrals.stage import Budget, Ends, Stage, multipliers
 from captum_lig.model.call import BlockCall
 from captum_lig.model.compare import nearly_equal
 from captum_lig.model.cross_attention import Cross, find_cross
@@ -154,7 +154,7 @@ class Top:
         size = torch.cat(relevances).abs().sum()
         return (CANCELLED * size).clamp_min(abs(self.change))
 
-    def multiplier(self, relative_to: Callable[[Tensor], Tensor]) -> Tensor:
+    def multiplier(self, budget: Budget) -> Tensor:
         """Of the tokens leaving the last block, ``(S, D)``."""
         if isinstance(self.target, State):
             g = torch.zeros_like(self.ends.end)
@@ -187,9 +187,9 @@ class Top:
         )
 
         def scale(found: Parts) -> Tensor:
-            return relative_to(self.finest(relevance(found["z"], self.ends)))
+            return self.finest(relevance(found["z"], self.ends))
 
-        return multipliers(stage, self.settings, scale)["z"]
+        return multipliers(stage, self.settings, budget, "number", scale)["z"]
 
     def _number(self, z: Tensor) -> Tensor:
         """``(P, 1)`` of ``z (P, S, D)`` leaving the last block."""
@@ -220,16 +220,13 @@ class Chain:
     top: Top
     settings: Settings
     edges: bool
+    budget: Budget = field(default_factory=Budget)
     waiting: list[tuple[Cross, Tensor]] = field(default_factory=list)
     """Multipliers that decoder blocks handed to the encoder's states."""
 
-    def relative_to(self, scale: Tensor) -> Tensor:
-        """What errors of one stage are relative to: those of all of them add up."""
-        return scale / (3 * len(self.blocks) + 1)
-
     def down_to(self, wanted: set[int], show_progress: bool) -> list[LayerParts]:
         """Hand the multiplier down to the lowest of the blocks that are wanted."""
-        g = self.top.multiplier(self.relative_to)
+        g = self.top.multiplier(self.budget)
         words = "the target, " + self.top.target.words
         _check_finite(g, f"{words}, and of what follows {self.blocks[-1].describe()}")
         found = []
@@ -239,7 +236,7 @@ class Chain:
             began, meter = time.perf_counter(), Meter()
             block, call = self._block(number, number in wanted, meter), self.blocks[number]
             scale = self.top.finest(relevance(g, block.y), *elsewhere)
-            handed = block.down(g, self.relative_to(scale))
+            handed = block.down(g, scale)
             _check_finite(handed.z, call.describe())
             cross = self.crosses[number]
             if handed.e is not None and cross is not None:
@@ -275,6 +272,7 @@ class Chain:
             self.crosses[number],
             self.settings,
             self.edges and wanted,
+            self.budget,
             meter,
         )
 
@@ -340,14 +338,14 @@ class Chain:
             arguments={"z": below},
             output=ends,
             g=g,
-            relative_to=self.relative_to(scale),
+            relative_to=scale,
             points_at_once=self.settings.points_at_once(
                 40 * below.end.numel(), len(below.end), below.end
             ),
             meter=Meter(),
             by_token=False,
         )
-        return multipliers(stage, self.settings)["z"]
+        return multipliers(stage, self.settings, self.budget, "between")["z"]
 
 
 def _check_finite(g: Tensor, of: str) -> None:

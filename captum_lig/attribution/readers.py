@@ -84,7 +84,7 @@ class ReaderBlock(ChainBlock):
             readers=lambda z, g: self._read(z, g.movedim(1, 2).flatten(2, 3)),
             groups=torch.cat([of_query, groups, groups]) if self.opens else of_query,
         )
-        return multipliers(stage, self.settings)
+        return multipliers(stage, self.settings, self.budget, "attention")
 
     def _grouped(self, u: Tensor) -> Tensor:
         """``(P, T, H, e)`` to ``(P, G, T, H / G, e)``."""

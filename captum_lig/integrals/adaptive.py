@@ -162,8 +162,8 @@ def _by_panels(boundary: Boundary, tolerance: float, n_steps: int, max_steps: in
 
 
 def _panel_steps(boundary: Boundary, n_steps: int) -> int:
-    """Half of the first rule, if a panel's grading makes up for it."""
-    return max(4, n_steps // 2 if boundary.graded else n_steps)
+    """Half of the first rule, if a panel's grading makes up for it or the rule is not short."""
+    return max(4, n_steps // 2) if boundary.graded else min(max(5, n_steps // 2), max(4, n_steps))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -29,6 +29,8 @@ class Settings:
     """Most nodes for one row."""
     internal_batch_size: int | None
     """Most pairs of a path point and a target at once; None chooses by memory."""
+    method: str = "gausslegendre"
+    """Name of the first rule."""
 
     @classmethod
     def checked(
@@ -50,7 +52,14 @@ class Settings:
         if tolerance is not None:
             fraction("tolerance", tolerance)
             whole_number("max_steps", max_steps, n_steps)
-        return cls(alphas, weights, tolerance, max_steps, internal_batch_size)
+        return cls(alphas, weights, tolerance, max_steps, internal_batch_size, method)
+
+    def with_nodes(self, count: int) -> Settings:
+        """The same with another number of nodes in the first rule."""
+        if count == len(self.alphas):
+            return self
+        alphas, weights = nodes_and_weights(self.method, count)
+        return replace(self, alphas=alphas, weights=weights)
 
     def points_at_once(self, floats: int, tokens: int, like: Tensor) -> int:
         """How many points of a line to work on at once, all tokens together.

@@ -29,7 +29,7 @@ from captum_lig.integrals.scalarization import Cotangent
 from captum_lig.integrals.settings import Settings
 from captum_lig.paths.edges import Edges
 
-__all__ = ["AttentionStage", "Ends", "ReaderStage", "Stage", "multipliers"]
+__all__ = ["AttentionStage", "Budget", "Ends", "ReaderStage", "Stage", "multipliers"]
 
 EDGES, VALUES, READERS = "edges", "values", "readers"
 """Names of what an attention stage gives beside the multipliers."""
@@ -198,6 +198,7 @@ class ReaderStage(Stage):
 
     def rates(self, at: Tensor, a: Tensor, w: Tensor, starts: bool) -> Parts:
         """``z (1, S, D)``, and of each reader ``(1, R, S, D)``."""
+        self.meter.pairs += len(a) * len(self.output.end)
         z = self.inputs(at)["z"]
         g = self.g.to(z) * w.to(z).view(-1, *[1] * self.g.dim())
         found = self.readers(z, g)
@@ -209,20 +210,65 @@ class ReaderStage(Stage):
         return each.new_zeros(1, len(self.g)).index_add_(1, self.groups, each[None])
 
 
+@dataclass
+class Budget:
+    """What the stages of one text have left of the tolerance, and the nodes that they took.
+
+    Errors of all stages add up, with their signs. Most stages stay far below what they may use, so
+    a stage may use a part of what is left, not an equal share.
+    """
+
+    spent: float = 0.0
+    """Sum of the errors so far, in units of the tolerance."""
+    nodes: dict[str, int] = field(default_factory=dict)
+    """Nodes to begin with by kind of stage: the block above needed about as many."""
+
+    @property
+    def part(self) -> float:
+        """What the next stage may use; something in any case, however much is spent."""
+        return SHARE * max(1 - abs(self.spent), 1 / 4)
+
+
+MOST = 4
+"""A stage begins with at most so many times the nodes that were asked for."""
+
+
 def multipliers(
-    stage: Stage, settings: Settings, relative_to: Callable[[Parts], Tensor] | None = None
+    stage: Stage,
+    settings: Settings,
+    budget: Budget,
+    kind: str,
+    relative_to: Callable[[Parts], Tensor] | None = None,
 ) -> Parts:
     """What a stage hands down to each of its arguments, ``(...)`` by name.
 
     And what else it gives, under the names that it has there.
 
     Args:
-        stage: the stage.
-        settings: how to integrate.
-        relative_to: from what the first rule gives to what errors are relative to; None is what
-            the stage says.
+        stage: its ``relative_to`` is what the errors of all stages together are relative to.
+        settings: the rule to begin with, and the tolerance of all stages together.
+        budget: what of it is left; what this stage uses is taken off.
+        kind: stages of one kind need about as many nodes.
+        relative_to: from what the first rule gives to what errors are relative to, if the stage
+            does not say.
     """
-    swept = sweep([stage], settings.alphas, settings.weights)[0]
+    least = len(settings.alphas)
+    count = budget.nodes.get(kind, least)
+    settings, used = settings.with_nodes(count), stage.meter.pairs
+    found = sweep([stage], settings.alphas, settings.weights)[0]
+    first = stage.meter.pairs - used
+    whole = stage.relative_to
     if relative_to is not None:
-        stage = replace(stage, relative_to=relative_to({name: x[0] for name, x in swept.items()}))
-    return {name: x[0] for name, x in refine(stage, swept, settings).items()}
+        whole = relative_to({name: x[0] for name, x in found.items()})
+    stage = replace(stage, relative_to=whole * budget.part)
+    found = refine(stage, found, settings)
+    if settings.tolerance is not None:
+        gaps = stage.sums(found) - stage.totals
+        missed, allowed = float(gaps.abs().sum()), settings.tolerance * float(whole)
+        if allowed > 0:
+            budget.spent += float(gaps.sum()) / allowed
+        if stage.meter.pairs - used > first:
+            budget.nodes[kind] = min(count + (count + 1) // 2, MOST * least)
+        elif missed < 0.01 * allowed * budget.part:
+            budget.nodes[kind] = max(count - count // 4, least)
+    return {name: x[0] for name, x in found.items()}

@@ -99,6 +99,9 @@ class FeedForward:
     """Whether it gives its tokens as ``(N * S, D)``."""
     beside: bool = False
     """Whether it returns something else beside them."""
+    serving: tuple[tuple[nn.Module, int], ...] = ()
+    """Linear maps in the block, and their widths, that do not matter once heads, tokens and this
+    are given."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from captum_lig.errors import LigError
 from captum_lig.model.call import BlockCall, FeedForward, first_tensor, hidden_of
 from captum_lig.model.compare import deviation, deviations, nearly_equal
 from captum_lig.model.hooks import hooked, replaced_forward
-from captum_lig.model.split import SplitBlock
+from captum_lig.model.output_projection import LINEAR
+from captum_lig.model.split import SplitBlock, skipping
 
 __all__ = [
     "FeedForward",
@@ -102,7 +103,7 @@ def find_feed_forward(call: BlockCall) -> FeedForward | None:
         probe = _Probe(call)
         for candidate in probe.candidates():
             if probe.lets_through(candidate) and probe.refusal(candidate) is None:
-                return candidate.place
+                return probe.with_serving(candidate)
     return None
 
 
@@ -144,7 +145,7 @@ def named_feed_forward(call: BlockCall, module: nn.Module) -> FeedForward:
         reasons = [probe.refusal(one) for one in reversed(found)]
     for one, reason in zip(reversed(found), reasons, strict=True):
         if reason is None:
-            return one.place
+            return probe.with_serving(one)
     raise LigError(f"{says} {reasons[0]}. Name the module whose output the block adds.")
 
 
@@ -231,6 +232,28 @@ class _Probe:
                 f"token {int(self.positions[moved.nonzero()[0]])}"
             )
         return None
+
+    def with_serving(self, candidate: _Candidate) -> FeedForward:
+        """Its place, with the linear maps that do not matter once it is given."""
+        place, widths = candidate.place, dict[nn.Module, int]()
+
+        def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                widths[module] = output.shape[-1]
+
+        def run(skipped: dict[nn.Module, int]) -> Tensor:
+            with at_feed_forward(place, lambda _: candidate.own), skipping(skipped):
+                return self._run(self.moved_u, self.moved_z)
+
+        linear = [m for m in self.block.modules() if isinstance(m, LINEAR)]
+        with torch.no_grad(), hooked(linear, leave=note):
+            own = run({})
+        widths.pop(place.module, None)
+        with torch.no_grad():
+            found = {m: n for m, n in widths.items() if torch.equal(run({m: n}), own)}
+            if not torch.equal(run(found), own):
+                found = {}
+        return replace(place, serving=tuple(found.items()))
 
     def _moved(self, output: Tensor, own: Tensor) -> Tensor:
         """Which of the text's tokens are not what they were ``(P,)``."""

@@ -10,7 +10,8 @@ from captum_lig.errors import LigError
 from captum_lig.flow.explanation import Explanation
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.layer_flow_ig import LayerFlowIG
-from captum_lig.pretrained.load import load_model
+from captum_lig.prediction import layer_baselines
+from captum_lig.pretrained.load import load_model, says_what_comes_next
 
 __all__ = ["Explanation", "explain"]
 
@@ -20,7 +21,7 @@ def explain(
     model: str | Path | None = None,
     *,
     layers: Sequence[int] | None = None,
-    baseline: str | float = "target_token",
+    baseline: str | float | None = None,
     scalarization: str = "l2",
     n_steps: int = 16,
     method: str = "gausslegendre",
@@ -32,10 +33,14 @@ def explain(
 
     Args:
         text: the text; the tokenizer adds its special tokens, and they are kept.
-        model: a model on the Hugging Face hub or a folder; None is the embedded model.
+        model: ``"minilm"`` (None), ``"smollm2"``, a model on the Hugging Face hub or a folder.
             It is loaded in float32. Of an encoder-decoder the encoder is explained.
         layers: indices of the layers to attribute, None for all.
-        baseline: what the paths start from: ``"target_token"``, ``"zero"`` or a number.
+        baseline: what the paths start from: ``"target_token"``, ``"zero"``, a number, or
+            ``"padding"``: the tokens as they are when all but special tokens and the first are
+            padding. None is ``"padding"`` for a model that says what comes next, where the second
+            token sees only the first and itself, so that from its own token all comes from the
+            first, by construction; and ``"target_token"`` for others.
         scalarization: ``"l2"`` or ``"projection"``.
         n_steps: first nodes of the quadrature.
         method: quadrature, see :meth:`LayerFlowIG.attribute`.
@@ -64,7 +69,15 @@ def explain(
         "tolerance": tolerance,
         "self_term": self_term,
     }
-    result = engine.attribute(encoding, baseline, show_progress=show_progress, **settings)
+    if baseline is None:
+        padded = says_what_comes_next(loaded.network) and self_term is None
+        baseline = "padding" if padded else "target_token"
+    start: Any = baseline
+    if baseline == "padding":
+        start = layer_baselines(loaded.network, encoding, tokenizer=loaded.tokenizer)
+        if layers is not None:
+            start = [start[i] for i in layers if i in range(len(start))]
+    result = engine.attribute(encoding, start, show_progress=show_progress, **settings)
     flows = [result] if isinstance(result, LayerFlow) else result
     return Explanation(
         flows=flows,

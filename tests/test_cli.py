@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertModel, BertTokenizerFast
+from transformers import AutoModel, AutoTokenizer, BertModel, BertTokenizerFast
 from typer.testing import CliRunner, Result
 
+from captum_lig import LayerFlowIG
 from captum_lig import explain as explain_module
 from captum_lig.cli import app, parse_baseline, parse_layers
 from captum_lig.errors import LigError
 from captum_lig.explain import explain
 from captum_lig.io.flows import load_flows
 from tests.helpers.pages import header
+from tests.helpers.saved import save_tiny_gpt2
 
 TEXT = "the cats sat on [x] mat"
 TOKENS = ["[CLS]", "the", "cat", "##s", "sat", "on", "[", "x", "]", "mat", "[SEP]"]
@@ -109,11 +111,32 @@ def test_self_terms_are_asked_for_by_name(tiny: Path, tmp_path: Path) -> None:
     assert "self terms are estimated for the baseline 'target_token'" in sentence(refused)
 
 
+def test_a_model_of_what_comes_next_starts_from_padding(tmp_path: Path) -> None:
+    save_tiny_gpt2(tmp_path)
+    text = "the cat sat on the mat"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    inputs = tokenizer(text, return_tensors="pt")
+    padding = torch.full_like(inputs["input_ids"], tokenizer.pad_token_id)
+    padding[0, 0] = inputs["input_ids"][0, 0]
+    with torch.no_grad():  # what enters each block
+        starts = model(input_ids=padding, output_hidden_states=True).hidden_states[:2]
+    for layers in ([0, 1], [1]):
+        found = explain(text, tmp_path, layers=layers)
+        expected: Any = LayerFlowIG(model, layers).attribute(inputs, [starts[i] for i in layers])
+        for flow, right in zip(found.flows, expected, strict=True):
+            torch.testing.assert_close(flow.layer, right.layer)
+        assert found.settings["baseline"] == "padding"
+    chosen = explain(text, tmp_path, baseline="target_token")
+    assert {flow.baseline for flow in chosen.flows} == {"target_token"}
+    with pytest.raises(LigError, match="layer 7 does not exist"):
+        explain(text, tmp_path, layers=[0, 7])
+    out = tmp_path / "f.json"
+    assert run(text, "--model", tmp_path, "--out", out, "--layers", "1").exit_code == 0
+    assert load_flows(out).settings["baseline"] == "padding"
+
+
 def test_flows_of_the_command_are_those_of_the_library(tiny: Path, tmp_path: Path) -> None:
-    from transformers import AutoModel, AutoTokenizer
-
-    from captum_lig import LayerFlowIG
-
     out = tmp_path / "flow.safetensors"
     assert run(TEXT, "--model", tiny, "--out", out, "--steps", "4").exit_code == 0
     tokenizer, model = AutoTokenizer.from_pretrained(tiny), AutoModel.from_pretrained(tiny).eval()
@@ -277,7 +300,7 @@ def test_layers_that_are_none(given: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"), [("zero", "zero"), ("target_token", "target_token"), ("-1e-3", -0.001)]
+    ("given", "expected"), [("zero", "zero"), ("padding", "padding"), ("-1e-3", -0.001)]
 )
 def test_parse_baseline(given: str, expected: str | float) -> None:
     assert parse_baseline(given) == expected

@@ -36,12 +36,13 @@ def explain(
     model: Model = None,
     layers: Layers = "all",
     baseline: Annotated[
-        str,
+        str | None,
         option(
-            "target_token|zero|NUMBER",
-            "What a path starts from: for each target that target token, or a constant.",
+            "target_token|zero|padding|NUMBER",
+            "What a path starts from: for each target that target token, padding, or a constant.",
+            "padding for models of what comes next, else target_token",
         ),
-    ] = "target_token",
+    ] = None,
     scalarization: Scalarization = "l2",
     rule: Annotated[
         str,
@@ -79,7 +80,10 @@ def explain(
         check_outputs(outputs)
         if rule not in RULES:
             raise LigError(f"--rule {rule!r} is unknown: use one of {', '.join(RULES)}.")
-        indices, start = parse_layers(layers), parse_baseline(baseline)
+        indices, start = (
+            parse_layers(layers),
+            None if baseline is None else parse_baseline(baseline),
+        )
         _check_page(outputs, layers, indices)
 
         from rich.console import Console

@@ -30,7 +30,10 @@ def option(metavar: str, help: str, default: str | bool = True) -> Any:
 
 EMBEDDED = "the embedded all-MiniLM-L6-v2"
 Model = Annotated[
-    str | None, option("NAME|FOLDER", "Name on the Hugging Face hub, or a folder.", EMBEDDED)
+    str | None,
+    option(
+        "NAME|FOLDER", "minilm, smollm2, a name on the Hugging Face hub, or a folder.", EMBEDDED
+    ),
 ]
 Layers = Annotated[str, option("LIST|all", "Layers to look at, such as 0,2,4-5.")]
 Scalarization = Annotated[str, option("l2|projection", "What is attributed of an output vector.")]
@@ -53,8 +56,12 @@ def parse_layers(given: str) -> list[int] | None:
 
 
 def parse_baseline(given: str) -> str | float:
-    """``zero`` and ``target_token`` stay, a finite number becomes one, all else is a LigError."""
-    if given in ("zero", "target_token"):
+    """``zero``, ``target_token`` and ``padding`` stay, a finite number becomes one.
+
+    Raises:
+        LigError: for anything else.
+    """
+    if given in ("zero", "target_token", "padding"):
         return given
     try:
         number = float(given)
@@ -62,6 +69,6 @@ def parse_baseline(given: str) -> str | float:
         number = math.nan
     if not math.isfinite(number):
         raise LigError(
-            f"--baseline {given!r} is unknown: use target_token, zero or a finite number."
+            f"--baseline {given!r} is unknown: use target_token, zero, padding or a finite number."
         )
     return number

@@ -18,7 +18,16 @@ from captum_lig.errors import LigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["WORDS", "Checkpoint", "Pretrained", "find_model", "is_empty", "load_model", "quiet"]
+__all__ = [
+    "WORDS",
+    "Checkpoint",
+    "Pretrained",
+    "find_model",
+    "is_empty",
+    "load_model",
+    "quiet",
+    "says_what_comes_next",
+]
 
 _UNLIMITED = 10**9
 """transformers writes a tokenizer without a limit as one with a limit of about 10**30 tokens."""
@@ -201,6 +210,12 @@ def _loading(name: str) -> Iterator[None]:
             f"the name of a text model on the Hugging Face hub that can be reached from here, or "
             f"one of {', '.join(WORDS)} ({type(error).__name__}: {reason[:200]})."
         ) from error
+
+
+def says_what_comes_next(network: nn.Module) -> bool:
+    """Whether a model's weights are those of a causal language model, whatever head it has now."""
+    names = getattr(getattr(network, "config", None), "architectures", None) or ()
+    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
 def is_empty(tokenizer: PreTrainedTokenizerBase) -> bool:

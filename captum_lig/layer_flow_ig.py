@@ -188,9 +188,9 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             internal_batch_size: at most so many pairs of a path point and a target at once;
                 None chooses.
             return_convergence_delta: also return the completeness errors.
-            boundaries: with a target, which of ``"attention"`` (edges into the heads), ``"mlp"``,
-                ``"feed_forward"`` and ``"cross"``; None for all. Without ``"attention"`` there are
-                no edges, only sums. Without a target, which of ``"attention"``, ``"mlp"``,
+            boundaries: with a target, ``"mlp"`` for the sums alone: what goes through each head,
+                the MLP and past them; with ``"attention"``, or None, the edges into the heads, too.
+                Without a target, which of ``"attention"``, ``"mlp"``,
                 ``"layer"`` (the default are these three), ``"feed_forward"`` (with ``"mlp"``: the
                 MLP's output is a node of its own), ``"influence"`` and ``"cross"``. The
                 composition ``chain`` needs the first two. ``influence`` is more work, one

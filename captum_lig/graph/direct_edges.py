@@ -132,7 +132,10 @@ class DirectEdges:
         """
         if reader not in self.readers:
             raise LigError(f"there is no reader {brief(reader)}: see readers for those there are.")
-        return self._some(self.reader == self.readers.index(reader))
+        number = self.readers.index(reader)
+        reads = torch.zeros_like(self.reads)
+        reads[:, number] = self.reads[:, number]
+        return replace(self._some(self.reader == number), reads=reads)
 
     def out_of(self, writer: Writer) -> DirectEdges:
         """The edges out of one writer.
@@ -142,7 +145,10 @@ class DirectEdges:
         """
         if writer not in self.writers:
             raise LigError(f"there is no writer {brief(writer)}: see writers for those there are.")
-        return self._some(self.writer == self.writers.index(writer))
+        number = self.writers.index(writer)
+        reads = torch.zeros_like(self.reads)
+        reads[number] = self.reads[number]
+        return replace(self._some(self.writer == number), reads=reads)
 
     def strongest(self, k: int) -> DirectEdges:
         """The ``k`` of largest size."""
@@ -150,7 +156,10 @@ class DirectEdges:
         return self._some(torch.arange(len(self), device=self.value.device) < k)
 
     def summed(self) -> DirectEdges:
-        """One edge for each pair of writer and reader: the exact sums over all positions."""
+        """One edge for each pair of writer and reader: the exact sums over all positions.
+
+        Of edges :meth:`into` a reader or :meth:`out_of` a writer, the pairs of that one.
+        """
         writer, reader = self.reads.nonzero(as_tuple=True)
         value = self.sums[writer, reader]
         order = value.abs().argsort(descending=True, stable=True)

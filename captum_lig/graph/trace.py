@@ -54,6 +54,14 @@ class Trace:
     """``(L, N)`` at the MLP's output at each token: 0 in layers whose MLP is no node. None in
     graphs of lengths, which have no such nodes."""
 
+    def __repr__(self) -> str:
+        first, last = self.layers[0], self.layers[-1]
+        return (
+            f"Trace(layers {first} to {last}, {len(self.labels)} tokens, {self.heads.shape[1]} "
+            f"heads{'' if self.feed_forward is None else ', MLPs'}; sum entering "
+            f"{float(self.tokens[0].sum()):.4g}, leaving {float(self.tokens[-1].sum()):.4g})"
+        )
+
     def by_head(self) -> Tensor:
         """``(L, H)`` sums over the tokens."""
         return self.heads.sum(-1)

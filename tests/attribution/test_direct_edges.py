@@ -317,6 +317,8 @@ def test_some_of_them(everything: tuple[DirectEdges, Path]) -> None:
     assert len(summed) == summed.count == int(edges.reads.sum())
     assert all(edge.position is None for edge in summed)
     assert summed.into_target == edges.into_target
+    assert {edge.reader for edge in into.summed()} == {reader}
+    assert {edge.writer for edge in out.summed()} == {writer}
     assert bool((summed.value.abs().diff() <= 0).all())
     with pytest.raises(LigError, match="there is no reader"):
         edges.into(Reader("query", 9, 0))

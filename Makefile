@@ -39,7 +39,7 @@ bench: install $(LIG_VENV)/.made ## measure it again, and rewrite docs/benchmark
 	$(BIN)/python -m benchmarks.run --authors $(LIG_VENV)/bin/python
 
 test: $(VENV)/.test $(VENV)/.model ## run the tests (PYTEST_ARGS="..." is passed on)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## look for faults of style, change nothing
 	$(BIN)/ruff check .

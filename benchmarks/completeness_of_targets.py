@@ -139,7 +139,10 @@ def main() -> None:
     for question in questions(model, tokenizer, arguments.count):
         for answer in answers(lig, question):
             found.append(answer)
-            say(f"{len(found):4d} {answer.kind}: {answer.worst:.1e}  {answer.text}")
+            say(
+                f"{len(found):4d} {answer.kind}: {answer.worst:.1e}, {answer.nodes:.1f} nodes, "
+                f"{answer.seconds:.1f} s, {answer.cancelled} cancelling  {answer.text}"
+            )
     kinds = list(dict.fromkeys(one.kind for one in found))
     columns = ("", "texts", "worst", "median", "missed", "cancelling", "nodes", "most", "seconds")
     rows = [row(kind, [one for one in found if one.kind == kind]) for kind in kinds]

@@ -339,10 +339,9 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
 
         Example::
 
-            >>> edges = lig.direct_edges(inputs, other_inputs, logit(" are", minus=" is"))
-            >>> edges.strongest(1).words()
-            ["a12.h3 -> a20.h1.q at ' France' (3)"]
-            >>> edges.into(Reader("output")).summed().rows()
+            edges = lig.direct_edges(inputs, other_inputs, logit(" are", minus=" is"))
+            edges.strongest(1).words()  # ["a12.h3 -> a20.h1.q at ' France' (3)"]
+            edges.summed().into(Reader("output")).rows()
         """
         whole_number("keep", keep, 1)
         if target is None:

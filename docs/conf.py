@@ -75,6 +75,7 @@ html_show_sphinx = False
 CONTENTS = {
     "Start": [
         "docs/getting-started",
+        "docs/why",
         "docs/gallery",
         "tutorials/first_map",
         "tutorials/set_to_set",

@@ -55,6 +55,7 @@ def test_all_options_reach_the_library(gpt2: Path) -> None:
         (["--generate", "2"], {"generate": 2}),
         (["--position", "3"], {"position": 3}),
         (["--chat"], {"chat": True}),
+        (["--tolerance", "0.0001"], {"tolerance": 1e-4}),
         (["--similar-to", "a dog"], {"similar_to": "a dog"}),
         (["--dtype", "float64", "--device", "cpu"], {"dtype": "float64", "device": "cpu"}),
     ):

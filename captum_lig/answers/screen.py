@@ -91,7 +91,8 @@ def _question(a: Screened) -> Section:
     rows = [("the text", f'"{_line(a.text)}"'), ("compared with", other)]
     if a.continuation is not None:
         rows.append(("continued with", f'"{_line(a.continuation)}"'))
-    return Section(f"Why does {_line(a.model)} say that?", rows=list(rows), left=2)
+    verb = "say that" if a.says.options else "give that number"
+    return Section(f"Why does {_line(a.model)} {verb}?", rows=rows, left=2)
 
 
 def _predictions(a: Screened) -> Section:
@@ -161,7 +162,8 @@ def _mlps(a: Screened, count: int) -> Section:
 
 def _trust(a: Screened) -> Section:
     notes = [
-        "(3): the token's position in the text. head 23.4: head 4 of layer 23. All count from 0. "
+        "A head takes something from one token to another, an MLP works on one. (3): the token's "
+        "position in the text. head 23.4: head 4 of layer 23. All count from 0.",
         "A part is how much of the change comes through it, in the unit of the number that is "
         "explained. The parts of the words add up to the change. Those of heads and MLPs do not: "
         "what goes through one head may go on through others and through MLPs.",
@@ -196,7 +198,7 @@ def _checked(check: Check, count: int) -> Section:
             position = row.node.position
             where = "" if position is None else at(check.labels[position], position)
             named = {
-                "tokens": f"entering layer {row.node.layer}",
+                "tokens": f"token into layer {row.node.layer}",
                 "heads": f"head {row.node.layer}.{row.node.head}",
                 "attention": f"attention {row.node.layer}",
                 "feed_forward": f"MLP {row.node.layer}",

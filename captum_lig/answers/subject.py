@@ -85,7 +85,7 @@ def subject_of(
     """Find a model; its weights are not loaded.
 
     Args:
-        model: see :func:`why`.
+        model: see ``why``.
         sentence: whether it is asked how alike two texts are.
         tokenizer: of a model that has none beside it.
         dtype: ``"float32"`` or ``"float64"``.

@@ -39,7 +39,7 @@ def kind_of(architecture: str) -> Kind | None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The question: the arguments of :func:`why` of these names."""
+    """The question: the arguments of ``why`` of these names."""
 
     text: str
     against: str | None = None

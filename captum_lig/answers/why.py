@@ -29,7 +29,10 @@ from captum_lig.pretrained.load import quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["why"]
+__all__ = ["TOLERANCE", "why"]
+
+TOLERANCE = 1e-2
+"""The parts are shown with three digits, of sums that are as a rule ten times nearer than this."""
 
 
 def why(
@@ -48,6 +51,7 @@ def why(
     tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    tolerance: float | None = TOLERANCE,
     show_progress: bool = False,
     **settings: Any,
 ) -> Answer:
@@ -78,18 +82,24 @@ def why(
         tokenizer: of a model that has none beside it.
         dtype: ``"float32"`` (None) or ``"float64"``, of a model by name.
         device: such as ``"cuda"``, of a model by name.
+        tolerance: largest error of the sum of the parts at any depth, relative to the change. It
+            is wider than that of :meth:`LayerFlowIG.attribute`, which can take ten times as long.
         show_progress: show a bar.
-        settings: of the quadrature, see :meth:`LayerFlowIG.attribute`: ``n_steps``, ``tolerance``,
-            ``max_steps``, ``method``, ``internal_batch_size``.
+        settings: of the quadrature, see :meth:`LayerFlowIG.attribute`: ``n_steps``, ``max_steps``,
+            ``method``, ``internal_batch_size``.
 
     Raises:
         LigError: for anything that cannot be worked with; the message says what to do.
 
     Example::
 
-        >>> answer = why("The capital of France is", against="The capital of Italy is")
-        >>> answer.strongest_heads(1)[0].name
-        'head 23.4'
+        >>> answer = why(
+        ...     "She plays the guitar.",
+        ...     against="She plays the piano.",
+        ...     similar_to="He is a guitarist.",
+        ... )
+        >>> answer.strongest_tokens(1)[0].token
+        'guitar'
     """
     began = time.perf_counter()
     wanted = Wanted(
@@ -129,6 +139,7 @@ def why(
         about.target,
         tokenizer=subject.tokenizer,
         show_progress=show_progress,
+        tolerance=tolerance,
         **settings,
     )
     tokens = subject.tokenizer.convert_ids_to_tokens(texts.ids)

@@ -29,7 +29,7 @@ def percent(share: float | None) -> str:
 
 def error_percent(share: float) -> str:
     """A small share without a sign."""
-    return f"{100 * share:.1g} %" if share < 0.1 else f"{share:.0%}"
+    return f"{100 * share:.1g}%" if share < 0.1 else f"{share:.0%}"
 
 
 def probability(value: float) -> str:

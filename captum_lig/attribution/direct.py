@@ -13,6 +13,7 @@ The edges are those of edge attribution patching (Syed et al. 2023, arXiv:2310.1
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -155,7 +156,26 @@ def direct_edges(
             for first, values in streams.down(show_progress):
                 for add in sinks:
                     add(first, values)
-    return strongest.edges(top.change, target.words, labels)
+        found = strongest.edges(top.change, target.words, labels)
+        _warn_if_off(found, float(top.scale(streams.entering)), settings)
+    return found
+
+
+def _warn_if_off(edges: DirectEdges, scale: float, settings: Settings) -> None:
+    """Say so if one of the sums that have to be the change is not."""
+    sums = {
+        "the edges into it": edges.into_target,
+        "those out of the embedding": edges.out_of_embedding,
+    }
+    tolerance = settings.tolerance
+    for what, value in sums.items():
+        if tolerance is not None and not abs(value - edges.change) <= tolerance * scale:
+            warnings.warn(
+                f"{edges.target} changes by {edges.change:.6g}, and {what} add up to {value:.6g}: "
+                f"more than tolerance={tolerance:g} off. Raise max_steps or n_steps, or give "
+                "dtype=torch.float64.",
+                stacklevel=5,
+            )
 
 
 class Streams:
@@ -178,8 +198,8 @@ class Streams:
                 cross=None,
                 settings=chain.settings,
                 edges=False,
-                budget=chain.budget,
                 meter=Meter(),
+                budget=chain.budget,
             )
             for call, other in zip(chain.blocks, chain.others, strict=True)
         ]
@@ -190,6 +210,8 @@ class Streams:
         """Of each part that comes: its first reader, how many, and how many writers they read."""
         self.changes = self._written()
         """``(N, W, D)``"""
+        self.entering = self.changes.new_zeros(0)
+        """``(S,)`` the tokens' relevances at the bottom, once :meth:`down` has come there."""
 
     def _written(self) -> Tensor:
         """What all writers change, tokens without padding first; notes writers and readers."""
@@ -244,7 +266,7 @@ class Streams:
             numbers, total=len(self.layers), desc="layers", unit="layer", disable=not show_progress
         ):
             block = self.layers[number]
-            scale = self.top.scale(relevance(g, block.y))
+            scale = self.top.finest(relevance(g, block.y))
             handed = block.down(g, scale)
             self._check_sum(number, g, handed)
             if "feed_forward" in handed.stages:
@@ -252,6 +274,7 @@ class Streams:
             if "attention" in handed.stages:
                 yield self._edges(plan.pop(), handed.stages["attention"][READERS])
             g = handed.z
+        self.entering = relevance(g, self.layers[0].z)
 
     def _check_sum(self, number: int, g: Tensor, handed: Handed) -> None:
         """The stream passes a block unchanged, and its MLP reads heads through the stream alone."""

@@ -66,6 +66,9 @@ def why(
         Path | None,
         option("DIR", "Folder for the page, the picture and the numbers.", False),
     ] = None,
+    tolerance: Annotated[
+        float, option("X", "Largest error of the sums, relative to the change.")
+    ] = 1e-2,
     format: Annotated[str, option("table|json", "What is printed.")] = "table",
     device: Annotated[str | None, option("NAME", "Where the model runs.", "cpu")] = None,
     dtype: Annotated[
@@ -100,6 +103,7 @@ def why(
             chat=chat,
             dtype=dtype,
             device=device,
+            tolerance=tolerance,
             show_progress=sys.stderr.isatty(),
         )
         if check:

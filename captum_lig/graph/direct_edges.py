@@ -66,7 +66,7 @@ class Edge:
         return f"{self.writer} -> {self.reader}{where}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DirectEdges:
     """Direct edges of one text for a number ``F``, ``K`` of them kept, the strongest first.
 

@@ -132,7 +132,7 @@ class FlowGraph(JoinedLayers):
 
         **In a graph with a target** no argument but ``layers`` is needed: relevances of tokens,
         heads and MLPs are there, exact, in units of the target. Of a whole graph they add up to
-        :attr:`change` at every depth. Pruning does not change a node's relevance;
+        ``change`` at every depth. Pruning does not change a node's relevance;
         :attr:`Trace.lost` says what the edges that are left do not carry.
 
         **In a graph of lengths** relevance is handed down from the tokens leaving the last layer:
@@ -290,7 +290,7 @@ class FlowGraph(JoinedLayers):
         are left stay what they are: what the others carried is :attr:`Trace.lost`.
 
         In a graph with a target an edge is as strong as it is large, relative to the size of
-        :attr:`change`. Relevances of nodes stay what they are.
+        ``change``. Relevances of nodes stay what they are.
 
         Args:
             threshold: keep edges that carry at least this share, between 0 and 1.

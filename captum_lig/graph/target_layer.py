@@ -142,6 +142,8 @@ class TargetLayer(GraphLayer):
                 return ends.new_zeros(empty)
             return placed(values[0].double(), *axes)
 
+        if flow.mlp is not None and flow.mlp.shape[-1]:
+            flow.need("attention")  # heads without edges into them join nothing
         heads = edges("mlp", "target", "head")
         into_mlp, own, residual = None, None, edges("residual", "target")
         if flow.feed_forward is not None:

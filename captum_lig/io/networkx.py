@@ -56,7 +56,7 @@ def to_networkx(graph: FlowGraph) -> networkx.DiGraph[Any]:
     (the MLP's output at a token) and ``"target"``: that is one node, ``(l, "target", None, None)``
     with the number after the last layer, to which the tokens leaving that lead. In place of ``sum``
     nodes have ``relevance``; that of the target is its change. Kinds of edges are those of
-    :meth:`FlowGraph.edges`, and ``"target"``; ``value`` is in units of the target, ``share`` the
+    ``FlowGraph.edges``, and ``"target"``; ``value`` is in units of the target, ``share`` the
     part of its size in the sizes of all that lead to the node, and of attention edges
     ``value_part`` is what came through the values.
 

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from captum_lig._types import QKV
 from captum_lig.cost import Meter
-from captum_lig.model.attention_call import AttentionCall
+from captum_lig.model.attention_call import AttentionCall, handle_with
 from captum_lig.model.call import BlockCall, FeedForward
 from captum_lig.model.compare import deviations
 from captum_lig.model.cross_attention import Cross
 from captum_lig.model.feed_forward import at_feed_forward
 from captum_lig.model.hooks import stoppable
+from captum_lig.model.sdpa import use_sdpa
 from captum_lig.model.split import SplitBlock, by_token, skipping
 
 __all__ = ["AroundMlp", "Stages"]
@@ -82,7 +83,11 @@ class Stages:
 
     def attend(self, z: Tensor) -> Tensor:
         """``z -> u``: ``(N, S, D)`` to ``(N, S, H, width)``."""
-        return self.split.attend(z)
+        if self.split.call.site != "parts":
+            return self.split.attend(z)
+        # Torch's fused attention has no derivative along a direction.
+        with use_sdpa(), handle_with(lambda call: call.eager()):
+            return self.split.attend(z)
 
     def feed_forward(
         self, z: Tensor, u: Tensor, c: Tensor | None = None, positions: Tensor | None = None

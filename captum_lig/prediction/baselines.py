@@ -61,7 +61,7 @@ def input_baseline(
         additional_forward_args: further arguments after ``inputs``, without baselines.
         tokenizer: of the text; None is the one beside the model, if it is needed.
         fixed: so many of a text's last tokens stay where ``baselines`` is None, see
-            :attr:`BoundTarget.fixed`.
+            ``BoundTarget.fixed``.
 
     Raises:
         LigError: for a baseline that does not fit the inputs.

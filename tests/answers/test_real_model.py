@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,18 @@ def test_its_strongest_heads_are_among_those_of_patching(answer: Answer) -> None
     ]
     assert ours[0] == Node("heads", 23, 4, 4)
     assert len(set(ours) & best) >= 4
+
+
+def test_the_documentation_shows_this_screen(answer: Answer) -> None:
+    """But for its first line, a folder's name here, and what depends on the machine."""
+    page = Path(__file__).parents[2] / "docs" / "why.md"
+    (shown, *_) = re.findall(
+        r"^```text\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+
+    def lasting(screen: str) -> list[str]:
+        lines = screen.strip().splitlines()[1:]
+        return [one for one in lines if not re.search(r"^within | for the parts\.$", one)]
+
+    assert len(lasting(shown)) > 40
+    assert lasting(str(answer)) == lasting(shown)

@@ -12,6 +12,7 @@ from transformers import BertForSequenceClassification, GPT2LMHeadModel
 from captum_lig import LayerFlow, LayerFlowIG
 from captum_lig.prediction import class_logit, cosine, log_probability, logit, state
 from tests.helpers import models
+from tests.helpers.ids import words
 from tests.helpers.laws import EXACT, assert_same, check_laws, number_of, sum_entering
 from tests.helpers.state import Unchanged
 
@@ -192,7 +193,7 @@ def of_all(output: Any) -> Tensor:
         (logit([7, 8], minus=9, position=2), of_two),
         (of_all, of_all),
     ],
-    ids=str,
+    ids=words,
 )
 def test_numbers_of_a_decoder(target: Any, read: Any) -> None:
     model = decoder(2)

@@ -182,6 +182,16 @@ def test_a_state_is_a_target() -> None:
     assert edges.into(Reader("output")).position.unique().tolist() == [3]
 
 
+def test_sums_that_miss_are_told_of() -> None:
+    model = models.tiny_llama(layers=2)
+    rough: dict[str, Any] = {"n_steps": 1, "tolerance": 1e-6, "max_steps": 1}
+    with pytest.warns(UserWarning, match="changes by") as told:
+        LayerFlowIG(model).direct_edges(INPUTS, BASELINES, number, **rough)
+    said = [str(one.message) for one in told]
+    assert any("changes by" in x and "the edges into it add up to" in x for x in said)
+    assert any("changes by" in x and "those out of the embedding add up to" in x for x in said)
+
+
 # ---- refused ---------------------------------------------------------------------------------
 
 
@@ -312,6 +322,31 @@ def test_some_of_them(everything: tuple[DirectEdges, Path]) -> None:
         edges.into(Reader("query", 9, 0))
     with pytest.raises(LigError, match="there is no writer"):
         edges.out_of(Writer("heads", 0, 9))
+
+
+class Words:
+    """As much of a tokenizer as names tokens."""
+
+    def decode(self, ids: list[int]) -> str:
+        return f" w{ids[0]}"
+
+
+def test_tokens_by_name() -> None:
+    padded, other = (torch.cat([torch.tensor([[0]]), x], 1) for x in (INPUTS, BASELINES))
+    inputs = {"input_ids": padded, "attention_mask": torch.tensor([[0, 1, 1, 1, 1]])}
+    baselines = {**inputs, "input_ids": other}
+    words: Any = Words()
+
+    def last(output: Any) -> Tensor:
+        return number(output[0][:, -1])
+
+    model = models.tiny_llama(layers=2)
+    edges = LayerFlowIG(model).direct_edges(inputs, baselines, last, tokenizer=words)
+    assert edges.labels == (" w11", " w45", " w23", " w8")
+    edge = next(iter(edges))
+    assert edge.position is not None
+    name = edges.labels[edge.position]
+    assert edges.words(1) == [f"{edge.writer} -> {edge.reader} at {name!r} ({edge.position})"]
 
 
 def test_in_words(everything: tuple[DirectEdges, Path]) -> None:

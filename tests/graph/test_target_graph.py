@@ -567,6 +567,14 @@ def test_flows_that_do_not_fit_are_refused() -> None:
         FlowGraph(target_flows(change=0.0)).prune(threshold=0.1)
 
 
+def test_flows_of_sums_alone_are_refused() -> None:
+    flows = target_flows()
+    some = {name: x for name, x in flows[1].tensors.items() if not name.startswith("attention")}
+    flows[1] = replace(flows[1], tensors=some)
+    with pytest.raises(LigError, match=r"no 'attention': .*'attention' was left out of boundaries"):
+        FlowGraph(flows)
+
+
 # --- sharing out lengths --------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from captum_lig import Block, LayerFlow, LayerFlowIG, LigError
 from tests.helpers.families import drawn, noise
+from tests.helpers.ids import words
 from tests.helpers.state import HOOKS
 from tests.helpers.twins import by_autograd
 
@@ -203,7 +204,7 @@ def test_any_number_of_heads_that_divides_is_taken_at_its_word(
         ({"input": "second", "output": "first"}, "did not run"),
         ({"input": "first", "attention": "second.heads.out", "heads": 4}, "did not reach"),
     ],
-    ids=str,
+    ids=words,
 )
 def test_descriptions_that_make_no_sense(model: Own, x: Tensor, given: Any, says: str) -> None:
     with pytest.raises(LigError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,15 @@ def test_a_picture_takes_no_start() -> None:
         plot_graph(given(), start=[1.0] * 5)
     with pytest.raises(LigError, match="target=2"):
         given().plot(2)
+
+
+def test_a_caption_names_the_baseline_as_readable_text() -> None:
+    flows = [replace(one, baseline="The \u202ekey $x^$\nfell.") for one in target_flows()]
+    figure, _ = plot_graph(FlowGraph(flows, TOKENS), k=0)
+    caption = figure.get_supxlabel().replace("\n", " ")
+    assert caption.endswith("$x^$\\nfell.")
+    assert "\u202e" not in caption
+    figure.canvas.draw()
 
 
 def test_bars_of_sizes() -> None:

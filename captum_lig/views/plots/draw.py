@@ -254,7 +254,7 @@ def draw_color_bar(
 def finish(
     figure: Figure, title: str | None, caption: str | None, width: float, show: bool
 ) -> None:
-    """Put a title of untrusted text over a figure of ``width`` inches and say below what it shows.
+    """Put a title over a figure of ``width`` inches and say below what it shows: untrusted texts.
 
     Raises:
         LigError: with ``show``, if matplotlib is too old for it.
@@ -265,7 +265,8 @@ def finish(
         heading = textwrap.fill(heading, int(width * 10.5), max_lines=2, placeholder=" …")
         figure.suptitle(heading, fontsize=11, x=0.01, ha="left", **style)
     if caption is not None:
-        text = textwrap.fill(caption, max(20, int(width * 18)))
+        text = drawable(readable_text(caption), style["family"])
+        text = textwrap.fill(text, max(20, int(width * 18)))
         figure.supxlabel(text, fontsize=7, x=0.01, ha="left", **style)
     if not show:
         return

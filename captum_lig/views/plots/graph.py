@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_lig.errors import LigError
-from captum_lig.flow.tokens import readable_text
 from captum_lig.graph import FlowGraph, Route
 from captum_lig.graph.trace import shared_out
 from captum_lig.views.plots import draw
-from captum_lig.views.plots.text import drawable, font_families
 
 __all__ = ["plot_graph"]
 
@@ -211,18 +209,17 @@ def _draw_routes(axes: Axes, routes: list[Route], first: int) -> None:
 
 def _target_caption(graph: FlowGraph, routes: list[Route]) -> str:
     text = (
-        f"Relevance to {drawable(readable_text(str(graph.target)), font_families())} of the tokens "
-        "leaving the last layer (right), and of what leads to them (left), in its units: dots, and "
-        "squares for MLPs, by size, red for it and blue against it; the strongest links of each "
-        f"layer (at most {_links_a_layer(graph)}), all heads together, in grey what stays with its "
-        "token. "
+        f"Relevance to {graph.target} of the tokens leaving the last layer (right), and of what "
+        "leads to them (left), in its units: dots, and squares for MLPs, by size, red for it and "
+        f"blue against it; the strongest links of each layer (at most {_links_a_layer(graph)}), "
+        "all heads together, in grey what stays with its token. "
     )
     if routes:
         text += (
             f"Green: the strongest routes, with {', '.join(f'{one.share:.2g}' for one in routes)} "
             "of the sizes of all; h: head. "
         )
-    return text + f"Baseline {graph.baseline}."
+    return text + f"Baseline {graph.baseline.rstrip('.')}."
 
 
 def _caption(graph: FlowGraph, ends: list[int], routes: list[Route], rule: str) -> str:

@@ -13,13 +13,16 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks import loop, memory, passes, side_by_side
+from benchmarks import loop, memory, passes, side_by_side, target_cost
 from benchmarks.common import finish, say, use_threads
 from benchmarks.worker import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 
-PARTS = {part.__name__.rpartition(".")[2]: part for part in (loop, passes, memory, side_by_side)}
+PARTS = {
+    part.__name__.rpartition(".")[2]: part
+    for part in (loop, passes, memory, target_cost, side_by_side)
+}
 
 PREAMBLE = """# Benchmarks
 

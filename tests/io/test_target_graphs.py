@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,6 @@ def test_json_is_what_the_module_documents(tmp_path: Path) -> None:
         (lambda d: d.pop("change"), "'change' is None"),
         (lambda d: d["layers"][0]["tensors"].pop("feed_forward"), "is there without feed_forward"),
         (lambda d: d["layers"][0]["tensors"].pop("leaving"), "leaving"),
-        (lambda d: d["layers"][0]["tensors"].pop("attention_value"), "attention_value"),
     ],
 )
 def test_damage_is_told(tmp_path: Path, spoil: Any, message: str) -> None:
@@ -92,6 +92,22 @@ def test_damage_is_told(tmp_path: Path, spoil: Any, message: str) -> None:
     path.write_text(json.dumps(document))
     with pytest.raises(LigError, match=f"damaged: .*{message}"):
         FlowGraph.load(path)
+
+
+def test_values_that_a_block_hides(tmp_path: Path) -> None:
+    flows = target_flows()
+    hidden = [
+        replace(flow, tensors={n: x for n, x in flow.tensors.items() if n != "attention_value"})
+        for flow in flows
+    ]
+    graph = FlowGraph(hidden)
+    assert bool(graph.edges("attention").value_part.isnan().all())
+    for name in ("graph.json", "graph.safetensors"):
+        again = FlowGraph.load(graph.save(tmp_path / name))
+        assert again.layers[0].attention_value is None
+        torch.testing.assert_close(again.relevance().tokens, FlowGraph(flows).relevance().tokens)
+    assert not any("value_part" in about for *_, about in graph.to_networkx().edges(data=True))
+    assert graph.to_html(tmp_path / "page.html").stat().st_size > 0
 
 
 def test_tensors_of_the_other_kind_are_told(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What single nodes and edges of a model do to a number: they get other values, and it runs on."""
 
 from captum_lig.patching.check import Check, CheckedNode, Correlation, check
-from captum_lig.patching.edges import Edge, EdgeEffects, Reader, Writer
+from captum_lig.patching.edges import EdgeEffects
 from captum_lig.patching.effects import Effects, Means
 from captum_lig.patching.nodes import Node, NodeValues
 from captum_lig.patching.patch import edge_effects, effects, means
@@ -10,14 +10,11 @@ __all__ = [
     "Check",
     "CheckedNode",
     "Correlation",
-    "Edge",
     "EdgeEffects",
     "Effects",
     "Means",
     "Node",
     "NodeValues",
-    "Reader",
-    "Writer",
     "check",
     "edge_effects",
     "effects",

@@ -27,7 +27,10 @@ from captum_lig.model.written import no_direct_edges, reads_heads, written
 from captum_lig.patching.runs import Place, Run
 from captum_lig.patching.two_runs import TwoRuns
 
-__all__ = ["Edge", "EdgeEffects", "Reader", "Streams", "Writer"]
+__all__ = [
+    "EdgeEffects",
+    "Streams",
+]
 
 NAMES: dict[Place, str] = {"entering": "z", "heads": "u", "feed_forward": "m", "leaving": "y"}
 """Names of nodes in a block's stages."""

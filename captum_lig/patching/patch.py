@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
+from captum_lig.graph.direct_edges import Edge
 from captum_lig.model.inputs import ModelCall
-from captum_lig.patching.edges import Edge, EdgeEffects, Streams
+from captum_lig.patching.edges import EdgeEffects, Streams
 from captum_lig.patching.effects import Effects, Means
 from captum_lig.patching.nodes import KINDS, Node, checked_kinds
 from captum_lig.patching.runs import Layers, Place, blocks_of, one_text, runner

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lig import LigError, patching
-from captum_lig.patching import Edge, Reader, Writer
+from captum_lig.graph import Edge, Reader, Writer
 from tests.helpers import models
 from tests.helpers.families import FAMILIES
 from tests.helpers.state import Unchanged

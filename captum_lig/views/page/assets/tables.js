@@ -1,15 +1,6 @@
 // What the page says in words and tables: for reading, for screen readers, for tests.
 
-import {
-  columnName,
-  element,
-  number,
-  percent,
-  plain,
-  quoted,
-  size,
-  token,
-} from "./words.js";
+import { columnName, element, number, percent, plain, quoted, size, token } from "./words.js";
 
 export const MOST_ROWS = 100;
 

@@ -10,9 +10,9 @@ from captum_lig import LayerFlowIG
 from tests.helpers.families import FAMILIES, Family
 from tests.helpers.laws import check_laws, number_of, other_inputs
 
-KINKS = {"t5": 1e-2}
+KINKS = {"t5": 4096}
 """ReLU: what a rule misses in a panel with a kink falls with its width alone, and every unit of
-every token has one. What is missed then is said in a warning."""
+every token has one: more nodes are needed."""
 WITHOUT_MLP = ("fnet", "mamba")
 """Nothing inside says which tokens it reads: the block is one stage."""
 
@@ -21,17 +21,16 @@ WITHOUT_MLP = ("fnet", "mamba")
 def test_a_number_is_handed_down(family: Family) -> None:
     model = family.build()
     inputs = family.inputs(model)
-    tolerance = KINKS.get(family.name, 1e-3)
     lig, other = LayerFlowIG(model), other_inputs(inputs)
+    most = KINKS.get(family.name, 512)
     with warnings.catch_warnings():
-        if family.name in KINKS:
-            warnings.filterwarnings("ignore", message=".*sums are not within tolerance")
+        warnings.filterwarnings("error", message=".*sums are not within tolerance")
         flows, delta = lig.attribute(
-            inputs, other, number_of, return_convergence_delta=True, max_steps=512
+            inputs, other, number_of, return_convergence_delta=True, max_steps=most
         )
     assert isinstance(flows, list)
     assert [flow.index for flow in flows] == list(range(len(family.sites)))
-    check_laws(flows, tolerance)
+    check_laws(flows, 1e-3)
     lowest = flows[0].need("entering").sum(-1)
     missing = lowest + (0 if flows[0].elsewhere is None else flows[0].elsewhere)
     assert (delta == missing - flows[0].need("change")).all()

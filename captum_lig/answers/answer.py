@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from captum_lig.answers.page import write_answer
 from captum_lig.answers.parts import (
     Held,
     Part,
@@ -45,6 +46,8 @@ class Run:
     other: dict[str, Tensor]
     target: TargetLike
     tokenizer: PreTrainedTokenizerBase | None
+    position: int = -1
+    """Where a token is predicted; negative ones count from the end."""
 
 
 @dataclass
@@ -186,7 +189,7 @@ class Answer:
         title = f"{self.model}: “{self.text}”, {self.target}"
         try:
             folder.mkdir(exist_ok=True)
-            self.graph.to_html(page, title)
+            write_answer(self, page)
             figure, _ = self.graph.plot(title=title)
             figure.savefig(picture, dpi=200)
             written = json.dumps(self.numbers(), ensure_ascii=False, indent=1, allow_nan=False)

@@ -101,6 +101,8 @@ def _question(a: Paged) -> str:
         return f"Why does {a.model} say {a.favours[0]} and not {a.favours[1]}?"
     if a.continuation is not None:
         return f"Why does {a.model} go on with {quoted(a.continuation, 80)}?"
+    if a.target.startswith("cosine with "):
+        return f"Why does {a.model} find the text like {a.target.removeprefix('cosine with ')}?"
     return f"What does the {readable_text(a.target)} come from in {a.model}?"
 
 

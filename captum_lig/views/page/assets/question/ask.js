@@ -1,6 +1,7 @@
 // The page of a number: builds its parts, and keeps them and the address at the same state.
 
 import { unpack } from "../numbers.js";
+import { element } from "../words.js";
 import { Data } from "./data.js";
 import { Drawing, shownText } from "./drawing.js";
 import { nodesTable, notesList, tokensTable } from "./lists.js";
@@ -80,11 +81,11 @@ class Page {
     window.addEventListener("beforeunload", (event) => {
       if (this.notes.changed) event.preventDefault();
     });
-    let { innerWidth: width } = window;
-    window.addEventListener("resize", () => {
-      if (window.innerWidth !== width) this.soon();
-      width = window.innerWidth;
-    });
+    let width = at("graph").clientWidth;
+    new ResizeObserver(() => {
+      if (at("graph").clientWidth !== width) this.soon();
+      width = at("graph").clientWidth;
+    }).observe(at("graph"));
   }
 
   more(by) {
@@ -159,10 +160,22 @@ class Page {
     at("nodes").replaceChildren(...nodesTable(view, nodes));
     at("notes").replaceChildren(...notesList(view, (name) => this.nameOf(name)));
     at("save").classList.toggle("due", this.notes.changed);
-    for (const button of at("own-words").children) {
-      button.setAttribute("aria-pressed", String(state.selected === `t${button.dataset.at}`));
-    }
+    this.showWord();
     this.showPanel(chosen);
+  }
+
+  /** The word that is selected; in a long text it is scrolled to. */
+  showWord() {
+    const words = at("own-words");
+    for (const button of words.children) {
+      const on = this.state.selected === `t${button.dataset.at}`;
+      if (on && button.getAttribute("aria-pressed") === "false") {
+        const [box, all] = [button.getBoundingClientRect(), words.getBoundingClientRect()];
+        if (box.top < all.top) words.scrollTop += box.top - all.top - 4;
+        if (box.bottom > all.bottom) words.scrollTop += box.bottom - all.bottom + 4;
+      }
+      button.setAttribute("aria-pressed", String(on));
+    }
   }
 
   showPanel(chosen) {
@@ -178,7 +191,14 @@ class Page {
       (all[Math.min(place, all.length - 1)] ?? at("panel")).focus({ preventScroll: true });
     }
     const said = at("sentence")?.textContent ?? "";
-    if (at("said").textContent !== said) at("said").textContent = said;
+    if (at("said").textContent === said) return;
+    at("said").textContent = said;
+    const more = element("button", { type: "button" }, "More");
+    more.addEventListener("click", () => {
+      at("panel").scrollIntoView();
+      at("panel").focus({ preventScroll: true });
+    });
+    at("now").replaceChildren(...(said ? [element("span", {}, said), more] : []));
   }
 
   nameOf(name) {

@@ -1,7 +1,7 @@
 // The graph: columns of tokens, the stream of each, and nodes that stand on it, bottom to top.
 
 import { element } from "../words.js";
-import { arrange } from "./layout.js";
+import { arrange, NODE } from "./layout.js";
 import { edgeSentence, nodeSentence, quoted, signed, word } from "./said.js";
 import { edgeName } from "./state.js";
 
@@ -28,13 +28,13 @@ export class Drawing {
 
   draw(state, nodes, chosen, marked) {
     const { data, root } = this;
-    const width = root.clientWidth - 2;
+    const width = Math.max(160, root.clientWidth);
     const made = arrange(data, state, chosen, nodes, width);
     this.made = made;
     const focused = root.contains(document.activeElement)
       ? document.activeElement.dataset.key
       : null;
-    const height = made.bottom + 96;
+    const height = made.bottom + 112;
     const svg = shape("svg", { width: made.width, height, "aria-hidden": "true" });
     svg.append(this.pattern(), ...this.layers(state), ...this.streams(state));
     svg.append(...this.lines(state, marked), ...this.intoEnd(state));
@@ -116,11 +116,12 @@ export class Drawing {
     return made.edges.flatMap((edge) => {
       const { to, from, value } = edge;
       const y0 = made.levels[edge.node.place - state.first];
-      const bend = Math.max(12, (y0 - to.y) * 0.6);
+      const y1 = to.y + NODE.height / 2;
+      const bend = (y0 - y1) * 0.75;
       const d =
-        from.at === edge.node.at
-          ? `M${from.x} ${y0}L${to.x} ${to.y}`
-          : `M${from.x} ${y0}C${from.x} ${y0 - bend} ${to.x} ${to.y + bend} ${to.x} ${to.y}`;
+        from.at === edge.node.at && from.x === to.x
+          ? `M${from.x} ${y0}L${to.x} ${y1}`
+          : `M${from.x} ${y0}C${from.x} ${y0 - bend} ${to.x} ${y1 + bend} ${to.x} ${y1}`;
       const name = edgeName(edge);
       const on = state.selected === name || state.selected === edge.node.name;
       const off = !on && state.selected !== null && !marked.has(edge.node.name);
@@ -137,7 +138,7 @@ export class Drawing {
       area.addEventListener("click", () => this.act.select(name));
       const mark = [];
       if (edge.read !== null && Math.abs(edge.value - edge.read) > Math.abs(edge.read)) {
-        const [x, y] = [(from.x + to.x) / 2, (y0 + to.y) / 2];
+        const [x, y] = [(from.x + to.x) / 2, (y0 + y1) / 2];
         mark.push(shape("path", { d: `M${x - 5} ${y}l5 -5l5 5l-5 5z`, class: "looks" }));
       }
       return [line, ...mark, area];
@@ -148,12 +149,13 @@ export class Drawing {
   intoEnd(state) {
     const { data, made } = this;
     if (state.last !== data.layers - 1) return [];
-    const [x, y] = [this.endX(), 36];
+    const y = 36;
     return made.columns.flatMap((column) => {
       if (column.at === undefined) return [];
       const value = data.relevance(data.layers, column.at);
       if (Math.abs(value) < 0.02 * data.largest) return [];
       const top = made.levels.at(-1);
+      const x = Math.min(Math.max(column.x, this.endX() - 60), this.endX() + 60);
       return shape("path", {
         d: `M${column.x} ${top}C${column.x} ${top - 14} ${x} ${y + 14} ${x} ${y}`,
         class: `edge ${value < 0 ? "negative" : "positive"}`,
@@ -243,20 +245,20 @@ export class Drawing {
   endX() {
     const { made, data } = this;
     const x = made.byToken.get(data.end)?.x ?? made.width / 2;
-    const half = Math.min(110, (made.width - 12) / 2);
+    const half = Math.min(170, (made.width - 12) / 2);
     return Math.min(Math.max(x, half + 4), made.width - half - 4);
   }
 
   end(state) {
     const { page } = this.data;
     const text = page.favours
-      ? `${page.favours[0]} not ${page.favours[1]}: ${signed(page.change)}`
-      : `the number: ${signed(page.change)}`;
+      ? `${signed(page.change)} for ${page.favours[0]}, not ${page.favours[1]}`
+      : `${signed(page.change)}, the number`;
     const pressed = String(state.selected === "end");
     const about = `the prediction, ${text}`;
     const attributes = { class: "end", "aria-pressed": pressed };
     const button = this.button("end", this.endX(), 20, about, attributes, element("bdi", {}, text));
-    button.style.maxWidth = `${Math.min(220, this.made.width - 8)}px`;
+    button.style.maxWidth = `${Math.min(340, this.made.width - 8)}px`;
     button.addEventListener("click", () => this.act.select("end"));
     return button;
   }

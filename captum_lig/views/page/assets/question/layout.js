@@ -1,8 +1,13 @@
 // Where everything stands: one column a token, layers from the bottom to the top.
 
 export const NODE = { width: 36, height: 24 };
-const [LEFT, GAP, NARROW, WIDE] = [34, 32, 46, 150];
-const [EMPTY, ROW, TOP, END] = [9, 32, 62, 30];
+const [LEFT, GAP, NARROW, WIDE] = [34, 32, 46, 240];
+/** Heights: of a layer without nodes, of a row of nodes, of the lines into heads, of the top. */
+const [EMPTY, ROW, LINES, TOP] = [9, 32, 26, 92];
+/** Heads side by side at most, and how far apart. */
+const [ABREAST, PITCH] = [6, 42];
+/** The part of the width that is kept for them. */
+const RESERVED = 0.35;
 const LEAST_EDGE = 0.15;
 const LEAST_HELD = 0.1;
 const MOST_INTO = 4;
@@ -41,6 +46,11 @@ function folded(data, shown) {
   return columns;
 }
 
+/** What is folded stands for its tokens: edges from them begin there. */
+function gapOf(columns, token) {
+  return columns.find(({ from, to }) => from <= token && token <= to);
+}
+
 function widthOf(columns, narrow) {
   return columns.reduce((sum, { at }) => sum + (at === undefined ? GAP : narrow), LEFT);
 }
@@ -54,50 +64,85 @@ function columnsThatFit(data, wanted, width) {
     shown = [...shown, at];
     columns = more;
   }
-  const tokens = columns.filter(({ at }) => at !== undefined).length;
-  const gaps = columns.length - tokens;
-  const wide = Math.min(WIDE, (width - LEFT - gaps * GAP) / Math.max(1, tokens));
-  let x = LEFT;
+  return columns;
+}
+
+/** By how much columns should be wider, for the heads of a layer to stand side by side. */
+function wishesOf(nodes) {
+  const wish = new Map();
+  const counts = new Map();
+  for (const { place, head, at } of nodes) {
+    if (head === null) continue;
+    const count = (counts.get(`${place} ${at}`) ?? 0) + 1;
+    counts.set(`${place} ${at}`, count);
+    const wider = Math.max(0, Math.min(count, ABREAST) * PITCH - NARROW);
+    wish.set(at, Math.max(wish.get(at) ?? 0, wider));
+  }
+  return wish;
+}
+
+/** Give columns their widths: room for the heads of a layer side by side, then all alike. */
+function spread(columns, wish, width) {
+  const tokens = columns.filter(({ at }) => at !== undefined);
+  let free = Math.max(0, width - widthOf(columns, NARROW));
+  const wishes = tokens.map(({ at }) => wish.get(at) ?? 0);
+  const wished = wishes.reduce((sum, one) => sum + one, 0);
+  const granted = wished > free ? free / wished : 1;
+  free -= wished * granted;
+  const more = Math.min(WIDE - NARROW, free / Math.max(1, tokens.length));
+  for (const column of columns) column.width = GAP;
+  tokens.forEach((column, n) => {
+    column.width = NARROW + wishes[n] * granted + more;
+  });
+  const used = columns.reduce((sum, one) => sum + one.width, LEFT);
+  let x = LEFT + Math.max(0, (width - used) / 2);
   for (const column of columns) {
-    column.width = column.at === undefined ? GAP : wide;
     column.x = x + column.width / 2;
     x += column.width;
   }
-  return columns;
 }
 
 /**
  * Place all that is shown.
  * @param chosen tokens that have to have a column
- * @returns {{columns, nodes, edges, levels, height, width, bottom, end, left}} `levels` is the y of
+ * @returns {{columns, byToken, nodes, edges, levels, bottom, width, left}} `levels` is the y of
  *   each depth of the range, `left` the nodes whose columns do not fit
  */
 export function arrange(data, state, chosen, nodes, width) {
   const edges = drawnEdges(data, nodes);
   const wanted = wantedColumns(data, state, chosen, nodes, edges);
-  const columns = columnsThatFit(data, wanted, width);
+  const wish = wishesOf(nodes);
+  const wished = [...wish.values()].reduce((sum, one) => sum + one, 0);
+  const columns = columnsThatFit(data, wanted, width - Math.min(wished, RESERVED * width));
   const byToken = new Map(columns.filter(({ at }) => at !== undefined).map((c) => [c.at, c]));
   const there = nodes.filter(({ at }) => byToken.has(at));
+  spread(columns, wish, width);
   const slots = slotsOf(there, byToken);
   const heights = [];
   for (let place = state.first; place <= state.last; place++) {
     const rows = slots.rows.get(place);
-    heights.push(rows ? EMPTY + ROW * (rows.heads + rows.mlp) : EMPTY);
+    const lines = rows?.heads ? LINES : 0;
+    heights.push(rows ? EMPTY + lines + ROW * (rows.heads + rows.mlp) : EMPTY);
   }
-  const bottom = TOP + END + heights.reduce((sum, one) => sum + one, 0);
+  const bottom = TOP + heights.reduce((sum, one) => sum + one, 0);
   const levels = [bottom];
   for (const one of heights) levels.push(levels.at(-1) - one);
   const placed = there.map((node) => {
     const { row, across, of } = slots.at.get(node.name);
     const column = byToken.get(node.at);
-    const y = levels[node.place - state.first] - EMPTY / 2 - ROW * (row + 0.5);
-    const pitch = Math.min(44, column.width / of);
+    const lines = slots.rows.get(node.place).heads ? LINES : 0;
+    const y = levels[node.place - state.first] - EMPTY / 2 - lines - ROW * (row + 0.5);
+    const pitch = Math.min(PITCH, column.width / of);
     return { ...node, x: column.x + (across - (of - 1) / 2) * pitch, y };
   });
   const at = new Map(placed.map((node) => [node.name, node]));
   const lines = edges
-    .filter(({ node, source }) => at.has(node.name) && byToken.has(source))
-    .map((edge) => ({ ...edge, to: at.get(edge.node.name), from: byToken.get(edge.source) }));
+    .filter(({ node }) => at.has(node.name))
+    .map((edge) => ({
+      ...edge,
+      to: at.get(edge.node.name),
+      from: byToken.get(edge.source) ?? gapOf(columns, edge.source),
+    }));
   const used = columns.reduce((sum, one) => sum + one.width, LEFT);
   return {
     columns,
@@ -128,7 +173,7 @@ function slotsOf(nodes, byToken) {
   }
   for (const cell of cells.values()) {
     const [{ place, at: token }] = cell;
-    const each = Math.max(1, Math.floor(byToken.get(token).width / (NODE.width + 4)));
+    const each = Math.max(1, Math.floor(byToken.get(token).width / (NODE.width + 2)));
     cell.forEach((node, number) => {
       const row = Math.floor(number / each);
       const of = Math.min(each, cell.length - row * each);

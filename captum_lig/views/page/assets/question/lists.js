@@ -8,13 +8,20 @@ const MOST_TOKENS = 100;
 
 function body(names, words, rows, caption) {
   const head = names.map((name, place) =>
-    element("th", { scope: "col", class: place < words ? null : "figure" }, name),
+    element("th", { scope: "col", class: classOf(name, place < words) }, name),
   );
   return [
     element("caption", {}, caption),
     element("thead", {}, element("tr", {}, ...head)),
     element("tbody", {}, ...rows),
   ];
+}
+
+/** Shares are left out where there is little room: the panel has them. */
+const ROOMY = ["Of the change", "by where it looks"];
+
+function classOf(name, isWord) {
+  return `${isWord ? "" : "figure"}${ROOMY.includes(name) ? " roomy" : ""}`;
 }
 
 function figure(value, text) {
@@ -36,6 +43,7 @@ export function nodesTable(view, nodes) {
       figure(data.share(node.value), rounded(data.share(node.value))),
       pattern === null ? element("td") : figure(pattern, signed(pattern)),
     ];
+    for (const cell of cells.slice(4)) cell.classList.add("roomy");
     if (checked) {
       const found = data.checked(node);
       for (const key of ["out", "into"]) {
@@ -66,6 +74,7 @@ export function tokensTable(view) {
     }
     const end = data.relevance(data.layers, at);
     cells.push(figure(own, signed(own)), figure(data.share(own), rounded(data.share(own))));
+    cells.at(-1).classList.add("roomy");
     cells.push(figure(end, signed(end)));
     return element("tr", {}, ...cells);
   });

@@ -5,7 +5,6 @@ import {
   depthName,
   edgeSentence,
   endSentence,
-  heldSentence,
   nodeName,
   nodeSentence,
   nodeTitle,
@@ -48,7 +47,6 @@ function sentence(text) {
 function nothing(view) {
   const strongest = view.data.strongest(0, view.data.layers - 1).slice(0, 5);
   return [
-    sentence(heldSentence(view.data)),
     element("h3", {}, "The strongest"),
     nodeList(view, strongest),
     element("p", { class: "help" }, "Click a word, a head, an MLP or an edge to see what it does."),

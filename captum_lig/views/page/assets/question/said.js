@@ -3,6 +3,7 @@
 /** A part with its sign: `+12.7`. */
 export function signed(value) {
   if (Number.isNaN(value)) return "n/a";
+  if (value === 0) return "0";
   const size = Math.abs(value);
   const digits = size >= 999.5 ? size.toFixed(0) : Number(size.toPrecision(3)).toString();
   return `${value < 0 ? "−" : "+"}${digits.replace("e-", "e−")}`;

@@ -3,6 +3,10 @@
 import { element, number } from "../words.js";
 import { heldSentence, quoted, rounded, signed, sumsSentence, word } from "./said.js";
 
+/** Texts of more tokens than these are not written out twice. */
+const LONG = 60;
+const MOST_PAIRS = 12;
+
 /** The words of the text, each a button; and those that it is compared with. */
 export function texts(data, select) {
   const { page } = data;
@@ -10,7 +14,11 @@ export function texts(data, select) {
   const own = page.tokens.map((_, at) => {
     const value = data.relevance(0, at);
     const about = `${quoted(data, at)}: ${signed(value)}`;
-    const button = wordOf("button", page, page.tokens, at, { type: "button", title: about });
+    const button = wordOf("button", page, page.tokens, at, {
+      type: "button",
+      title: about,
+      "aria-pressed": "false",
+    });
     button.classList.add(value < 0 ? "negative" : "positive");
     button.style.setProperty("--strength", `${Math.round((60 * Math.abs(value)) / most)}%`);
     button.dataset.at = at;
@@ -18,7 +26,9 @@ export function texts(data, select) {
     return button;
   });
   const parts = [line("The text", "own-words", own)];
-  if (page.other_tokens && page.other === "the other text") {
+  if (page.other_tokens && page.other === "the other text" && data.tokens > LONG) {
+    parts.push(line("instead of", "other-words", pairs(page)));
+  } else if (page.other_tokens && page.other === "the other text") {
     const others = page.other_tokens.map((_, at) =>
       wordOf("span", page, page.other_tokens, at, {}),
     );
@@ -27,6 +37,16 @@ export function texts(data, select) {
     parts.push(element("p", { class: "help" }, `Compared with ${page.other}.`));
   }
   return parts;
+}
+
+/** Of a long text only what differs. */
+function pairs(page) {
+  const some = page.differs.slice(0, MOST_PAIRS).map((at) => {
+    const [own, other] = [page.tokens, page.other_tokens].map((labels) => word(labels, at));
+    return element("span", { class: "word" }, `“${other}” where the text has “${own}” (${at});`);
+  });
+  const left = page.differs.length - some.length;
+  return left > 0 ? [...some, `and ${left} more`] : some;
 }
 
 function wordOf(kind, page, labels, at, attributes) {

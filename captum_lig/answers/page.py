@@ -59,9 +59,9 @@ def write_answer(answer: Any, path: Path) -> Path:
     notes = [f"Note: {hint}" for hint in a.hints]
     if a.against is None:
         notes.append(
-            "The comparison is with padding in place of the words. Then what taking a node out does "
-            "can have little to do with what putting it in does, and no one number can be both: "
-            "compare with another text (against), or check."
+            "The comparison is with padding in place of the words. Then what taking a node out "
+            "does can have little to do with what putting it in does, and no one number can be "
+            "both: compare with another text (against), or check."
         )
     checked, checked_says = None, []
     if a.checked is not None:
@@ -131,9 +131,8 @@ def promoted(answer: Any, count: int = MOST_NODES) -> Promoted | str:
         return str(error)
     at = range(len(a.graph.tokens))[run.position]
     both = [_likely(found, rows, run.tokenizer) for rows in (found.change, found.own)]
-    return Promoted(
-        at, {node_name(*name): pair for name, pair in zip(names, zip(*both, strict=True), strict=True)}
-    )
+    pairs = zip(*both, strict=True)
+    return Promoted(at, {node_name(*name): one for name, one in zip(names, pairs, strict=True)})
 
 
 def _likely(found: Writes, rows: Tensor, tokenizer: Any) -> list[Likely]:

@@ -18,7 +18,8 @@ from captum_lig.patching import Check
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Screened",
+__all__ = [
+    "Screened",
     "Section",
     "as_html",
     "as_rich",

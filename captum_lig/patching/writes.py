@@ -1,9 +1,9 @@
 """What nodes write to the residual stream, and what that does to the logits.
 
-In a pre-norm model the tokens that leave the last block are a sum: the embedding, what each head adds
-and what each MLP adds. With the final norm held at what it divides by in the run, logits are linear
-in that sum, so each write has its own part of each logit, and the parts add up to it (direct logit
-attribution; Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
+In a pre-norm model the tokens that leave the last block are a sum: the embedding, what each head
+adds and what each MLP adds. With the final norm held at what it divides by in the run, logits are
+linear in that sum, so each write has its own part of each logit, and the parts add up to it (direct
+logit attribution; Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ def _written(question: TwoRuns, nodes: Sequence[Node]) -> dict[Node, tuple[Tenso
             if node.layer != layer or node.position is None:
                 continue
             at = int(runner.positions[node.position])
-            rows = [one.feed_forward if node.head is None else one.heads[node.head] for one in parts]
+            rows = [
+                one.feed_forward if node.head is None else one.heads[node.head] for one in parts
+            ]
             assert rows[0] is not None
             assert rows[1] is not None
             found[node] = rows[0][at], rows[1][at]
@@ -214,5 +216,7 @@ def _held(norm: nn.Module, state: Tensor) -> tuple[Tensor, bool, Tensor]:
     plain, got = weight * centered, norm(state[None, None])[0, 0] - added
     by = (got @ plain) / (plain @ plain)
     if not nearly_equal((by * plain)[None], got[None]):
-        raise LigError(f"{type(norm).__name__}, the last norm, is neither a LayerNorm nor an RMSNorm.")
+        raise LigError(
+            f"{type(norm).__name__}, the last norm, is neither a LayerNorm nor an RMSNorm."
+        )
     return by * weight, centers, added

@@ -44,4 +44,5 @@ def packed(tensors: Iterable[tuple[int, str, str, Tensor]]) -> tuple[list[dict[s
 
 
 def _shuffled(values: np.ndarray[Any, Any]) -> bytes:
-    return values.reshape(-1).view(np.uint8).reshape(values.size, -1).T.tobytes()
+    single = values.reshape(-1).view(np.uint8)
+    return single.reshape(values.size, values.itemsize).T.tobytes()

@@ -1,4 +1,4 @@
-"""What the page of a number holds: the question, every node, and the strongest edges.
+r"""What the page of a number holds: the question, every node, and the strongest edges.
 
 Header, JSON::
 
@@ -8,8 +8,8 @@ Header, JSON::
       "target": "logit of ...", "change": 13.3, "value": 7.3, "other_value": -6.0,
       "tokens": ["The", "␣capital", ...], "other_tokens": [...],      as a person reads them
       "differs": [3],                                 positions at which the two texts differ
-      "other": "the other text", "favours": ["\\" Paris\\"", "\\" Rome\\""],
-      "options": [["\\" Paris\\"", 0.77, 0.001], ...], "options_title": "The model says",
+      "other": "the other text", "favours": ["\" Paris\"", "\" Rome\""],
+      "options": [["\" Paris\"", 0.77, 0.001], ...], "options_title": "The model says",
       "notes": ["..."], "sums": 5e-05, "most_nodes": 150,
       "layers": [{"index": 0, "name": "model.layers.0", "heads": 9}, ...],
       "edges": {"kept": 200000, "all": 35000000, "cutoff": 1e-4, "share": 0.97},
@@ -47,7 +47,15 @@ from captum_lig.graph import FlowGraph
 from captum_lig.graph.target_layer import TargetLayer, target_layers
 from captum_lig.views.page.packing import packed
 
-__all__ = ["MOST_EDGES", "MOST_NODES", "Known", "Promoted", "node_name", "pack_question", "strongest_nodes"]
+__all__ = [
+    "MOST_EDGES",
+    "MOST_NODES",
+    "Known",
+    "Promoted",
+    "node_name",
+    "pack_question",
+    "strongest_nodes",
+]
 
 FORMAT = "captum_lig.question"
 VERSION = 1
@@ -153,12 +161,13 @@ def pack_question(graph: FlowGraph, title: str | None, known: Known) -> tuple[di
     )
     target = readable_text(graph.target, LONGEST_TEXT)
     question = known.question or f"What does the change of {target} come from?"
+    plain = f"{target}: {graph.change:+.4g}" if known.question is None else question
     other = known.other_tokens
     promoted = known.promoted
     header = {
         "format": FORMAT,
         "version": VERSION,
-        "title": readable_text(title or question, LONGEST_TEXT),
+        "title": readable_text(title or plain, LONGEST_TEXT),
         "question": readable_text(title or question, LONGEST_TEXT),
         "target": target,
         "change": graph.change,

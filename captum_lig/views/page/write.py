@@ -98,9 +98,9 @@ def write_page(
         size = packed_size(graph)
         if size > MOST:
             raise LigError(
-                f"{str(path)!r} would be about {size / 1e6:,.0f} MB, and a browser opens no page of "
-                f"more than {MOST / 1e6:,.0f} MB: prune the graph first (FlowGraph.prune), or take "
-                "fewer layers or tokens (FlowGraph.subgraph)."
+                f"{str(path)!r} would be about {size / 1e6:,.0f} MB, and a browser opens no page "
+                f"of more than {MOST / 1e6:,.0f} MB: prune the graph first (FlowGraph.prune), or "
+                "take fewer layers or tokens (FlowGraph.subgraph)."
             )
         warn_if_large(path, size)
     made = page(graph, title, rule, known)

@@ -28,7 +28,6 @@ class Page {
     document.querySelector("main").hidden = false;
     if (window.innerWidth <= 600) at("controls").open = false;
     at("title").textContent = page.title;
-    if (page.target !== null) at("maps-title").textContent = "The edges of a layer";
     at("settings").textContent = settingsText(this.model);
     const verdict = certificateText(this.model);
     at("certificate").textContent = verdict.text;
@@ -64,7 +63,6 @@ class Page {
     options("target", [["", "all tokens"], ...tokens]);
     options("source", [["", "any token"], ...tokens]);
     at("boundary").querySelector("[value=direct]").disabled = !this.model.hasDirect;
-    at("boundary").querySelector("[value=attention]").disabled = page.target !== null;
   }
 
   listen() {

@@ -8,13 +8,6 @@ export const MOST_ROWS = 100;
 
 export function settingsText({ page }) {
   const layers = page.layers.map((layer) => layer.index);
-  if (page.target !== null) {
-    return (
-      `Relevance to ${page.target}, which changed by ${plain(page.change)}, in its units. ` +
-      `${page.layers.length} layers (${layers[0]} to ${layers.at(-1)}), ${page.tokens.length} ` +
-      `tokens, baseline ${page.baseline}.`
-    );
-  }
   const own =
     page.baseline === "target_token"
       ? ": each target's path starts at its own token, so a token owes itself nothing, and what " +
@@ -27,17 +20,16 @@ export function settingsText({ page }) {
   );
 }
 
-export function certificateText({ page, certificates, tolerance }) {
-  const of = page.target === null ? "it" : "the change";
+export function certificateText({ certificates, tolerance }) {
   const rows = certificates.reduce((sum, layer) => sum + layer.rows, 0);
   const missed = certificates.reduce((sum, layer) => sum + layer.missed, 0);
   const worst = Math.max(...certificates.map((layer) => layer.worst));
   if (rows === 0) return { good: false, text: "Nothing is known of the completeness errors." };
   if (missed === 0) {
-    const text = `Certified: each of the ${rows.toLocaleString("en")} rows of attributions adds up to its total, the worst to within ${plain(worst)} of ${of}.`;
+    const text = `Certified: each of the ${rows.toLocaleString("en")} rows of attributions adds up to its total, the worst to within ${plain(worst)} of it.`;
     return { good: true, text };
   }
-  const text = `Not certified: ${missed.toLocaleString("en")} of ${rows.toLocaleString("en")} rows of attributions miss their total by more than ${tolerance} of ${of}, the worst by ${plain(worst)}. Their tokens are marked ◇.`;
+  const text = `Not certified: ${missed.toLocaleString("en")} of ${rows.toLocaleString("en")} rows of attributions miss their total by more than ${tolerance} of it, the worst by ${plain(worst)}. Their tokens are marked ◇.`;
   return { good: false, text };
 }
 
@@ -47,7 +39,7 @@ export function summaryText(model, view) {
   const { state, page, rule } = model;
   const { pin, boundary, head, threshold } = state;
   const of = {
-    composed: page.target === null ? `the layers composed by ${rule}` : "all edges",
+    composed: `the layers composed by ${rule}`,
     direct: "the direct layer maps",
     attention: "the attention boundary",
   }[boundary];
@@ -69,7 +61,7 @@ export function linesTable(model, view) {
   const by = state.pin && state.boundary === "composed" ? "Part of the pinned token" : null;
   const head = ["Layer", "Target", "Source", "Share", "Attribution", ...(by ? [by] : [])];
   const rows = shown.map(({ layer, target, source, share, weight }) => {
-    const value = model.value(layer, target, source, share);
+    const value = model.value(layer, target, share);
     const figures = [number(share, percent(share)), number(value, plain(value))];
     if (by) figures.push(number(weight, percent(weight)));
     return element(
@@ -126,8 +118,7 @@ function header(names, words) {
 
 export function mapText(model, maps) {
   const mean = model.distance(maps.layer);
-  const limit = `Colours end at ±${size(maps.limit)} of ${model.page.target === null ? "the target's total" : model.whole}.`;
-  if (model.page.target !== null) return [limit];
+  const limit = `Colours end at ±${size(maps.limit)} of the target's total.`;
   if (!model.hasDirect) {
     return [`${limit} These flows hold no direct map: attribute the boundary "layer" to compare.`];
   }
@@ -149,7 +140,7 @@ export function cellParts(model, maps) {
     token(page.tokens, target),
     " from ",
     token(page.tokens, source),
-    page.target === null ? ": composed " : ": ",
+    ": composed ",
     number(values[0], percent(values[0])),
   ];
   if (values.length > 1) {

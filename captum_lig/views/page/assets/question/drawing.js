@@ -302,15 +302,14 @@ function middle(item) {
   return { x: left + width / 2, y: top + height / 2 };
 }
 
-/** What the graph shows, in a sentence. */
+/** What the graph shows, in sentences. */
 export function shownText(made, count) {
   const shown = made.nodes.length;
   const folded = made.columns.filter(({ at }) => at === undefined);
   const tokens = folded.reduce((sum, { from, to }) => sum + to - from + 1, 0);
-  const parts = [`The ${shown} strongest heads and MLPs and their strongest edges.`];
-  if (made.left) {
-    parts[0] = `Of the ${count} strongest heads and MLPs ${shown}, and their strongest edges; ${made.left} are at tokens whose columns do not fit, and stand in the table.`;
-  }
-  if (tokens) parts.push(`${tokens} ${tokens === 1 ? "token is" : "tokens are"} folded.`);
-  return parts.join(" ");
+  const first = made.left
+    ? `${shown} of the ${count} strongest heads and MLPs, and their strongest edges: the columns of the others do not fit here, they stand in the table.`
+    : `The ${shown} strongest heads and MLPs, and their strongest edges.`;
+  if (!tokens) return first;
+  return `${first} ${tokens} ${tokens === 1 ? "token is" : "tokens are"} folded.`;
 }

@@ -43,7 +43,7 @@ def test_numbers_of_the_page_are_those_of_the_graph(dtype: torch.dtype) -> None:
 def test_the_header_says_what_the_numbers_are() -> None:
     given = graph(tokens=4, heads=2)
     said = header(page(given, "a title", "chain"))
-    assert (said["format"], said["version"]) == ("captum_lig.page", 3)
+    assert (said["format"], said["version"]) == ("captum_lig.page", 4)
     assert said["title"] == "a title"
     assert said["tokens"] == ["a", "b", "c", "d"]
     assert [rule["name"] for rule in said["rules"]] == ["conserve", "chain", "product"]

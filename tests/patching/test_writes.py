@@ -1,4 +1,4 @@
-"""What nodes write, against a literal twin: each head's columns of W_o, the MLP's output, by hooks."""
+"""What nodes write, against a literal twin: columns of W_o, the MLP's output, by hooks."""
 
 from __future__ import annotations
 

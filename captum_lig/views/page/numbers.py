@@ -99,13 +99,16 @@ def pack(graph: FlowGraph, title: str, rule: str) -> tuple[dict[str, Any], str]:
 
 def packed_size(graph: FlowGraph) -> float:
     """About how many bytes the page of a graph of lengths takes, before it is made."""
-    size = 0.0
+    size = 0
     for layer in _lengths(graph):
         for name, part in layer.tensors().items():
             if name in PARTS:
-                # Zeros deflate to nearly nothing, other numbers to nine tenths; then base64.
-                size += 1.2 * int(part.count_nonzero()) * min(part.element_size(), 4)
-    return size
+                size += int(part.count_nonzero()) * min(part.element_size(), 4)
+        # Errors, and the weights of each rule, have no axis of sources.
+        rows = sum(errors.numel() for errors in layer.errors.values())
+        size += 8 * (rows + len(RULES) * (layer.heads + 2) * len(layer.known))
+    # Zeros deflate to nearly nothing, other numbers to nine tenths; then base64.
+    return 1.2 * size
 
 
 def _lengths(graph: FlowGraph) -> list[LengthLayer]:

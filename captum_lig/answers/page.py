@@ -30,6 +30,7 @@ AT_ONCE = 2**25
 class Paged(Protocol):
     """What the page shows of an :class:`Answer`."""
 
+    text: str
     against: str | None
     model: str
     target: str
@@ -93,7 +94,7 @@ def write_answer(answer: Any, path: Path) -> Path:
         checked_says=checked_says,
         promoted=promoted(answer),
     )
-    return write_page(a.graph, path, known=known)
+    return write_page(a.graph, path, f"{known.question} {quoted(a.text, 200)}", known=known)
 
 
 def _question(a: Paged) -> str:

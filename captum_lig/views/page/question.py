@@ -145,7 +145,8 @@ def pack_question(graph: FlowGraph, title: str | None, known: Known) -> tuple[di
 
     Args:
         graph: the graph.
-        title: plain text; None: the question, or the target and its change.
+        title: plain text, of the document, and the question where none is known. None: the
+            question, or the target and its change.
         known: what is known beside it.
 
     Returns:
@@ -160,15 +161,15 @@ def pack_question(graph: FlowGraph, title: str | None, known: Known) -> tuple[di
         for name, kind, tensor in _numbers(layer, cutoff, len(layers) - 1 == place)
     )
     target = readable_text(graph.target, LONGEST_TEXT)
-    question = known.question or f"What does the change of {target} come from?"
-    plain = f"{target}: {graph.change:+.4g}" if known.question is None else question
+    question = known.question or title or f"What does the change of {target} come from?"
+    title = title or known.question or f"{target}: {graph.change:+.4g}"
     other = known.other_tokens
     promoted = known.promoted
     header = {
         "format": FORMAT,
         "version": VERSION,
-        "title": readable_text(title or plain, LONGEST_TEXT),
-        "question": readable_text(title or question, LONGEST_TEXT),
+        "title": readable_text(title, LONGEST_TEXT),
+        "question": readable_text(question, LONGEST_TEXT),
         "target": target,
         "change": graph.change,
         "value": known.value,

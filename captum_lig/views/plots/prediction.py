@@ -47,7 +47,12 @@ class _Node:
 
 
 def plot_prediction(
-    graph: FlowGraph, nodes: int = 10, title: str | None = None, show: bool = False
+    graph: FlowGraph,
+    nodes: int = 10,
+    title: str | None = None,
+    *,
+    height: float | None = None,
+    show: bool = False,
 ) -> tuple[Figure, Axes]:
     """Draw which tokens a number of the model came from, and through which heads and MLPs.
 
@@ -60,6 +65,7 @@ def plot_prediction(
         graph: of flows with a target.
         nodes: how many heads and MLPs are drawn, the strongest.
         title: a title; None for the target and its change.
+        height: of the drawing in inches; None: as the depth needs.
         show: also show the figure through pyplot.
 
     Raises:
@@ -80,20 +86,21 @@ def plot_prediction(
     depth = len(graph.layers)
 
     width = max(5.2, 1.15 * len(kept) + 1.4)
-    height = min(8.2, max(3.6, 0.24 * depth + 1.2))
+    if height is None:
+        height = min(8.2, max(3.6, 0.24 * depth + 1.2))
+    layer = (72 * height - 46) / (depth + 0.25)  # its height in points, about
     figure = Figure(figsize=(width, height + 0.9), layout="constrained")
     axes = figure.add_subplot()
     axes.vlines(range(len(kept)), 0, depth, colors=draw.GREY, linewidths=0.6, zorder=1)
     _draw_streams(axes, relevance[:, kept], largest)
     _draw_edges(axes, drawn, column, largest)
-    _draw_number(axes, graph, relevance[-1], column, largest)
-    top = depth + max(1.2, 0.08 * depth)
-    _draw_nodes(axes, drawn, column, 72 * height / (top + 0.25))
+    _draw_number(axes, graph, relevance[-1], column, largest, depth + 28 / layer)
+    _draw_nodes(axes, drawn, column, layer)
 
     labels = draw.token_labels([graph.tokens[position] for position in kept])
     style = draw.text_style()
     axes.set_xlim(-0.85, len(kept) - 0.15)
-    axes.set_ylim(-0.25, top)
+    axes.set_ylim(-0.25, depth + 46 / layer)
     axes.set_xticks(range(len(kept)), labels, fontsize=9, **style)
     _mark_gaps(axes, kept, len(graph.tokens))
     every = max(1, round(depth / 12))
@@ -199,7 +206,7 @@ def _draw_nodes(axes: Axes, nodes: list[_Node], column: dict[int, int], layer: f
             axes.annotate(
                 f"{node.name}  {node.value:+.3g}",
                 (x, node.height),
-                (9 if right else -9, (y - node.height) * layer),
+                (9 if right else -9, (y - node.height) * layer + (0 if right else 5)),
                 textcoords="offset points",
                 fontsize=7.5,
                 ha="left" if right else "right",
@@ -232,12 +239,12 @@ def _draw_number(
     leaving: NDArray[np.float64],
     column: dict[int, int],
     largest: float,
+    top: float,
 ) -> None:
-    """The number on top, with lines from the tokens that it is read from."""
+    """The number at height ``top``, with lines from the tokens that it is read from."""
     depth = len(graph.layers)
     parts = {position: float(leaving[position]) for position in column}
     most = max(parts, key=lambda position: abs(parts[position]))
-    top = depth + max(0.7, 0.045 * depth)
     for position, value in parts.items():
         if abs(value) >= LEAST * abs(parts[most]):
             axes.plot(

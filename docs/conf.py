@@ -91,7 +91,7 @@ CONTENTS = {
         "docs/coming-from-the-lig-paper",
     ],
     "Understand": ["docs/method", "docs/limitations"],
-    "Measured": ["docs/consistency", "docs/certified", "docs/benchmarks", "docs/*"],
+    "Measured": ["docs/consistency", "docs/convergence", "docs/benchmarks", "docs/*"],
     "Reference": [
         "docs/reference",
         "docs/generated/command-line",

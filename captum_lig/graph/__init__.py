@@ -3,12 +3,12 @@
 from captum_lig.graph.direct_edges import DirectEdges, Edge, Reader, Writer
 from captum_lig.graph.edges import Edges
 from captum_lig.graph.flow_graph import FlowGraph
-from captum_lig.graph.layer import Certificate
+from captum_lig.graph.layer import Convergence
 from captum_lig.graph.routes import Route, Step
 from captum_lig.graph.trace import Trace
 
 __all__ = [
-    "Certificate",
+    "Convergence",
     "DirectEdges",
     "Edge",
     "Edges",

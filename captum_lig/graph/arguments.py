@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_lig._arguments import brief, index_list
 from captum_lig.errors import LigError
+from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.graph.joined import About
 from captum_lig.graph.layer import GraphLayer
@@ -88,8 +89,8 @@ def refuse_arguments(
             "of that alone: leave it out. For where a token at the end came from, attribute that: "
             "LayerFlowIG.attribute(..., target=state(position)), of captum_lig.prediction."
         )
-    if rule != "conserve" or absolute:
-        name, said = ("rule", brief(rule)) if rule != "conserve" else ("absolute", "True")
+    if rule != DEFAULT_RULE or absolute:
+        name, said = ("rule", brief(rule)) if rule != DEFAULT_RULE else ("absolute", "True")
         raise LigError(
             f"{name}={said}: relevances of {of!r} are signed and exact, and nothing is composed or "
             "shared out: leave it out."

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_lig._arguments import brief, fraction, whole_number
 from captum_lig.errors import LigError
-from captum_lig.flow.composition import share_of
+from captum_lig.flow.composition import DEFAULT_RULE, share_of
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.graph.arguments import (
     about_flows,
@@ -124,7 +124,7 @@ class FlowGraph(JoinedLayers):
         target: int | Sequence[int] | None = None,
         start: Tensor | Sequence[float] | None = None,
         *,
-        rule: str = "conserve",
+        rule: str = DEFAULT_RULE,
         absolute: bool = False,
         layers: tuple[int, int] | None = None,
     ) -> Trace:
@@ -148,7 +148,7 @@ class FlowGraph(JoinedLayers):
             start: with ``target``, its relevance (a number for each); without, the relevance of
                 all tokens ``(N,)``, as :func:`~captum_lig.prediction.last_layer_relevance` gives
                 it for a logit. None: 1 for each target.
-            rule: ``"conserve"``, ``"chain"`` or ``"product"``, see :meth:`LayerFlow.compose`.
+            rule: ``"chain"``, ``"conserve"`` or ``"product"``, see :meth:`LayerFlow.compose`.
             absolute: take absolute values of the edges: then every share is between 0 and 1.
             layers: indices of the first and the last layer of a range; None for all.
 
@@ -171,7 +171,7 @@ class FlowGraph(JoinedLayers):
         self,
         source: int | Sequence[int],
         *,
-        rule: str = "conserve",
+        rule: str = DEFAULT_RULE,
         absolute: bool = False,
         layers: tuple[int, int] | None = None,
     ) -> Trace:
@@ -197,7 +197,7 @@ class FlowGraph(JoinedLayers):
         self,
         layers: tuple[int, int] | None = None,
         *,
-        rule: str = "conserve",
+        rule: str = DEFAULT_RULE,
         absolute: bool = False,
     ) -> Tensor:
         """The token-to-token map across a range of layers: the product of the layers' shares.
@@ -226,7 +226,7 @@ class FlowGraph(JoinedLayers):
         target: int | None = None,
         k: int = 5,
         *,
-        rule: str = "conserve",
+        rule: str = DEFAULT_RULE,
         layers: tuple[int, int] | None = None,
     ) -> list[Route]:
         """The ``k`` strongest routes, with their heads, MLPs and layers.
@@ -281,7 +281,7 @@ class FlowGraph(JoinedLayers):
         threshold: float | None = None,
         top_k: int | None = None,
         *,
-        rule: str = "conserve",
+        rule: str = DEFAULT_RULE,
     ) -> FlowGraph:
         """Only the strong edges.
 
@@ -396,7 +396,7 @@ class FlowGraph(JoinedLayers):
 
         return load_graph(path)
 
-    def to_html(self, path: str | Path, title: str | None = None, rule: str = "conserve") -> Path:
+    def to_html(self, path: str | Path, title: str | None = None, rule: str = DEFAULT_RULE) -> Path:
         """Write the interactive page, see :func:`captum_lig.views.page.write_page`."""
         from captum_lig.views.page import write_page
 

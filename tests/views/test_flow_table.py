@@ -76,7 +76,7 @@ def test_summary_numbers() -> None:
     assert summary.total == 3.0
     assert summary.rows == 4 + 2 + 2 + 4  # attention, mlp, layer, chain
     assert summary.completeness_error == pytest.approx(0.0005, rel=1e-3)  # float32
-    assert summary.certified
+    assert summary.converged
     assert summary.via_heads == pytest.approx(6 / 8)
     # target 0 agrees; target 2: direct (1, 0, 1), composed (-1, 1, 2)
     agreement = summarize(small_flow(), "chain").agreement

@@ -21,7 +21,7 @@ tensors, row-major, with little-endian numbers, are
 - those of :class:`captum_lig.graph.length_layer.LengthLayer` under their names: edges and direct
   maps as float32, bit for bit what a float32 attribution gave, sums as float64; or those of
   :class:`captum_lig.graph.target_layer.TargetLayer`, edges as float32, relevances as float64;
-- ``error.<field>``, the completeness errors of each field that is certified, targets last;
+- ``error.<field>``, the completeness errors of each field that is checked, targets last;
 - of each rule ``<rule>.heads``, ``<rule>.residual`` and ``<rule>.size``, float64: a share is an
   edge times the weight of its row, or the residual; a share times the size is the attribution.
 

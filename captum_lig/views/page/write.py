@@ -14,6 +14,7 @@ from string import Template
 from typing import Any
 
 from captum_lig.errors import LigError
+from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.tokens import readable_text, readable_token
 from captum_lig.graph import FlowGraph
 from captum_lig.io.codec import warn_if_large, writing
@@ -26,7 +27,7 @@ MODULES += ["main"]
 """The scripts, each after those that it imports."""
 
 
-def page(graph: FlowGraph, title: str | None = None, rule: str = "conserve") -> str:
+def page(graph: FlowGraph, title: str | None = None, rule: str = DEFAULT_RULE) -> str:
     """The interactive page of a graph as one HTML document that asks for nothing else.
 
     Args:
@@ -55,7 +56,7 @@ def page(graph: FlowGraph, title: str | None = None, rule: str = "conserve") -> 
 
 
 def write_page(
-    graph: FlowGraph, path: str | Path, title: str | None = None, rule: str = "conserve"
+    graph: FlowGraph, path: str | Path, title: str | None = None, rule: str = DEFAULT_RULE
 ) -> Path:
     """Write the interactive page of a graph.
 

@@ -61,7 +61,7 @@ def one_source_rows(maps: Sequence[Tensor]) -> Tensor:
     Returns:
         ``(T,)`` True where a single source has anything in any of them.
     """
-    some = torch.stack([(one != 0).flatten(0, -3).any(0) for one in maps if one.dim() > 1])
+    some = torch.stack([(one != 0).reshape(-1, *one.shape[-2:]).any(0) for one in maps])
     return some.any(0).sum(-1) == 1
 
 
@@ -133,9 +133,7 @@ def distance(flows: Sequence[LayerFlow], rule: str) -> float:
     Raises:
         LigError: for an unknown rule, or a missing boundary.
     """
-    means = [
-        flow.agreement(rule)[0].nanmean().item() for flow in flows if flow.layer is not None
-    ]
+    means = [flow.agreement(rule)[0].nanmean().item() for flow in flows if flow.layer is not None]
     known = [mean for mean in means if not math.isnan(mean)]
     return statistics.median(known) if known else math.nan
 

@@ -12,8 +12,8 @@ from typing_extensions import Unpack
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
-from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.compare_maps import Comparison, compare_maps
+from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.graph import FlowGraph
 from captum_lig.graph.trace import shared_out
 from captum_lig.prediction.baselines import InputBaseline, Inputs

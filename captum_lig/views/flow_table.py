@@ -52,9 +52,7 @@ def flow_table(
     """
     one_text(flows, tokens)
     view = choose_view(flows, rule, kind)
-    layers = [
-        summarize(flow, rule, view=view, hide_first_token=hide_first_token) for flow in flows
-    ]
+    layers = [summarize(flow, rule, view=view, hide_first_token=hide_first_token) for flow in flows]
     names = _names(tokens)
     # With target-token paths nothing comes past the heads, and the column would say nothing.
     show_heads = any(layer.via_heads < 1 for layer in layers)

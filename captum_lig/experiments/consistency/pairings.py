@@ -287,7 +287,7 @@ def _records(maps: LayerMaps) -> list[Record]:
         found = compare_maps(
             maps.direct[layer_baseline], torch.stack(list(composed.values())), maps.visible
         )
-        unconverged = unconverged.sum(-1).tolist()
+        missed = unconverged.sum(-1).tolist()
         for row, pairing in enumerate(composed):
             one = Comparison(*(measure[row] for measure in vars(found).values()))
             records.append(
@@ -296,7 +296,7 @@ def _records(maps: LayerMaps) -> list[Record]:
                     layer_baseline=layer_baseline,
                     **vars(pairing),
                     rows=len(one.l2),
-                    unconverged_rows=unconverged[row],
+                    unconverged_rows=missed[row],
                     relative_rows=int((~one.relative_l2.isnan()).sum()),
                     correlation_rows=int((~one.pearson.isnan()).sum()),
                     **_means_and_stds(vars(one)),

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from captum_lig.errors import LigError
-from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.axes import FIELDS
+from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.summary import TOLERANCE, row_errors, target_rows
 from captum_lig.views.plots import draw

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_lig.errors import LigError
-from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.findings import off_diagonal
+from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.summary import findings, target_rows
 from captum_lig.flow.tokens import readable_text, readable_token
 from captum_lig.views.plots.text import PLAIN, drawable, font_families

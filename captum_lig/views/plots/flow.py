@@ -103,9 +103,7 @@ def plot_flow(
     halves = figure.add_gridspec(2, 1, height_ratios=heights)
     strip = figure.add_subplot(halves[0])
     _draw_strip(strip, layers, labels, norm, (width - 2.0, strip_height))
-    panels = [
-        layer.below if layer.moves_itself else layer.below.without_self() for layer in layers
-    ]
+    panels = [layer.below if layer.moves_itself else layer.below.without_self() for layer in layers]
     within, size = draw.areas(halves[1], columns * panel, heights[1]), (panel, map_height)
     maps, bar = draw.draw_panels(figure, within, panels, columns, size, norm, 7)
     draw.draw_color_bar(figure, bar, norm, _label(view))

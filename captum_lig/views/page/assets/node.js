@@ -196,7 +196,9 @@ function rowParts(model, layer, place) {
   const said = model.page.target === null ? "Moved by " : "Relevance ";
   const parts = [element("p", {}, said, number(row.total, plain(row.total)), ".")];
   if (model.page.layers[layer].one_source?.[place]) {
-    parts.push(element("p", {}, "It has one possible source: all is that token's by construction."));
+    parts.push(
+      element("p", {}, "It has one possible source: all is that token's by construction."),
+    );
   }
   if (errors.length)
     parts.push(element("p", {}, verdict, "; completeness errors: ", ...errors, "."));

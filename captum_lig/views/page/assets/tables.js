@@ -48,7 +48,8 @@ export function distanceText({ page, offBy, rule, state }) {
   if (page.target !== null || Number.isNaN(offBy)) return { far: false, text: "" };
   const text = `Maps composed by ${rule} are ${size(offBy)} off the direct maps (median layer)`;
   if (offBy <= FAR) return { far: false, text: `${text}.` };
-  if (state.boundary === "direct") return { far: true, text: `${text}, so the page opens with the direct maps.` };
+  if (state.boundary === "direct")
+    return { far: true, text: `${text}, so the page opens with the direct maps.` };
   return { far: true, text: `${text}: they do not say what the layers do.` };
 }
 

@@ -150,16 +150,12 @@ class LayerFlow(Declared):
             elif name.startswith("cross") or name == "elsewhere":
                 why = "the block reads no encoder"
             raise LigError(f"the flow of layer {self.index} ({self.name}) has no {name!r}: {why}.")
-        if name not in self.tensors and name in ("chain", "chain_total"):
-            raise LigError(
-                f"the flow of layer {self.index} ({self.name}) has no {name!r}: attribute it with "
-                "'attention' and 'mlp' in boundaries=(...), or compose with rule='conserve'."
-            )
         if name not in self.tensors:
             asked = " and ".join(repr(one) for one in field.asked or (name,))
             raise LigError(
                 f"this flow has no {name!r} boundary: name {asked} in boundaries=(...) when "
-                "calling LayerFlowIG.attribute."
+                "calling LayerFlowIG.attribute"
+                + (", or compose by rule='conserve'." if name.startswith("chain") else ".")
             )
         return self.tensors[name]
 

@@ -20,8 +20,8 @@ export function settingsText({ page }) {
   const own =
     page.baseline === "target_token"
       ? ": each target's path starts at its own token, so a token owes itself nothing, and what " +
-        "it carries leaves it in every layer. Across layers estimate the self term, or use the " +
-        "baseline zero"
+        "it carries leaves it in every layer. Across layers estimate the self term, or attribute " +
+        "a target"
       : "";
   return (
     `${page.layers.length} layers (${layers[0]} to ${layers.at(-1)}), ${page.tokens.length} ` +

@@ -98,6 +98,7 @@ CONTENTS = {
         "docs/limitations",
         "docs/patching",
         "docs/consistency",
+        "docs/convergence",
         "docs/benchmarks",
         "docs/*",
     ],

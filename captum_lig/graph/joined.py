@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from captum_lig.graph.edges import Edges, edges_of
-from captum_lig.graph.layer import Certificate, GraphLayer
+from captum_lig.graph.layer import Convergence, GraphLayer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -101,12 +101,12 @@ class JoinedLayers:
             f"tokens, edges: {edges}; {missed} of {rows} rows miss their total)"
         )
 
-    def summary(self) -> list[Certificate]:
-        """How far the rows of each layer and each certified field are off their totals.
+    def summary(self) -> list[Convergence]:
+        """How far the rows of each layer and each checked field are off their totals.
 
         As they were integrated: the rows of the graph itself are completed to them.
         """
-        return [one for layer in self.layers for one in layer.certificates()]
+        return [one for layer in self.layers for one in layer.convergence()]
 
     @cached_property
     def edge_counts(self) -> dict[str, int]:

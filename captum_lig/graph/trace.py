@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from captum_lig._arguments import brief, whole_number
 from captum_lig.errors import LigError
+from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.graph.arguments import layer_range, no_target, start_relevance
 from captum_lig.graph.joined import JoinedLayers
 from captum_lig.graph.layer import GraphLayer
@@ -138,7 +139,7 @@ def shared_out(
     graph: JoinedLayers,
     target: int | Sequence[int] | None = None,
     start: Tensor | Sequence[float] | None = None,
-    rule: str = "conserve",
+    rule: str = DEFAULT_RULE,
     absolute: bool = False,
     layers: tuple[int, int] | None = None,
 ) -> Trace:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.summary import TOLERANCE, target_rows
 from captum_lig.flow.tokens import readable_token
-from captum_lig.graph import Certificate, FlowGraph
+from captum_lig.graph import Convergence, FlowGraph
 from captum_lig.views.plots.graph import plot_graph
 from captum_lig.views.plots.maps import plot_layers, plot_map
 
@@ -27,7 +27,7 @@ def flow_html(flow: LayerFlow) -> str:
         f"baseline {flow.baseline}, scalarization {flow.scalarization}",
     ]
     tolerance = TOLERANCE if flow.tolerance is None else flow.tolerance
-    for boundary in flow.certified:
+    for boundary in flow.checked:
         error = flow.completeness_error(boundary)
         facts.append(
             f"{boundary}: worst completeness error {float(error.max()):.1e}, "
@@ -56,7 +56,7 @@ def graph_html(graph: FlowGraph) -> str:
         f"layers {graph.indices[0]} to {graph.indices[-1]}, {len(graph.tokens)} tokens",
         f"edges: {counts}",
         f"baseline {graph.baseline}, scalarization {graph.scalarization}",
-        *_certified(graph),
+        *_convergence(graph),
         " ".join(readable_token(token) for token in graph.tokens[:64])
         + (" …" if len(graph.tokens) > 64 else ""),
     ]
@@ -70,9 +70,9 @@ def graph_html(graph: FlowGraph) -> str:
     return _page(facts, figure)
 
 
-def _certified(graph: FlowGraph) -> list[str]:
+def _convergence(graph: FlowGraph) -> list[str]:
     """A line for each boundary, over all layers."""
-    by_boundary: dict[str, list[Certificate]] = {}
+    by_boundary: dict[str, list[Convergence]] = {}
     for one in graph.summary():
         by_boundary.setdefault(one.boundary, []).append(one)
     return [

@@ -8,6 +8,7 @@ from typing import Any
 
 from captum_lig.errors import LigError
 from captum_lig.flow.explanation import Explanation
+from captum_lig.flow.flows import Flows
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.layer_flow_ig import LayerFlowIG
 from captum_lig.prediction import layer_baselines
@@ -77,8 +78,10 @@ def explain(
         start = layer_baselines(loaded.network, encoding, tokenizer=loaded.tokenizer)
         if layers is not None:
             start = [start[i] for i in layers if i in range(len(start))]
-    result = engine.attribute(encoding, start, show_progress=show_progress, **settings)
-    flows = [result] if isinstance(result, LayerFlow) else result
+    result = engine.attribute(
+        encoding, start, show_progress=show_progress, tokenizer=loaded.tokenizer, **settings
+    )
+    flows = Flows([result]) if isinstance(result, LayerFlow) else result
     return Explanation(
         flows=flows,
         tokens=loaded.tokenizer.convert_ids_to_tokens(encoding["input_ids"][0].tolist()),

@@ -44,7 +44,7 @@ class _Layer:
 
 def plot_flow(
     flows: Sequence[LayerFlow],
-    tokens: Sequence[str],
+    tokens: Sequence[str] | None = None,
     rule: str = "conserve",
     title: str | None = None,
     show: bool = False,
@@ -62,7 +62,7 @@ def plot_flow(
 
     Args:
         flows: the flows of one text with all three boundaries, one a layer.
-        tokens: the text's tokens, one for each source.
+        tokens: the text's tokens, one for each source; None: as the flows have them.
         rule: composition rule of the links, see :meth:`LayerFlow.compose`.
         title: a title; plain text, whatever it contains.
         show: also show the figure through pyplot.
@@ -73,7 +73,7 @@ def plot_flow(
     Raises:
         LigError: if flows and tokens do not fit, for an unknown rule, or a missing boundary.
     """
-    one_text(flows, tokens)
+    tokens = one_text(flows, tokens)
     layers = [_layer(flow, tokens, rule) for flow in flows]
     labels = layers[0].direct.names
     norm = _color_scale(layers)

@@ -231,8 +231,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             A :class:`~captum_lig.LayerFlow` if ``layer`` is one block, otherwise a list of them,
             :class:`~captum_lig.flow.flows.Flows`; with ``return_convergence_delta`` a pair of that
             and, for each flow, its ``delta``: sum of attributions minus total by boundary,
-            ``attention (B, H, T)``, ``mlp (B, T)``, ``layer (B, T)``. With a target it is ``(B,)``: the sum over the tokens
-            entering the lowest layer minus the change of the number.
+            ``attention (B, H, T)``, ``mlp (B, T)``, ``layer (B, T)``. With a target it is
+            ``(B,)``: the sum over the tokens entering the lowest layer minus the change.
 
         Raises:
             LigError: for anything that cannot be worked with; the message says what to do.

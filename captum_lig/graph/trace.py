@@ -68,20 +68,22 @@ class Trace:
 
     def _repr_html_(self) -> str:
         """The strongest nodes of each kind, for notebooks."""
-        rows = [
-            ("token", "entering", f"{readable_token(name)} ({i})", f"{x:+.4g}")
-            for name, i, x in self.strongest()
-        ]
-        rows += [
-            (f"head {layer}.{head}", "at", f"{readable_token(name)} ({i})", f"{x:+.4g}")
-            for name, layer, head, i, x in self.strongest_heads()
+        found = [("token", token, i, value) for token, i, value in self.strongest()]
+        found += [
+            (f"head {layer}.{head}", token, i, value)
+            for token, layer, head, i, value in self.strongest_heads()
         ]
         if self.feed_forward is not None:
-            rows += [
-                (f"MLP {layer}", "at", f"{readable_token(name)} ({i})", f"{x:+.4g}")
-                for name, layer, i, x in self.strongest_feed_forward()
+            found += [
+                (f"MLP {layer}", token, i, value)
+                for token, layer, i, value in self.strongest_feed_forward()
             ]
-        return html_list([repr(self)]) + html_table(("node", "", "token", "value"), rows)
+        rows = [
+            (name, f"{readable_token(token)} ({i})", f"{value:+.4g}")
+            for name, token, i, value in found
+            if value
+        ]
+        return html_list([repr(self)]) + html_table(("node", "at", "value"), rows)
 
     def to_pandas(self) -> Any:
         """A table (``pandas.DataFrame``), a row for each node.

@@ -8,8 +8,10 @@ import io
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console, RenderableType
 
+from captum_lig.errors import LigError
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.shown import html_list
 from captum_lig.flow.summary import TOLERANCE, target_rows
@@ -56,7 +58,7 @@ def flows_html(flows: Sequence[LayerFlow], tokens: Sequence[str] | None = None) 
             f"{sum(int((e <= tolerance).sum()) for e in errors)} of "
             f"{sum(e.numel() for e in errors)} rows within {tolerance:g}"
         )
-    if len(flows) > MOST_LAYERS or sources > MOST_TOKENS:
+    if sources > MOST_TOKENS or (one.target is None and len(flows) > MOST_LAYERS):
         facts.append("too large for a picture here: see captum_lig.views.plots")
         return _page(facts, None)
     return _page(facts, _picture([flow.select(0) for flow in flows], tokens))
@@ -66,6 +68,11 @@ def _picture(flows: list[LayerFlow], tokens: Sequence[str] | None) -> Figure | N
     """Of one text."""
     if not all(len(target_rows(flow)) for flow in flows):
         return None
+    if flows[0].target is not None:
+        try:
+            return plot_graph(FlowGraph(flows, tokens), k=0)[0]
+        except LigError:  # of some boundaries, or of layers that do not follow each other
+            return None
     there = set.intersection(*(set(flow.tensors) for flow in flows))
     if {"layer", "attention", "mlp"} <= there and len(flows) > 1:
         return plot_flow(flows, tokens)[0]
@@ -93,6 +100,10 @@ def graph_html(graph: FlowGraph) -> str:
     ]
     if graph.target is not None:
         facts.insert(0, f"target {graph.target}, change {graph.change:+.4g}")
+    if len(graph.tokens) > MOST_TOKENS:
+        facts.append("too large for a picture here: see FlowGraph.plot")
+        return _page(facts, None)
+    if graph.target is not None:
         return _page(facts, plot_graph(graph, k=0)[0])
     known = graph.layers[-1].known.nonzero().flatten().tolist()
     # Relevance cannot be handed down to tokens that were no targets.
@@ -128,8 +139,11 @@ def _page(facts: list[str], figure: Figure | None) -> str:
     text = html_list(facts)
     if figure is None:
         return text
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=72)
+    drawn, file = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    # Lines and colour maps in 256 colours are a fifth of the size, which the notebook's file keeps.
+    few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    few.save(file, "png", optimize=True)
     data = base64.b64encode(file.getvalue()).decode("ascii")
     said = html.escape(facts[0])
     return f'{text}<img alt="{said}" src="data:image/png;base64,{data}">'

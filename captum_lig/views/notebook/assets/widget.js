@@ -11,17 +11,27 @@ function render({ model, el }) {
   const resize = () => {
     frame.style.height = `${model.get("height")}px`;
   };
+  // Where a notebook has no origin of its own the frame cannot be looked into: it is shown alone.
+  const fragment = () => {
+    try {
+      return frame.contentWindow.location.hash.replace(/^#/, "");
+    } catch {
+      return null;
+    }
+  };
   const read = () => {
-    model.set("state", frame.contentWindow.location.hash.replace(/^#/, ""));
+    model.set("state", fragment());
     model.save_changes();
   };
   const write = () => {
-    const page = frame.contentWindow;
+    const shown = fragment();
     const state = model.get("state");
-    if (page && page.location.hash.replace(/^#/, "") !== state) page.location.hash = state;
+    if (shown !== null && shown !== state) frame.contentWindow.location.hash = state;
   };
 
-  frame.addEventListener("load", () => frame.contentWindow.addEventListener("hashchange", read));
+  frame.addEventListener("load", () => {
+    if (fragment() !== null) frame.contentWindow.addEventListener("hashchange", read);
+  });
   model.on("change:height", resize);
   model.on("change:state", write);
   resize();

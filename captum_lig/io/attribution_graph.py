@@ -171,7 +171,7 @@ def _strongest_nodes(graph: NumberedGraph, count: int) -> tuple[Tensor, Tensor]:
     The latter is circuit-tracer's ``influence``: from the strongest node down, the share that it
     has together with all that are stronger.
     """
-    sizes = graph.relevance.abs() * (graph.exists & ~graph.ends)
+    sizes = graph.relevance.abs() * ~graph.ends
     order = sizes.argsort(descending=True, stable=True)
     influence = torch.zeros_like(sizes)
     influence[order] = sizes[order].cumsum(0) / (sizes.sum() or 1.0)

@@ -44,9 +44,8 @@ class NumberedGraph:
         self.embedding = len(self.layers) * self.slots
         self.target = (self.embedding + 1) * self.length
         self.relevance = torch.zeros(self.target + 1, dtype=torch.float64)
-        self.exists = torch.zeros(self.target + 1, dtype=torch.bool)
         self._put(self.embedding, self.layers[0].entering)
-        self.relevance[-1], self.exists[-1] = graph.change or 0.0, True
+        self.relevance[-1] = graph.change or 0.0
         for row, layer in enumerate(self.layers):
             for head, values in enumerate(layer.heads_relevance):
                 self._put(row * self.slots + head, values)
@@ -58,6 +57,11 @@ class NumberedGraph:
     def ends(self) -> Tensor:
         """Of all nodes, which are embeddings or the target."""
         return torch.arange(self.target + 1) >= self.embedding * self.length
+
+    @property
+    def exists(self) -> Tensor:
+        """Which numbers are nodes that something goes through, or ends."""
+        return self.ends | (self.relevance != 0)
 
     @property
     def read_at(self) -> int:
@@ -112,7 +116,6 @@ class NumberedGraph:
     def _put(self, slot: int, values: Tensor) -> None:
         """Note the relevance ``(N,)`` of a node at all tokens."""
         self.relevance[self._numbers(slot)] = values.cpu()
-        self.exists[self._numbers(slot)] = True
 
 
 class DirectGraph(NumberedGraph):
@@ -174,7 +177,7 @@ class DirectGraph(NumberedGraph):
     def _put_between(self) -> None:
         for row, layer in enumerate(self.layers):
             read = layer.attention.sum(1)  # (H, N)
-            for group, values in enumerate(read.split(self.shared[row])):
+            for group, values in enumerate(read.split(self.shared[row]) if len(read) else ()):
                 self._put(row * self.slots + self.reads + group, values.sum(0))
 
     def _writer(self, layer: int | None, head: int | None) -> int:

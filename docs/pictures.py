@@ -6,8 +6,8 @@
 
 Charts are what the code blocks of docs/charts.md save; the picture of the README is what its
 command writes; the screenshot is of the page that the command writes, in Chromium; the gallery's
-are in docs/gallery.py. Pictures of other programs are made by hand, see BY_HAND; no other picture in
-docs/images comes from anywhere else.
+are in docs/gallery.py. Pictures of other programs are made by hand, see BY_HAND; no other picture
+in docs/images comes from anywhere else.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
 
 Charts are what the code blocks of docs/charts.md save; the picture of the README is of
 its question; the screenshot is of the page that the command writes, in Chromium; the gallery's
-are in docs/gallery.py. No picture in docs/images comes from anywhere else.
+are in docs/gallery.py. Pictures of other programs are made by hand, see BY_HAND; no other picture
+in docs/images comes from anywhere else.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ IMAGES = DOCS / "images"
 SENTENCE = "My credit card paid for ice cream in New York."
 BYTES = 150_000
 """Largest size of a picture: more is too heavy for a repository."""
+BY_HAND = {"circuit-tracer.png"}
+"""A screenshot of circuit-tracer's frontend, which loads its libraries from the web, with the file
+that docs/coming-from-circuit-tracer.md writes, of SmolLM2."""
 
 
 def keep(picture: Path, name: str, scale: float = 1.0) -> None:

@@ -67,7 +67,7 @@ def read_trees(path: str | Path) -> Iterator[Tree]:
         try:
             for sentence in conllu.parse_incr(file):
                 yield _tree(sentence, str(path))
-        except (conllu.exceptions.ParseException, UnicodeDecodeError) as error:
+        except (conllu.exceptions.ParseException, UnicodeDecodeError, KeyError) as error:
             raise LigError(f"{str(path)!r} is no CoNLL-U: {error}.") from error
 
 

@@ -69,7 +69,7 @@ def flow_completeness(flow: LayerFlow) -> dict[str, Completeness]:
     See :meth:`LayerFlow.completeness_error`, which says what each is relative to.
     """
     found = {}
-    for name in flow.certified:
+    for name in flow.checked:
         errors = flow.completeness_error(name)
         real = flow.valid[:, flow.targets]  # (B, T)
         if "head" in FIELDS[name].rows:

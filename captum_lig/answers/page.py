@@ -16,10 +16,10 @@ from captum_lig.flow.tokens import readable_text
 from captum_lig.graph import FlowGraph
 from captum_lig.patching import Check, Node
 from captum_lig.patching.writes import Writes, writes
-from captum_lig.views.page import Known, Promoted, write_page
+from captum_lig.views.page import Known, Promoted, page, write_page
 from captum_lig.views.page.question import MOST_NODES, Likely, node_name, strongest_nodes
 
-__all__ = ["promoted", "write_answer"]
+__all__ = ["answer_page", "promoted", "write_answer"]
 
 EACH = 8
 """Tokens that a node promotes most, and least."""
@@ -51,6 +51,18 @@ class Paged(Protocol):
 
 def write_answer(answer: Any, path: Path) -> Path:
     """Write the page of an :class:`Answer`."""
+    title, known = _known(answer)
+    return write_page(answer.graph, path, title, known=known)
+
+
+def answer_page(answer: Any) -> str:
+    """The page of an :class:`Answer`."""
+    title, known = _known(answer)
+    return page(answer.graph, title, known=known)
+
+
+def _known(answer: Any) -> tuple[str, Known]:
+    """The title of the page, and what it shows beside the graph."""
     a: Paged = answer
     options = []
     for one in a.says.options:
@@ -94,7 +106,7 @@ def write_answer(answer: Any, path: Path) -> Path:
         checked_says=checked_says,
         promoted=promoted(answer),
     )
-    return write_page(a.graph, path, f"{known.question} {quoted(a.text, 200)}", known=known)
+    return f"{known.question} {quoted(a.text, 200)}", known
 
 
 def _question(a: Paged) -> str:

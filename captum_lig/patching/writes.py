@@ -129,9 +129,9 @@ def _written(question: TwoRuns, nodes: Sequence[Node]) -> dict[Node, tuple[Tenso
         valid = stages.split.call.valid[0]
         parts = [written(stages, own, start, valid) for start in (nothing, other)]
         for node in nodes:
-            if node.layer != layer or node.position is None:
+            if node.layer != layer or node.token is None:
                 continue
-            at = int(runner.positions[node.position])
+            at = int(runner.positions[node.token])
             rows = [
                 one.feed_forward if node.head is None else one.heads[node.head] for one in parts
             ]

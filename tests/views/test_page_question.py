@@ -132,8 +132,8 @@ def test_strongest_nodes_are_those_of_the_trace() -> None:
 
 
 def test_a_rule_is_refused() -> None:
-    with pytest.raises(LigError, match="rule='chain'"):
-        page(given(), rule="chain")
+    with pytest.raises(LigError, match="rule='product'"):
+        page(given(), rule="product")
 
 
 def test_hostile_text_stays_text() -> None:

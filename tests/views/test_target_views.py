@@ -36,9 +36,7 @@ def test_the_links_drawn_add_up_to_the_relevances() -> None:
             column, source = np.round(segment[0]).astype(int)
             if value is None:  # drawn as wide as it is, whatever its sign
                 layer = graph.layers[column]
-                value = float(
-                    layer.links(trace.tokens[column + 1], "conserve", False)[source, source]
-                )
+                value = float(layer.links(trace.tokens[column + 1], "chain", False)[source, source])
             arrived[column, source] += value
     np.testing.assert_allclose(arrived, trace.tokens[:3], atol=1e-6)
     assert figure.get_suptitle() == f"{TARGET}: +2"

@@ -216,7 +216,7 @@ def _promotes(promoted: Promoted | str | None) -> dict[str, Any]:
 
 def _worst(layers: Sequence[TargetLayer]) -> float | None:
     """The largest completeness error; None if none is known."""
-    found = [one.worst for layer in layers for one in layer.certificates() if one.rows]
+    found = [one.worst for layer in layers for one in layer.convergence() if one.rows]
     worst = max(found, default=math.nan)
     return worst if math.isfinite(worst) else None
 

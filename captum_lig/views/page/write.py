@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from captum_lig.errors import LigError
+from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.tokens import readable_token
 from captum_lig.graph import FlowGraph
 from captum_lig.io.codec import warn_if_large, writing
@@ -31,7 +32,9 @@ MOST = 500_000_000
 def page(
     graph: FlowGraph,
     title: str | None = None,
-    rule: str = "conserve",
+    rule: str = DEFAULT_RULE,
+    *,
+    hide_first_token: bool = False,
     known: Known | None = None,
 ) -> str:
     """The interactive page of a graph as one HTML document that asks for nothing else.
@@ -41,7 +44,11 @@ def page(
         title: what stands on top; plain text, whatever it contains. None: the graph's target and
             its change, or the tokens.
         rule: the composition rule that the page opens with, see :meth:`LayerFlow.compose`; of a
-            graph of lengths.
+            graph of lengths. Where maps composed by it are more than 50 % off the direct ones (mean
+            over the targets of a layer, median over the layers), it opens with the direct maps, and
+            says so.
+        hide_first_token: open without lines from the first token; the page of lengths has a box for
+            it.
         known: what is known beside the graph, of a graph with a target.
 
     Raises:
@@ -60,7 +67,7 @@ def page(
         )
     if title is None:
         title = " ".join(readable_token(token).lstrip("␣") for token in graph.tokens)
-    header, numbers = pack(graph, title, rule)
+    header, numbers = pack(graph, title, rule, hide_first_token)
     return document("page.html", ["base.css", "page.css"], MODULES, title, header, numbers)
 
 
@@ -68,7 +75,9 @@ def write_page(
     graph: FlowGraph,
     path: str | Path,
     title: str | None = None,
-    rule: str = "conserve",
+    rule: str = DEFAULT_RULE,
+    *,
+    hide_first_token: bool = False,
     known: Known | None = None,
 ) -> Path:
     """Write the interactive page of a graph.
@@ -78,6 +87,7 @@ def write_page(
         path: a file that ends in ``.html``. Missing folders are made.
         title: see :func:`page`.
         rule: see :func:`page`.
+        hide_first_token: see :func:`page`.
         known: see :func:`page`.
 
     Returns:
@@ -103,7 +113,7 @@ def write_page(
                 "take fewer layers or tokens (FlowGraph.subgraph)."
             )
         warn_if_large(path, size)
-    made = page(graph, title, rule, known)
+    made = page(graph, title, rule, hide_first_token=hide_first_token, known=known)
     with writing(path) as beside:
         beside.write_text(made, encoding="utf-8")
     return path

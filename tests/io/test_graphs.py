@@ -202,7 +202,8 @@ def test_json_is_what_the_module_documents(graph: FlowGraph, tmp_path: Path) -> 
                     if inner and total:
                         below[i] += carried * edge / inner * read["mlp"][j][head] / total
     torch.testing.assert_close(
-        torch.tensor(below, dtype=torch.float64), graph.relevance(target, rule="conserve").tokens[0],
+        torch.tensor(below, dtype=torch.float64),
+        graph.relevance(target, rule="conserve").tokens[0],
         rtol=1e-9, atol=1e-9,
     )  # fmt: skip
 

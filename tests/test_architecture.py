@@ -29,7 +29,7 @@ FLOORS = (
     ("io",),
     ("inspection", "prediction"),
     ("attribution", "patching"),
-    ("views",),
+    ("metrics", "views"),
     ("layer_flow_ig", "set_to_set_ig"),
     ("answers", "explain"),
     ("experiments",),

@@ -184,13 +184,15 @@ class Answer:
         Raises:
             LigError: if that cannot be written.
         """
+        from captum_lig.views.plots.prediction import plot_prediction
+
         folder = Path(folder)
         written_page, picture, numbers = (folder / name for name in FILES)
         title = f"{self.model}: “{self.text}”, {self.target}"
         try:
             folder.mkdir(exist_ok=True)
             self.graph.to_html(written_page, title)
-            figure, _ = self.graph.plot(title=title)
+            figure, _ = plot_prediction(self.graph, title=title)
             figure.savefig(picture, dpi=200)
             written = json.dumps(self.numbers(), ensure_ascii=False, indent=1, allow_nan=False)
             numbers.write_text(written + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from captum_lig._arguments import brief
 from captum_lig.cost import Cost
 from captum_lig.errors import LigError
 from captum_lig.flow.axes import FIELDS, Declared, Field, aligned, check_shape, field_of
-from captum_lig.flow.composition import RULES, compose_heads
+from captum_lig.flow.composition import DEFAULT_RULE, RULES, compose_heads
 from captum_lig.flow.self_term import ESTIMATES, with_self_share, zero_share
 from captum_lig.flow.tables import flow_frame
 from captum_lig.flow.tokens import TokenIndex, find_token
@@ -68,7 +68,7 @@ class LayerFlow(Declared):
 
     Raises:
         LigError: for a field that is not declared, a tensor that does not fit its axes, or a
-            certified field without its total.
+            checked field without its total.
     """
 
     name: str
@@ -165,7 +165,8 @@ class LayerFlow(Declared):
             asked = " and ".join(repr(one) for one in field.asked or (name,))
             raise LigError(
                 f"this flow has no {name!r} boundary: name {asked} in boundaries=(...) when "
-                "calling LayerFlowIG.attribute."
+                "calling LayerFlowIG.attribute"
+                + (", or compose by rule='conserve'." if name.startswith("chain") else ".")
             )
         return self.tensors[name]
 
@@ -228,15 +229,15 @@ class LayerFlow(Declared):
             self, tensors={**self.tensors, **filled}, baseline=f"{self.baseline}+{estimate}"
         )
 
-    def compose(self, rule: str = "conserve", by_head: bool = False) -> Tensor:
+    def compose(self, rule: str = DEFAULT_RULE, by_head: bool = False) -> Tensor:
         """Compose the attention and mlp boundaries into one map z -> z'.
 
         Args:
-            rule: ``"conserve"`` (default): each head's share of a target is passed on to the
-                sources in proportion to their attention attributions (after LRP, Bach et al.
-                2015); ``"chain"``: the attention boundary integrated with the cotangent that
-                the mlp boundary hands down; ``"product"``: the product of attributions of the
-                LIG paper (Suzuki et al. 2026), which neither conserves nor sees the residual.
+            rule: ``"chain"`` (default): the attention boundary integrated with the cotangent that
+                the mlp boundary hands down; ``"conserve"``: each head's share of a target is
+                passed on to the sources in proportion to their attention attributions (after LRP,
+                Bach et al. 2015); ``"product"``: the product of attributions of the LIG paper
+                (Suzuki et al. 2026), which neither conserves nor sees the residual.
             by_head: keep the heads apart, and leave the residual stream out.
 
         Returns:
@@ -258,7 +259,7 @@ class LayerFlow(Declared):
             composed[:, rows, self.targets] += residual
         return composed
 
-    def agreement(self, rule: str = "conserve") -> Tensor:
+    def agreement(self, rule: str = DEFAULT_RULE) -> Tensor:
         """Distance of the composed from the direct map, ``||direct - composed|| / ||direct||``.
 
         Returns:
@@ -271,22 +272,22 @@ class LayerFlow(Declared):
         return torch.where(size > 0, distance / size, torch.nan)
 
     @property
-    def certified(self) -> tuple[str, ...]:
+    def checked(self) -> tuple[str, ...]:
         """The fields whose rows have a completeness error."""
-        return tuple(name for name in self.tensors if FIELDS[name].certified)
+        return tuple(name for name in self.tensors if FIELDS[name].checked)
 
     @property
     def delta(self) -> dict[str, Tensor]:
-        """Signed completeness errors, sum of a row minus its total, of each certified field.
+        """Signed completeness errors, sum of a row minus its total, of each checked field.
 
         ``attention (B, H, T)``, ``mlp (B, T)``, ``layer (B, T)``, and so on. For ``influence`` and
         ``attention_influence``: length of what the sum of a row's vectors misses of the change of
         the output.
         """
-        return {name: self._gap(FIELDS[name]) for name in self.certified}
+        return {name: self._gap(FIELDS[name]) for name in self.checked}
 
     def completeness_error(self, boundary: str = "layer") -> Tensor:
-        """``|sum of attributions - total| / |total|`` of the rows of a certified field.
+        """``|sum of attributions - total| / |total|`` of the rows of a checked field.
 
         Args:
             boundary: name of the field. Rows of ``chain`` should add up to ``chain_total``, and
@@ -297,8 +298,8 @@ class LayerFlow(Declared):
             exact: 0. In flows with a target, relative to ``scale``.
         """
         field = field_of(boundary)
-        if not field.certified or field.relative_to is None:
-            names = ", ".join(name for name, one in FIELDS.items() if one.certified)
+        if not field.checked or field.relative_to is None:
+            names = ", ".join(name for name, one in FIELDS.items() if one.checked)
             raise LigError(f"rows of {boundary!r} have no completeness error: use one of {names}.")
         self.need(boundary)
         scale = FIELDS["scale" if "scale" in self.tensors else field.relative_to]
@@ -317,13 +318,13 @@ class LayerFlow(Declared):
 
     @property
     def converged(self) -> dict[str, Tensor]:
-        """Which rows are within ``tolerance``, of each certified field.
+        """Which rows are within ``tolerance``, of each checked field.
 
         Empty if the attribution was asked for with ``tolerance=None``.
         """
         if self.tolerance is None:
             return {}
-        return {name: self.completeness_error(name) <= self.tolerance for name in self.certified}
+        return {name: self.completeness_error(name) <= self.tolerance for name in self.checked}
 
     def plot(
         self,
@@ -368,7 +369,7 @@ class LayerFlow(Declared):
     def described(self) -> str:
         """What it holds, in a few words."""
         texts, sources = self.valid.shape
-        there = ", ".join(self.certified) or "no boundary"
+        there = ", ".join(self.checked) or "no boundary"
         of = "" if self.target is None else f"; target {self.target}"
         return (
             f"{there}; {texts} text{'s' * (texts != 1)}, {len(self.targets)} targets, {sources} "

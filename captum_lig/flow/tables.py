@@ -54,7 +54,7 @@ class TabledFlow(Protocol):
         """Fields by name."""
 
     @property
-    def certified(self) -> tuple[str, ...]:
+    def checked(self) -> tuple[str, ...]:
         """The fields whose rows have a completeness error."""
 
     @property
@@ -166,7 +166,7 @@ def _codes(flow: TabledFlow, vocabulary: dict[str, int]) -> Tensor:
 
 def _fields(flow: TabledFlow, boundaries: Sequence[str] | None) -> list[tuple[Field, Field]]:
     """The fields that add up to a total, each with the one that its rows belong to."""
-    names = flow.certified if boundaries is None else _checked(flow, boundaries)
+    names = flow.checked if boundaries is None else _checked(flow, boundaries)
     found: dict[str, Field] = {}
     for name in names:
         owner = FIELDS[name]
@@ -180,9 +180,9 @@ def _checked(flow: TabledFlow, boundaries: Sequence[str]) -> list[str]:
     names = [boundaries] if isinstance(boundaries, str) else list(boundaries)
     for name in names:
         flow.need(name)
-        if name not in flow.certified:
+        if name not in flow.checked:
             raise LigError(
-                f"rows of {name!r} add up to no total: use some of {', '.join(flow.certified)}."
+                f"rows of {name!r} add up to no total: use some of {', '.join(flow.checked)}."
             )
     return names
 

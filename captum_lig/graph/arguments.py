@@ -10,12 +10,15 @@ from torch import Tensor
 
 from captum_lig._arguments import brief, index_list
 from captum_lig.errors import LigError
+from captum_lig.flow.composition import DEFAULT_RULE
+from captum_lig.flow.findings import FAR, distance
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.tokens import TokenIndex, find_tokens
 from captum_lig.graph.joined import About
 from captum_lig.graph.layer import GraphLayer
 
 __all__ = [
+    "CannotCarryWarning",
     "about_flows",
     "check_flows",
     "check_whole",
@@ -25,7 +28,8 @@ __all__ = [
     "refuse_arguments",
     "start_relevance",
     "token_indices",
-    "warn_of_lengths",
+    "warn_if_nothing_carries",
+    "warn_of_start",
 ]
 
 
@@ -89,30 +93,57 @@ def refuse_arguments(
             "of that alone: leave it out. For where a token at the end came from, attribute that: "
             "LayerFlowIG.attribute(..., target=state(position)), of captum_lig.prediction."
         )
-    if rule != "conserve" or absolute:
-        name, said = ("rule", brief(rule)) if rule != "conserve" else ("absolute", "True")
+    if rule != DEFAULT_RULE or absolute:
+        name, said = ("rule", brief(rule)) if rule != DEFAULT_RULE else ("absolute", "True")
         raise LigError(
             f"{name}={said}: relevances of {of!r} are signed and exact, and nothing is composed or "
             "shared out: leave it out."
         )
 
 
-def warn_of_lengths(start: bool, baseline: str) -> None:
-    """Warn of what sharing out lengths does not say, called by a method of the graph."""
-    if start:
-        warnings.warn(
-            "a prediction's relevance handed down by shares of lengths says little of what the "
-            "prediction reads (correlation with patching, MiniLM: tokens 0.60, heads 0.19): use "
-            "LayerFlowIG.attribute(..., target=...) and relevance() without start.",
-            stacklevel=3,
+class CannotCarryWarning(UserWarning):
+    """Flows that a graph of lengths was made of cannot carry anything across layers."""
+
+
+def warn_if_nothing_carries(flows: Sequence[LayerFlow], text: int) -> None:
+    """Warn of flows of lengths that cannot carry across layers, called by the graph's maker."""
+    if len(flows) == 1 or flows[0].target is not None:
+        return
+    instead = (
+        "For what a prediction reads, attribute it: LayerFlowIG.attribute(..., target=...). For "
+        "shares of lengths "
+    )
+    if flows[0].baseline == "target_token":
+        why = (
+            "with the baseline 'target_token' a token owes itself nothing, so what it carries "
+            "leaves it in every layer, by construction"
         )
-    if baseline == "target_token":
-        warnings.warn(
-            "flows with the baseline 'target_token' have no self term: relevance leaves every "
-            "token in every layer, by construction: give them one, attribute(..., "
-            "self_term='zero_ratio'), or use another baseline.",
-            stacklevel=3,
+        instead += "give a self term, attribute(..., self_term='zero_ratio'), or another baseline"
+    else:
+        rule = DEFAULT_RULE if all(flow.chain is not None for flow in flows) else "conserve"
+        off_by = distance([flow.select(text) for flow in flows], rule)
+        if not off_by > FAR:
+            return
+        why = (
+            f"maps composed by {rule} are {off_by:.0%} off the direct ones (median layer), and so "
+            "is what they hand down"
         )
+        instead += "choose another baseline, such as captum_lig.prediction.layer_baselines"
+    warnings.warn(
+        f"these flows cannot carry anything across layers: {why}. {instead}.",
+        CannotCarryWarning,
+        stacklevel=3,
+    )
+
+
+def warn_of_start() -> None:
+    """Warn of what sharing out a prediction does not say, called by a method of the graph."""
+    warnings.warn(
+        "a prediction's relevance handed down by shares of lengths says little of what the "
+        "prediction reads (correlation with patching, MiniLM: tokens 0.60, heads 0.19): use "
+        "LayerFlowIG.attribute(..., target=...) and relevance() without start.",
+        stacklevel=3,
+    )
 
 
 def layer_range(

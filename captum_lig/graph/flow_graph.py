@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_lig._arguments import brief, fraction, whole_number
 from captum_lig.errors import LigError
-from captum_lig.flow.composition import share_of
+from captum_lig.flow.composition import DEFAULT_RULE, share_of
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.tokens import TokenIndex
 from captum_lig.graph.arguments import (
@@ -24,7 +24,8 @@ from captum_lig.graph.arguments import (
     refuse_arguments,
     start_relevance,
     token_indices,
-    warn_of_lengths,
+    warn_if_nothing_carries,
+    warn_of_start,
 )
 from captum_lig.graph.edges import Edges, only_heads
 from captum_lig.graph.joined import JoinedLayers
@@ -78,9 +79,12 @@ class FlowGraph(JoinedLayers):
             or a route would reach a token below the last layer that was no target of the
             attribution.
 
-    Across layers the baseline of lengths matters: with ``"target_token"`` a token has no part in
-    itself, so its relevance leaves it in every layer. Give the flows a self term
-    (``LayerFlowIG.attribute(..., self_term="zero_ratio")``) or use the zero baseline.
+    Warns:
+        CannotCarryWarning: for flows of lengths of several layers that cannot carry across them:
+            with ``"target_token"`` a token has no part in itself, so its relevance leaves it in
+            every layer, unless the flows have a self term (``LayerFlowIG.attribute(...,
+            self_term="zero_ratio")``); and where the composed maps are more than 50 % off the
+            direct ones (mean over the targets of a layer, median over the layers).
 
     Example::
 
@@ -119,6 +123,7 @@ class FlowGraph(JoinedLayers):
             else closed_layers(flows, text)
         )
         self.about = about_flows(flows[0], text)
+        warn_if_nothing_carries(flows, text)
 
     # --- what moves along it --------------------------------------------------------------------
 
@@ -127,7 +132,7 @@ class FlowGraph(JoinedLayers):
         target: TokenIndex | Sequence[TokenIndex] | None = None,
         start: Tensor | Sequence[float] | None = None,
         *,
-        rule: str = "conserve",
+        rule: str = DEFAULT_RULE,
         absolute: bool = False,
         layers: tuple[int, int] | None = None,
     ) -> Trace:
@@ -152,7 +157,7 @@ class FlowGraph(JoinedLayers):
             start: with ``target``, its relevance (a number for each); without, the relevance of
                 all tokens ``(N,)``, as :func:`~captum_lig.prediction.last_layer_relevance` gives
                 it for a logit. None: 1 for each target.
-            rule: ``"conserve"``, ``"chain"`` or ``"product"``, see :meth:`LayerFlow.compose`.
+            rule: ``"chain"``, ``"conserve"`` or ``"product"``, see :meth:`LayerFlow.compose`.
             absolute: take absolute values of the edges: then every share is between 0 and 1.
             layers: indices of the first and the last layer of a range; None for all.
 
@@ -161,21 +166,21 @@ class FlowGraph(JoinedLayers):
                 ``layers``.
 
         Warns:
-            UserWarning: for a ``start``; and for target-token flows without a self term, where
-                relevance leaves every token in every layer.
+            UserWarning: for a ``start``.
         """
         if self.target is not None:
             refuse_arguments(self.target, target, start, rule, absolute)
             return traced_exactly(target_layers(layer_range(self.layers, layers)), self.tokens)
         trace = shared_out(self, target, start, rule, absolute, layers)
-        warn_of_lengths(start is not None, self.baseline)
+        if start is not None:
+            warn_of_start()
         return trace
 
     def contributions(
         self,
         source: TokenIndex | Sequence[TokenIndex],
         *,
-        rule: str = "conserve",
+        rule: str = DEFAULT_RULE,
         absolute: bool = False,
         layers: tuple[int, int] | None = None,
     ) -> Trace:
@@ -201,7 +206,7 @@ class FlowGraph(JoinedLayers):
         self,
         layers: tuple[int, int] | None = None,
         *,
-        rule: str = "conserve",
+        rule: str = DEFAULT_RULE,
         absolute: bool = False,
     ) -> Tensor:
         """The token-to-token map across a range of layers: the product of the layers' shares.
@@ -230,7 +235,7 @@ class FlowGraph(JoinedLayers):
         target: TokenIndex | None = None,
         k: int = 5,
         *,
-        rule: str = "conserve",
+        rule: str = DEFAULT_RULE,
         layers: tuple[int, int] | None = None,
     ) -> list[Route]:
         """The ``k`` strongest routes, with their heads, MLPs and layers.
@@ -285,7 +290,7 @@ class FlowGraph(JoinedLayers):
         threshold: float | None = None,
         top_k: int | None = None,
         *,
-        rule: str = "conserve",
+        rule: str = DEFAULT_RULE,
     ) -> FlowGraph:
         """Only the strong edges.
 
@@ -400,11 +405,18 @@ class FlowGraph(JoinedLayers):
 
         return load_graph(path)
 
-    def to_html(self, path: str | Path, title: str | None = None, rule: str = "conserve") -> Path:
+    def to_html(
+        self,
+        path: str | Path,
+        title: str | None = None,
+        rule: str = DEFAULT_RULE,
+        *,
+        hide_first_token: bool = False,
+    ) -> Path:
         """Write the interactive page, see :func:`captum_lig.views.page.write_page`."""
         from captum_lig.views.page import write_page
 
-        return write_page(self, path, title, rule)
+        return write_page(self, path, title, rule, hide_first_token=hide_first_token)
 
     def plot(
         self, target: TokenIndex | Sequence[TokenIndex] | None = None, **settings: Any

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from captum_lig.flow.tokens import TokenIndex, find_token
 from captum_lig.graph.edges import Edges, edges_of
-from captum_lig.graph.layer import Certificate, GraphLayer
+from captum_lig.graph.layer import Convergence, GraphLayer
 from captum_lig.graph.tables import edge_frame
 
 if TYPE_CHECKING:
@@ -103,12 +103,12 @@ class JoinedLayers:
             f"tokens, edges: {edges}; {missed} of {rows} rows miss their total)"
         )
 
-    def summary(self) -> list[Certificate]:
-        """How far the rows of each layer and each certified field are off their totals.
+    def summary(self) -> list[Convergence]:
+        """How far the rows of each layer and each checked field are off their totals.
 
         As they were integrated: the rows of the graph itself are completed to them.
         """
-        return [one for layer in self.layers for one in layer.certificates()]
+        return [one for layer in self.layers for one in layer.convergence()]
 
     @cached_property
     def edge_counts(self) -> dict[str, int]:

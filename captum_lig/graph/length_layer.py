@@ -149,8 +149,8 @@ class LengthLayer(GraphLayer):
         law = find_rule(rule)
         if law.edges == "chain" and self.chain is None:
             raise LigError(
-                f"layer {self.index} has no 'chain' boundary: use the rule 'conserve', or "
-                "make the graph of flows of LayerFlowIG."
+                f"layer {self.index} has no 'chain' boundary, which the rule 'chain' needs: use "
+                "rule='conserve', or make the graph of flows of LayerFlowIG."
             )
         mlp, residual = self.mlp.double().T, self.residual.double()
         if absolute:

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from captum_lig._arguments import brief, whole_number
 from captum_lig.errors import LigError
+from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.shown import html_list, html_table
 from captum_lig.flow.tokens import TokenIndex, readable_token
 from captum_lig.graph.arguments import layer_range, no_target, start_relevance
@@ -173,7 +174,7 @@ def shared_out(
     graph: JoinedLayers,
     target: TokenIndex | Sequence[TokenIndex] | None = None,
     start: Tensor | Sequence[float] | None = None,
-    rule: str = "conserve",
+    rule: str = DEFAULT_RULE,
     absolute: bool = False,
     layers: tuple[int, int] | None = None,
 ) -> Trace:

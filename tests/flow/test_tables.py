@@ -52,12 +52,12 @@ def test_every_number_is_a_row(made: Any) -> None:
     assert list(table) == COLUMNS
     count = 0
     for flow in given:
-        for name in flow.certified:
+        for name in flow.checked:
             for one in (name, *FIELDS[name].beside, *FIELDS[name].also):
                 if one in flow.tensors:
                     assert torch.equal(put_back(table, flow, one), flow.tensors[one]), one
         names = set(table[table.layer == flow.index].boundary)
-        assert names <= set(flow.tensors) - {FIELDS[name].total for name in flow.certified} | {
+        assert names <= set(flow.tensors) - {FIELDS[name].total for name in flow.checked} | {
             "feed_forward"
         }
         count += sum(int((flow.tensors[name] != 0).sum()) for name in names)

@@ -110,7 +110,7 @@ def test_round_trip_keeps_every_bit(graph: FlowGraph, tmp_path: Path, suffix: st
     found = FlowGraph.load(path)
     assert_same(graph, found)
     assert found.edge_counts == graph.edge_counts
-    assert torch.equal(found.rollout(), graph.rollout())
+    assert torch.equal(found.rollout(rule="conserve"), graph.rollout(rule="conserve"))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -202,7 +202,7 @@ def test_json_is_what_the_module_documents(graph: FlowGraph, tmp_path: Path) -> 
                     if inner and total:
                         below[i] += carried * edge / inner * read["mlp"][j][head] / total
     torch.testing.assert_close(
-        torch.tensor(below, dtype=torch.float64), graph.relevance(target).tokens[0],
+        torch.tensor(below, dtype=torch.float64), graph.relevance(target, rule="conserve").tokens[0],
         rtol=1e-9, atol=1e-9,
     )  # fmt: skip
 
@@ -247,7 +247,7 @@ def test_networkx_carries_relevance(graph: FlowGraph) -> None:
     for node in reversed(list(networkx.topological_sort(made))):
         for source, _, data in made.in_edges(node, data=True):
             relevance[source] += data["share"] * relevance[node]
-    trace = graph.relevance(target)
+    trace = graph.relevance(target, rule="conserve")
     for level, layer in enumerate([*graph.indices, graph.indices[-1] + 1]):
         for token in range(len(graph.tokens)):
             wanted = float(trace.tokens[level, token])

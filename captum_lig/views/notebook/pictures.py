@@ -16,7 +16,7 @@ from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.shown import html_list
 from captum_lig.flow.summary import TOLERANCE, target_rows
 from captum_lig.flow.tokens import readable_token
-from captum_lig.graph import Certificate, FlowGraph
+from captum_lig.graph import Convergence, FlowGraph
 from captum_lig.views.plots.flow import plot_flow
 from captum_lig.views.plots.graph import plot_graph
 from captum_lig.views.plots.maps import plot_layers, plot_map
@@ -51,8 +51,8 @@ def flows_html(flows: Sequence[LayerFlow], tokens: Sequence[str] | None = None) 
     if one.target is not None:
         facts.insert(0, f"target {one.target}")
     tolerance = TOLERANCE if one.tolerance is None else one.tolerance
-    for boundary in one.certified:
-        errors = [f.completeness_error(boundary) for f in flows if boundary in f.certified]
+    for boundary in one.checked:
+        errors = [f.completeness_error(boundary) for f in flows if boundary in f.checked]
         facts.append(
             f"{boundary}: worst completeness error {max(float(e.max()) for e in errors):.1e}, "
             f"{sum(int((e <= tolerance).sum()) for e in errors)} of "
@@ -94,7 +94,7 @@ def graph_html(graph: FlowGraph) -> str:
         f"layers {graph.indices[0]} to {graph.indices[-1]}, {len(graph.tokens)} tokens",
         f"edges: {counts}",
         f"baseline {graph.baseline}, scalarization {graph.scalarization}",
-        *_certified(graph),
+        *_convergence(graph),
         " ".join(readable_token(token) for token in graph.tokens[:64])
         + (" …" if len(graph.tokens) > 64 else ""),
     ]
@@ -122,9 +122,9 @@ def rich_html(shown: RenderableType, width: int = 120) -> str:
     )
 
 
-def _certified(graph: FlowGraph) -> list[str]:
+def _convergence(graph: FlowGraph) -> list[str]:
     """A line for each boundary, over all layers."""
-    by_boundary: dict[str, list[Certificate]] = {}
+    by_boundary: dict[str, list[Convergence]] = {}
     for one in graph.summary():
         by_boundary.setdefault(one.boundary, []).append(one)
     return [

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_lig.errors import LigError
+from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.tokens import TokenIndex
 from captum_lig.graph import FlowGraph, Route
 from captum_lig.graph.trace import shared_out
@@ -31,7 +32,7 @@ def plot_graph(
     k: int = 3,
     *,
     start: Tensor | Sequence[float] | None = None,
-    rule: str = "conserve",
+    rule: str = DEFAULT_RULE,
     absolute: bool = False,
     title: str | None = None,
     show: bool = False,

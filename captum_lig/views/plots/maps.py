@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_lig.errors import LigError
+from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.summary import one_text, shares, target_rows
 from captum_lig.flow.tokens import TokenIndex, find_tokens
@@ -81,6 +82,7 @@ def plot_heads(
     title: str | None = None,
     limit: float | None = None,
     show: bool = False,
+    hide_first_token: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """Draw one map a head of one layer.
 
@@ -92,6 +94,7 @@ def plot_heads(
         title: a title.
         limit: where the colours end; None for the 99th percentile of sizes.
         show: also show the figure through pyplot.
+        hide_first_token: draw the column of the first token in grey.
 
     Raises:
         LigError: if flow and tokens do not fit, for an unknown rule, or a missing boundary.
@@ -112,7 +115,7 @@ def plot_heads(
     for head, part in enumerate(parts):
         carried = part[target_rows(flow)].abs().sum(-1).mean().item()
         name = f"head {head}" if rule is None else f"head {head} · {carried:.0%}"
-        panels.append(_panel(flow, part, tokens, name))
+        panels.append(_panel(flow, part, tokens, name, hide_first_token))
     caption = (
         f"Layer {flow.index}, {'attention boundary' if rule is None else f'composed by {rule}'}. "
         f"Baseline {flow.baseline}, scalarization {flow.scalarization}."
@@ -129,6 +132,7 @@ def plot_layers(
     title: str | None = None,
     limit: float | None = None,
     show: bool = False,
+    hide_first_token: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """Draw one map ``z -> z'`` a layer, as shares of the targets.
 
@@ -140,12 +144,16 @@ def plot_layers(
         limit: where the colours end; None for the 99th percentile of sizes of links between
             different tokens.
         show: also show the figure through pyplot.
+        hide_first_token: draw the column of the first token in grey.
 
     Raises:
         LigError: if flows and tokens do not fit, for an unknown rule, or a missing boundary.
     """
     tokens = one_text(flows, tokens)
-    panels = [_panel(flow, shares(flow, rule), tokens, f"layer {flow.index}") for flow in flows]
+    panels = [
+        _panel(flow, shares(flow, rule), tokens, f"layer {flow.index}", hide_first_token)
+        for flow in flows
+    ]
     caption = (
         f"{'Direct maps' if rule is None else f'Maps composed by {rule}'}. "
         f"Baseline {flows[0].baseline}, scalarization {flows[0].scalarization}."
@@ -156,11 +164,12 @@ def plot_layers(
 def plot_compared(
     flow: LayerFlow,
     tokens: Sequence[str] | None = None,
-    rule: str = "conserve",
+    rule: str = DEFAULT_RULE,
     *,
     title: str | None = None,
     limit: float | None = None,
     show: bool = False,
+    hide_first_token: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """Draw the composed map, the direct one, and their difference, on one scale.
 
@@ -172,6 +181,7 @@ def plot_compared(
         limit: where the colours end; None for the 99th percentile of sizes of links between
             different tokens.
         show: also show the figure through pyplot.
+        hide_first_token: draw the column of the first token in grey.
 
     Raises:
         LigError: if flow and tokens do not fit, for an unknown rule, or a missing boundary.
@@ -182,9 +192,9 @@ def plot_compared(
     composed = torch.where(total > 0, flow.compose(rule)[0] / total, 0.0)
     off = flow.agreement(rule)[0, target_rows(flow)].nanmean().item()
     panels = [
-        _panel(flow, composed, tokens, f"composed by {rule}"),
-        _panel(flow, direct, tokens, "direct"),
-        _panel(flow, composed - direct, tokens, "composed - direct"),
+        _panel(flow, composed, tokens, f"composed by {rule}", hide_first_token),
+        _panel(flow, direct, tokens, "direct", hide_first_token),
+        _panel(flow, composed - direct, tokens, "composed - direct", hide_first_token),
     ]
     caption = (
         f"Layer {flow.index}: the composed map is off by "
@@ -194,15 +204,17 @@ def plot_compared(
     return _draw(panels, _scale(panels, limit), title, SHARE, caption, show, columns=3)
 
 
-def _panel(flow: LayerFlow, values: Tensor, tokens: Sequence[str], title: str) -> draw.Panel:
-    """The map without padding, and without self terms where they are 0 by construction."""
-    panel = draw.make_panel(flow, values, tokens, title)
+def _panel(
+    flow: LayerFlow, values: Tensor, tokens: Sequence[str], title: str, hide_first_token: bool
+) -> draw.Panel:
+    """The map without padding; what is 0 or 100 % by construction is grey."""
+    panel = draw.make_panel(flow, values, tokens, title, hide_first_token)
     return panel.without_self() if flow.baseline == "target_token" else panel
 
 
 def _scale(panels: Sequence[draw.Panel], limit: float | None) -> Normalize:
     """Of links alone: self terms of a zero baseline are far larger."""
-    links = [np.asarray(panel.values)[~panel.is_self] for panel in panels]
+    links = [np.ma.compressed(np.ma.array(panel.values)[~panel.is_self]) for panel in panels]
     return draw.symmetric(np.concatenate(links), 0.99, limit)
 
 

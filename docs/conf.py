@@ -87,6 +87,7 @@ CONTENTS = {
         "docs/page",
         "docs/graph",
         "docs/relevance",
+        "docs/metrics",
         "docs/coming-from-captum",
         "docs/coming-from-the-lig-paper",
     ],

@@ -12,6 +12,7 @@ from torch import Tensor
 from captum_lig.attribution.lengths import BOUNDARIES
 from captum_lig.errors import LigError
 from captum_lig.flow.explanation import Explanation
+from captum_lig.flow.flows import Flows
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.layer_flow_ig import LayerFlowIG
 from captum_lig.prediction import layer_baselines
@@ -83,9 +84,14 @@ def explain(
         start = [start[i] for i in layers if i in range(len(start))]
     boundaries = [*BOUNDARIES, "influence"] if influence else None
     result = engine.attribute(
-        encoding, start, boundaries=boundaries, show_progress=show_progress, **settings
+        encoding,
+        start,
+        boundaries=boundaries,
+        show_progress=show_progress,
+        tokenizer=loaded.tokenizer,
+        **settings,
     )
-    flows = [result] if isinstance(result, LayerFlow) else result
+    flows = Flows([result]) if isinstance(result, LayerFlow) else result
     return Explanation(
         flows=flows,
         tokens=loaded.tokenizer.convert_ids_to_tokens(encoding["input_ids"][0].tolist()),

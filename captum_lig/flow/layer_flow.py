@@ -18,6 +18,8 @@ from captum_lig.errors import LigError
 from captum_lig.flow.axes import FIELDS, Declared, Field, aligned, check_shape, field_of
 from captum_lig.flow.composition import DEFAULT_RULE, RULES, compose_heads
 from captum_lig.flow.self_term import ESTIMATES, with_self_share, zero_share
+from captum_lig.flow.tables import flow_frame
+from captum_lig.flow.tokens import TokenIndex, find_token
 from captum_lig.integrals.kinds import MLP_STARTS
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class LayerFlow(Declared):
         cross_baseline: what the path of the encoder's states started from, in words; None without
             ``cross``.
         target: the number that the flow is of, in words; None for lengths.
+        tokens: for each text what its sources are called; None if that is not known.
         tensors: fields by name.
         fields: the same as keywords, which go before ``tensors``; None for one that is not there.
 
@@ -79,6 +82,7 @@ class LayerFlow(Declared):
     mlp_start: str
     cross_baseline: str | None
     target: str | None
+    tokens: tuple[tuple[str, ...], ...] | None
     tensors: dict[str, Tensor]
 
     def __init__(
@@ -95,6 +99,7 @@ class LayerFlow(Declared):
         mlp_start: str = "attention",
         cross_baseline: str | None = None,
         target: str | None = None,
+        tokens: Sequence[Sequence[str]] | None = None,
         tensors: Mapping[str, Tensor] | None = None,
         **fields: Tensor | None,
     ) -> None:
@@ -110,6 +115,7 @@ class LayerFlow(Declared):
             "scalarization": scalarization, "baseline": baseline, "tolerance": tolerance,
             "cost": cost, "mlp_start": mlp_start, "cross_baseline": cross_baseline,
             "target": target, "tensors": kept,
+            "tokens": None if tokens is None else tuple(map(tuple, tokens)),
         }  # fmt: skip
         for one, value in values.items():
             object.__setattr__(self, one, value)
@@ -119,6 +125,11 @@ class LayerFlow(Declared):
         check_shape("targets", self.targets.shape, FRAME["targets"], {})
         check_shape("valid", self.valid.shape, FRAME["valid"], {})
         texts, sources = self.valid.shape
+        if self.tokens is not None and [len(one) for one in self.tokens] != [sources] * texts:
+            raise LigError(
+                f"tokens name {[len(one) for one in self.tokens]} sources, and there are {texts} "
+                f"texts of {sources}: name each, special tokens and padding included."
+            )
         sizes = {"text": texts, "source": sources, "target": len(self.targets)}
         for name, tensor in self.tensors.items():
             field = FIELDS[name]
@@ -173,7 +184,24 @@ class LayerFlow(Declared):
             raise LigError(f"text {brief(text)} does not exist: this flow holds {texts} texts.")
         one = slice(text % texts, text % texts + 1)
         tensors = {name: tensor[one] for name, tensor in self.tensors.items()}
-        return replace(self, valid=self.valid[one], tensors=tensors)
+        tokens = None if self.tokens is None else self.tokens[one]
+        return replace(self, valid=self.valid[one], tokens=tokens, tensors=tensors)
+
+    def find(self, token: TokenIndex, text: int = 0) -> int:
+        """The source that is a token, by what it says: ``flow.layer[0, :, flow.find("ice")]``.
+
+        Raises:
+            LigError: if there is none, if there are several (the message has their positions), or
+                if the flow does not know its tokens.
+        """
+        if isinstance(token, str) and self.tokens is None:
+            raise LigError(
+                f"token={brief(token)}: the flow does not know its tokens. Give a position, or "
+                "tokenizer= to LayerFlowIG.attribute."
+            )
+        names = self.select(text).tokens
+        found: int = find_token(token, () if names is None else names[0])
+        return found
 
     def with_self_term(self, estimate: str, zero: LayerFlow | None = None) -> LayerFlow:
         """Estimate what a target owes to itself, where a target-token path gives exactly 0.
@@ -299,12 +327,16 @@ class LayerFlow(Declared):
         return {name: self.completeness_error(name) <= self.tolerance for name in self.checked}
 
     def plot(
-        self, tokens: Sequence[str], kind: str = "layer", text: int | None = None, **settings: Any
+        self,
+        tokens: Sequence[str] | None = None,
+        kind: str = "layer",
+        text: int | None = None,
+        **settings: Any,
     ) -> tuple[Figure, list[Axes]]:
         """Draw the layer; see :mod:`captum_lig.views.plots`.
 
         Args:
-            tokens: what the sources are called, special tokens included.
+            tokens: what the sources are called, special tokens included; None: as the flow has it.
             kind: ``"layer"``, one map z -> z' (``rule=None``: the direct one); ``"heads"``, one map
                 a head; ``"compared"``, the composed map beside the direct one.
             text: which text of the batch, if it holds several.
@@ -325,20 +357,33 @@ class LayerFlow(Declared):
             return visualization.plot_layers([flow], tokens, **settings)
         raise LigError(f"kind={brief(kind)} is unknown: use layer, heads or compared.")
 
-    def __repr__(self) -> str:
+    def to_pandas(
+        self,
+        boundaries: Sequence[str] | None = None,
+        threshold: float | None = None,
+        top_k: int | None = None,
+    ) -> Any:
+        """A row for each attribution, see :meth:`captum_lig.flow.flows.Flows.to_pandas`."""
+        return flow_frame([self], boundaries, threshold, top_k)
+
+    def described(self) -> str:
+        """What it holds, in a few words."""
         texts, sources = self.valid.shape
         there = ", ".join(self.checked) or "no boundary"
+        of = "" if self.target is None else f"; target {self.target}"
         return (
-            f"LayerFlow(layer {self.index}: {there}; {texts} text{'s' * (texts != 1)}, "
-            f"{len(self.targets)} targets, {sources} sources; baseline {self.baseline}, "
-            f"{self.scalarization})"
+            f"{there}; {texts} text{'s' * (texts != 1)}, {len(self.targets)} targets, {sources} "
+            f"sources; baseline {self.baseline}, {self.scalarization}{of}"
         )
+
+    def __repr__(self) -> str:
+        return f"LayerFlow(layer {self.index}: {self.described()})"
 
     def _repr_html_(self) -> str:
         """Facts and a picture of the first text, for notebooks."""
-        from captum_lig.views.notebook import flow_html
+        from captum_lig.views.notebook import flows_html
 
-        return flow_html(self)
+        return flows_html([self])
 
 
 def _self_shares(flow: LayerFlow, estimate: str, zero: LayerFlow | None) -> dict[str, Tensor]:

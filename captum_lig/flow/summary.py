@@ -90,8 +90,10 @@ class LayerSummary:
         return "n/a" if math.isnan(self.agreement) else f"{self.agreement:.0%}"
 
 
-def one_text(flows: Sequence[LayerFlow], tokens: Sequence[str]) -> None:
-    """Check that flows and tokens are of one and the same text.
+def one_text(flows: Sequence[LayerFlow], tokens: Sequence[str] | None = None) -> list[str]:
+    """The tokens of flows of one and the same text: those given, or else what the flows have.
+
+    Flows that do not know their tokens have them called by their positions.
 
     Raises:
         LigError: if there is no flow, if a flow holds several texts or no target but padding,
@@ -107,11 +109,16 @@ def one_text(flows: Sequence[LayerFlow], tokens: Sequence[str]) -> None:
             )
         if not len(target_rows(flow)):
             raise LigError(f"every target of layer {flow.index} is padding: choose other targets.")
+        if tokens is None:
+            names = flow.tokens
+            tokens = list(map(str, range(sources))) if names is None else names[0]
         if sources != len(tokens):
             raise LigError(
                 f"{len(tokens)} tokens were given for layer {flow.index}, which has {sources} "
                 "sources: give every token of the text, special tokens included."
             )
+    assert tokens is not None
+    return list(tokens)
 
 
 def target_rows(flow: LayerFlow) -> Tensor:

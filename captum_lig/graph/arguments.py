@@ -13,6 +13,7 @@ from captum_lig.errors import LigError
 from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.findings import FAR, distance
 from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.flow.tokens import TokenIndex, find_tokens
 from captum_lig.graph.joined import About
 from captum_lig.graph.layer import GraphLayer
 
@@ -79,7 +80,7 @@ def about_flows(flow: LayerFlow, text: int) -> About:
 
 def refuse_arguments(
     of: str,
-    target: int | Sequence[int] | None,
+    target: TokenIndex | Sequence[TokenIndex] | None,
     start: Tensor | Sequence[float] | None,
     rule: str,
     absolute: bool,
@@ -165,18 +166,22 @@ def layer_range(
     return layers[wanted[0] - first : wanted[1] - first + 1]
 
 
-def token_indices(given: int | Sequence[int] | Tensor, count: int, name: str) -> list[int]:
-    """Tokens, negative ones from the end, as indices among ``count``."""
-    listed = [given] if isinstance(given, int) else given
-    indices = [int(i) for i in index_list(listed, count, torch.device("cpu"), "tokens", name)]
+def token_indices(
+    given: TokenIndex | Sequence[TokenIndex] | Tensor, tokens: Sequence[str], name: str
+) -> list[int]:
+    """Tokens, by what they say or their positions, negative ones from the end, as indices."""
+    found = find_tokens(given, tokens, name)
+    listed = [found] if isinstance(found, int) else found
+    device = torch.device("cpu")
+    indices = [int(i) for i in index_list(listed, len(tokens), device, "tokens", name)]
     if len(set(indices)) != len(indices):
         raise LigError(f"{name}={brief(given)} names a token twice: name each once.")
     return indices
 
 
-def one_token(given: int, count: int, name: str) -> int:
+def one_token(given: TokenIndex, tokens: Sequence[str], name: str) -> int:
     """The same for one token."""
-    indices = token_indices(given, count, name)
+    indices = token_indices(given, tokens, name)
     if len(indices) != 1:
         raise LigError(f"{name}={brief(given)}: a route goes from one token to one: give one.")
     return indices[0]
@@ -199,15 +204,16 @@ def no_target(layer: GraphLayer, token: int, tokens: Sequence[str]) -> LigError:
 
 
 def start_relevance(
-    tokens: int | Sequence[int] | None,
+    given: TokenIndex | Sequence[TokenIndex] | None,
     start: Tensor | Sequence[float] | None,
-    count: int,
+    tokens: Sequence[str],
     name: str,
 ) -> Tensor:
     """Relevance ``(N,)`` to start from, float64: 1 at each token, or what ``start`` says."""
-    if tokens is None and start is None:
+    if given is None and start is None:
         raise LigError("give a target, or a start for all tokens, or both.")
-    indices = list(range(count)) if tokens is None else token_indices(tokens, count, name)
+    count = len(tokens)
+    indices = list(range(count)) if given is None else token_indices(given, tokens, name)
     try:
         values = torch.as_tensor(1.0 if start is None else start).detach().double().flatten().cpu()
     except (TypeError, ValueError, RuntimeError) as error:

@@ -13,6 +13,7 @@ from captum_lig._arguments import brief, fraction, whole_number
 from captum_lig.errors import LigError
 from captum_lig.flow.composition import DEFAULT_RULE, share_of
 from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.flow.tokens import TokenIndex
 from captum_lig.graph.arguments import (
     about_flows,
     check_flows,
@@ -64,7 +65,8 @@ class FlowGraph(JoinedLayers):
         flows: one flow a layer, of consecutive layers, all with the same target, or all without
             one and with the attention and mlp boundaries, as :class:`~captum_lig.LayerFlowIG`
             gives them. Every token has to be a target; without one, except in the last layer.
-        tokens: what the tokens are called, one for each source. None: their indices.
+        tokens: what the tokens are called, one for each source. None: as the flows have them, or
+            else their indices.
         text: which text of the batch, negative ones from the end; needed if the flows hold several.
 
     Attributes:
@@ -92,7 +94,7 @@ class FlowGraph(JoinedLayers):
         >>> graph = FlowGraph(flows, tokens)
         >>> graph.relevance().strongest(2)   # token, index, part of the change
         [('mat', 6, 0.173...), ('cat', 2, 0.114...)]
-        >>> print(graph.paths(source=2, k=2)[1])   # share, and the edges on the way
+        >>> print(graph.paths(source="cat", k=2)[1])   # share, and the edges on the way
         +0.00396  cat -[2.mlp +0.037 +0.044]-> cat -[+0.08]-> target
     """
 
@@ -106,7 +108,8 @@ class FlowGraph(JoinedLayers):
         text = check_flows(flows, text)
         valid = flows[0].valid[text]
         if tokens is None:
-            tokens = [str(index) for index in range(len(valid))]
+            names = flows[0].tokens
+            tokens = list(map(str, range(len(valid)))) if names is None else names[text]
         if len(tokens) != len(valid):
             raise LigError(
                 f"{len(tokens)} tokens were given for flows of {len(valid)} sources: give every "
@@ -126,7 +129,7 @@ class FlowGraph(JoinedLayers):
 
     def relevance(
         self,
-        target: int | Sequence[int] | None = None,
+        target: TokenIndex | Sequence[TokenIndex] | None = None,
         start: Tensor | Sequence[float] | None = None,
         *,
         rule: str = DEFAULT_RULE,
@@ -149,7 +152,8 @@ class FlowGraph(JoinedLayers):
         of two sentences). For a prediction attribute a target.
 
         Args:
-            target: the token, or the tokens, to start from. Negative numbers count from the end.
+            target: the token, or the tokens, to start from: positions, negative ones from the end,
+                or what they say, as wherever a token is meant.
             start: with ``target``, its relevance (a number for each); without, the relevance of
                 all tokens ``(N,)``, as :func:`~captum_lig.prediction.last_layer_relevance` gives
                 it for a logit. None: 1 for each target.
@@ -174,7 +178,7 @@ class FlowGraph(JoinedLayers):
 
     def contributions(
         self,
-        source: int | Sequence[int],
+        source: TokenIndex | Sequence[TokenIndex],
         *,
         rule: str = DEFAULT_RULE,
         absolute: bool = False,
@@ -195,7 +199,7 @@ class FlowGraph(JoinedLayers):
             layers: see :meth:`relevance`.
         """
         chosen = self._whole(layers)
-        share = start_relevance(source, None, len(self.tokens), "source")
+        share = start_relevance(source, None, self.tokens, "source")
         return traced_up(chosen, self.tokens, share.to(self.positions.device), rule, absolute)
 
     def rollout(
@@ -227,8 +231,8 @@ class FlowGraph(JoinedLayers):
 
     def paths(
         self,
-        source: int | None = None,
-        target: int | None = None,
+        source: TokenIndex | None = None,
+        target: TokenIndex | None = None,
         k: int = 5,
         *,
         rule: str = DEFAULT_RULE,
@@ -260,9 +264,9 @@ class FlowGraph(JoinedLayers):
             raise LigError(f"k={brief(k)}: at most {MOST_ROUTES:,} routes are looked for.")
         chosen = self._whole(layers)
         count = len(self.tokens)
-        sources = range(count) if source is None else [one_token(source, count, "source")]
+        sources = range(count) if source is None else [one_token(source, self.tokens, "source")]
         if target is not None:
-            last = one_token(target, count, "target")
+            last = one_token(target, self.tokens, "target")
             if not chosen[-1].known[last]:
                 raise no_target(chosen[-1], last, self.tokens)
             ends = torch.zeros(count, dtype=torch.float64)
@@ -324,7 +328,7 @@ class FlowGraph(JoinedLayers):
 
     def subgraph(
         self,
-        tokens: Sequence[int] | Tensor | None = None,
+        tokens: TokenIndex | Sequence[TokenIndex] | Tensor | None = None,
         layers: tuple[int, int] | None = None,
         heads: Iterable[int | tuple[int, int]] | None = None,
     ) -> FlowGraph:
@@ -333,7 +337,7 @@ class FlowGraph(JoinedLayers):
         The shares of the edges that are left stay what they are in the whole graph.
 
         Args:
-            tokens: indices of the tokens to keep, each once; None for all.
+            tokens: the tokens to keep, each once; None for all.
             layers: indices of the first and the last layer; None for all.
             heads: numbers of heads to keep in every layer, or pairs of (layer, head); None for
                 all. Residual edges stay.
@@ -343,7 +347,7 @@ class FlowGraph(JoinedLayers):
             chosen = only_heads(chosen, heads)
         if tokens is None:
             return self._with(chosen, self.tokens, self.positions)
-        found = token_indices(tokens, len(self.tokens), "tokens")
+        found = token_indices(tokens, self.tokens, "tokens")
         indices = torch.tensor(found, device=self.positions.device)
         return self._with(
             [layer.at(indices) for layer in chosen],
@@ -415,12 +419,19 @@ class FlowGraph(JoinedLayers):
         return write_page(self, path, title, rule, hide_first_token=hide_first_token)
 
     def plot(
-        self, target: int | Sequence[int] | None = None, **settings: Any
+        self, target: TokenIndex | Sequence[TokenIndex] | None = None, **settings: Any
     ) -> tuple[Figure, Axes]:
         """Draw what reaches a token, see :func:`captum_lig.views.plots.plot_graph`."""
         from captum_lig.views.plots import plot_graph
 
         return plot_graph(self, target, **settings)
+
+    def explore(self, height: int = 720) -> Any:
+        """The page inside a notebook, see :func:`captum_lig.views.notebook.show_page`."""
+        from captum_lig.views.notebook import graph_html, show_page
+        from captum_lig.views.page import page
+
+        return show_page(page(self), height, graph_html(self))
 
     def _repr_html_(self) -> str:
         """Facts and a picture, for notebooks."""

@@ -148,6 +148,10 @@ class GraphLayer(ABC):
         """Where the edges of a kind are, a mask of its tensor."""
 
     @abstractmethod
+    def share(self, kind: str) -> Tensor:
+        """What share of its target each edge of a kind carries, in the shape of the edges."""
+
+    @abstractmethod
     def strong(self, rule: str, threshold: float | None, top_k: int | None) -> Self:
         """Edges of at least a threshold, or the ``top_k`` strongest into each node."""
 

@@ -123,6 +123,16 @@ class LengthLayer(GraphLayer):
             **cls.sums_of(tensors),
         )
 
+    def share(self, kind: str) -> Tensor:
+        """Signed, by the rule ``conserve``; see :class:`GraphLayer`."""
+        if kind == "residual":
+            return self.weights("conserve").residual
+        edges, whole = {
+            "attention": (self.attention, self.attention_sum[..., None]),
+            "mlp": (self.mlp, self.mlp_sum[:, None]),
+        }[kind]
+        return share_of(edges.double(), whole)
+
     def weights(self, rule: str, absolute: bool = False) -> Weights:
         """What a rule makes of the layer: the law of :mod:`captum_lig.flow.composition`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from captum_lig.errors import LigError
 from captum_lig.flow.findings import off_diagonal
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.summary import findings, target_rows
-from captum_lig.flow.tokens import readable_text, readable_token
+from captum_lig.flow.tokens import numbered_tokens, readable_text
 from captum_lig.views.plots.text import PLAIN, drawable, font_families
 
 COLORS = ListedColormap(colormaps["RdBu_r"](np.linspace(0.07, 0.93, 256)))
@@ -44,10 +44,11 @@ def text_style() -> dict[str, Any]:
     return {**PLAIN, "family": font_families()}
 
 
-def token_labels(tokens: Sequence[str]) -> list[str]:
-    """Tokens as they are drawn."""
+def token_labels(tokens: Sequence[str], positions: Iterable[int] | None = None) -> list[str]:
+    """Tokens as they are drawn, with their positions where two look alike."""
     families = font_families()
-    return [drawable(readable_token(token, LABEL_LENGTH), families) for token in tokens]
+    shown = numbered_tokens(tokens, positions, LABEL_LENGTH)
+    return [drawable(token, families) for token in shown]
 
 
 def symmetric(values: NDArray[Any], quantile: float = 1.0, limit: float | None = None) -> Normalize:
@@ -99,7 +100,8 @@ def make_panel(
 ) -> Panel:
     """A map of a flow of one text, without padding; grey where :func:`grey_cells` says so."""
     rows, kept = target_rows(flow), flow.valid[0]
-    names = token_labels([tokens[int(i)] for i in kept.nonzero()])
+    positions = kept.nonzero().flatten().tolist()
+    names = token_labels([tokens[i] for i in positions], positions)
     matrix = values[rows][:, kept].detach().cpu().double().numpy()
     places = (kept.cumsum(0) - 1)[flow.targets[rows]].cpu().numpy()
     grey = grey_cells(flow, hide_first_token)[rows][:, kept].cpu().numpy()

@@ -48,7 +48,7 @@ class _Layer:
 
 def plot_flow(
     flows: Sequence[LayerFlow],
-    tokens: Sequence[str],
+    tokens: Sequence[str] | None = None,
     rule: str = DEFAULT_RULE,
     title: str | None = None,
     show: bool = False,
@@ -70,7 +70,7 @@ def plot_flow(
 
     Args:
         flows: the flows of one text with all three boundaries, one a layer.
-        tokens: the text's tokens, one for each source.
+        tokens: the text's tokens, one for each source; None: as the flows have them.
         rule: composition rule of the links, see :meth:`LayerFlow.compose`.
         title: a title; plain text, whatever it contains.
         show: also show the figure through pyplot.
@@ -87,7 +87,7 @@ def plot_flow(
         LigError: if flows and tokens do not fit, for an unknown rule or kind, or a missing
             boundary.
     """
-    one_text(flows, tokens)
+    tokens = one_text(flows, tokens)
     view = choose_view(flows, rule, kind)
     layers = [_layer(flow, tokens, view, hide_first_token) for flow in flows]
     labels = layers[0].below.names

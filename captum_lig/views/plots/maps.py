@@ -23,6 +23,7 @@ from captum_lig.errors import LigError
 from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.summary import one_text, shares, target_rows
+from captum_lig.flow.tokens import TokenIndex, find_tokens
 from captum_lig.views.plots import draw
 
 __all__ = ["plot_compared", "plot_heads", "plot_layers", "plot_map"]
@@ -33,7 +34,7 @@ SHARE = "share of the target's total"
 def plot_map(
     values: Tensor | NDArray[Any],
     tokens: Sequence[str],
-    targets: Sequence[int] | None = None,
+    targets: Sequence[TokenIndex] | None = None,
     *,
     title: str | None = None,
     limit: float | None = None,
@@ -46,7 +47,8 @@ def plot_map(
     Args:
         values: ``(T, S)``.
         tokens: what the sources are called, ``S`` of them.
-        targets: positions of the targets among the tokens; None if every token is a target.
+        targets: which of the tokens the targets are, by what they say or their positions; None if
+            every token is a target.
         title: a title; plain text, whatever it contains.
         limit: where the colours end; None for the largest size in the map.
         percent: label the colours as percentages.
@@ -57,7 +59,8 @@ def plot_map(
         LigError: if the map does not fit the tokens, or holds numbers that are not finite.
     """
     matrix = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, float)
-    rows = list(range(len(tokens))) if targets is None else [int(target) for target in targets]
+    found = find_tokens(range(len(tokens)) if targets is None else targets, tokens, "targets")
+    rows = [int(target) for target in found]
     if matrix.shape != (len(rows), len(tokens)):
         raise LigError(
             f"the map has shape {matrix.shape}, and there are {len(rows)} targets and "
@@ -73,7 +76,7 @@ def plot_map(
 
 def plot_heads(
     flow: LayerFlow,
-    tokens: Sequence[str],
+    tokens: Sequence[str] | None = None,
     rule: str | None = None,
     *,
     title: str | None = None,
@@ -85,7 +88,7 @@ def plot_heads(
 
     Args:
         flow: one layer of one text.
-        tokens: the text's tokens, one for each source.
+        tokens: the text's tokens, one for each source; None: as the flow has them.
         rule: None for the attention boundary, each head's rows as shares of its own output; a
             composition rule for what the head carries, as shares of the token leaving the layer.
         title: a title.
@@ -96,7 +99,7 @@ def plot_heads(
     Raises:
         LigError: if flow and tokens do not fit, for an unknown rule, or a missing boundary.
     """
-    one_text([flow], tokens)
+    tokens = one_text([flow], tokens)
     if rule is None:
         values, size = flow.need("attention")[0], flow.need("attention_total")[0][..., None]
         label = "share of the head's output"
@@ -123,7 +126,7 @@ def plot_heads(
 
 def plot_layers(
     flows: Sequence[LayerFlow],
-    tokens: Sequence[str],
+    tokens: Sequence[str] | None = None,
     rule: str | None = None,
     *,
     title: str | None = None,
@@ -135,7 +138,7 @@ def plot_layers(
 
     Args:
         flows: the flows of one text.
-        tokens: the text's tokens, one for each source.
+        tokens: the text's tokens, one for each source; None: as the flow has them.
         rule: None for the direct map, or a composition rule.
         title: a title.
         limit: where the colours end; None for the 99th percentile of sizes of links between
@@ -146,7 +149,7 @@ def plot_layers(
     Raises:
         LigError: if flows and tokens do not fit, for an unknown rule, or a missing boundary.
     """
-    one_text(flows, tokens)
+    tokens = one_text(flows, tokens)
     panels = [
         _panel(flow, shares(flow, rule), tokens, f"layer {flow.index}", hide_first_token)
         for flow in flows
@@ -160,7 +163,7 @@ def plot_layers(
 
 def plot_compared(
     flow: LayerFlow,
-    tokens: Sequence[str],
+    tokens: Sequence[str] | None = None,
     rule: str = DEFAULT_RULE,
     *,
     title: str | None = None,
@@ -172,7 +175,7 @@ def plot_compared(
 
     Args:
         flow: one layer of one text with all three boundaries.
-        tokens: the text's tokens, one for each source.
+        tokens: the text's tokens, one for each source; None: as the flow has them.
         rule: composition rule.
         title: a title.
         limit: where the colours end; None for the 99th percentile of sizes of links between
@@ -183,7 +186,7 @@ def plot_compared(
     Raises:
         LigError: if flow and tokens do not fit, for an unknown rule, or a missing boundary.
     """
-    one_text([flow], tokens)
+    tokens = one_text([flow], tokens)
     direct = shares(flow, None)
     total = flow.need("layer_total")[0][:, None]  # scales both, the product rule too
     composed = torch.where(total > 0, flow.compose(rule)[0] / total, 0.0)

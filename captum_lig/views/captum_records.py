@@ -39,7 +39,7 @@ def captum_record(
             :attr:`LayerFlow.layer`.
         tokens: ``N`` of them.
         predicted: what the model says.
-        probability: how likely that is.
+        probability: how likely that is; Captum shows ``(nan)`` if it is left out.
         true: what it should say.
         target: what the values are of.
         delta: what they miss of their total.

@@ -192,10 +192,10 @@ def _checked(check: Check, count: int) -> Section:
     for kind in check.kinds:
         best = [row for row in check.rows if row.node.kind == kind and row.strongest]
         if kind == "tokens":  # a token is nearly the same at many depths
-            best = list({row.node.position: row for row in reversed(best)}.values())[::-1]
+            best = list({row.node.token: row for row in reversed(best)}.values())[::-1]
         for row in best[:count]:
             numbers = (row.attributed, row.out, row.into)
-            position = row.node.position
+            position = row.node.token
             where = "" if position is None else at(check.labels[position], position)
             named = {
                 "tokens": f"token into layer {row.node.layer}",

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import say, stamp, use_threads
+from benchmarks.common import now, say, stamp, use_threads
 from benchmarks.texts import load, sentences
 from benchmarks.within_layer import report
 from benchmarks.within_layer.maps import BASELINES, Maps
@@ -68,10 +67,10 @@ def run(asked: argparse.Namespace) -> None:
         fitting += 1
         if number in lines.done:
             continue
-        began = time.perf_counter()
+        began = now()
         found = sentence(model, inputs, maps, asked.baselines)
         lines.add({"sentence": number, "tokens": length, **found})
-        say(f"{fitting}: {length} tokens, {time.perf_counter() - began:.1f} s {found['seconds']}")
+        say(f"{fitting}: {length} tokens, {now() - began:.1f} s {found['seconds']}")
     if fitting < asked.sentences:
         say(f"{asked.corpus} has {fitting} sentences of {asked.least} to {asked.most} tokens.")
 

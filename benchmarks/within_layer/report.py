@@ -65,7 +65,9 @@ def text(path: Path) -> str:
         f"{', '.join(read.layers)}. {ABOUT}"
     ]
     for baseline in read.settings["baselines"]:
-        parts += [f"### Baseline {baseline}", all_layers(read, baseline)]
+        missed, rows = (sum(row["rows"][baseline][n] for row in read.rows) for n in (0, 1))
+        certified = f"{missed} of {rows} certified rows are not within tolerance."
+        parts += [f"### Baseline {baseline}", certified, all_layers(read, baseline)]
         parts += [f"The same {LATER}:", all_layers(read, baseline, LATER)]
         for question in QUESTIONS:
             parts += [f"**{question}, layer by layer**", by_layer(read, baseline, question)]

@@ -81,8 +81,8 @@ class Layer:
         """Kobayashi et al. 2021: the parts of what leaves the attention with residual and norm.
 
         Returns:
-            ``(T, S, D)`` the part of each source, the residual stream with ``j = i``; ``(T, D)`` the
-            whole, their sum and a constant. The norm's scale counts as given.
+            ``(T, S, D)`` the part of each source, the residual stream with ``j = i``; ``(T, D)``
+            the whole, their sum and a constant. The norm's scale counts as given.
         """
         parts = self.mixed
         every = torch.arange(len(self.z))

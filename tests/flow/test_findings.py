@@ -166,9 +166,8 @@ EVEN = [[0.0, 0.9, 0.1], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]
 
 
 def test_the_first_token_is_a_sink_where_it_is_more_than_all_others() -> None:
-    made = [
-        with_map(flow, m) for flow, m in zip(flows(4, 3), (EVEN, SINK, SINK, EVEN), strict=True)
-    ]
+    maps = (EVEN, SINK, SINK, EVEN)
+    made = [with_map(flow, one) for flow, one in zip(flows(4, 3), maps, strict=True)]
     sink = find_sink(made, [shares(flow) for flow in made])
     assert sink is not None
     assert sink.layers == (1, 2)

@@ -192,7 +192,7 @@ def test_what_nothing_moved_stays_where_it_is() -> None:
     assert graph.paths(0, 0)[0].share == 1
 
 
-@pytest.mark.filterwarnings("ignore:flows with the baseline 'target_token'")
+@pytest.mark.filterwarnings("ignore::captum_lig.graph.CannotCarryWarning")
 @pytest.mark.parametrize("baseline", ["zero", "target_token"])
 def test_an_mlp_boundary_from_zero_conserves_too(baseline: str) -> None:
     """There the rows of the chain do not add up to the mlp boundary's total, but to their own."""
@@ -206,7 +206,7 @@ def test_an_mlp_boundary_from_zero_conserves_too(baseline: str) -> None:
         assert (trace.tokens.sum(-1) - 1).abs().max() <= 1e-5 * trace.tokens.abs().sum(-1).max()
 
 
-@pytest.mark.filterwarnings("ignore:flows with the baseline 'target_token'")
+@pytest.mark.filterwarnings("ignore::captum_lig.graph.CannotCarryWarning")
 def test_an_output_that_did_not_move_hands_nothing_down_and_the_trace_says_so() -> None:
     """A causal model's first token, target-token paths, and an mlp boundary that starts at zero."""
     model = tiny_llama(dtype=torch.float32)
@@ -548,7 +548,7 @@ def test_what_cannot_be_done_says_so(make: object, message: str) -> None:
 # --- real flows -----------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:flows with the baseline 'target_token'")
+@pytest.mark.filterwarnings("ignore::captum_lig.graph.CannotCarryWarning")
 @pytest.mark.parametrize("baseline", ["zero", "target_token"])
 def test_a_batch_of_a_causal_model(baseline: str) -> None:
     model = tiny_llama(dtype=torch.float32)

@@ -250,6 +250,7 @@ def test_hostile_tokens_are_text() -> None:
         figure.savefig(io.BytesIO(), dpi=40)
 
 
+@pytest.mark.filterwarnings("ignore::captum_lig.graph.CannotCarryWarning")
 @pytest.mark.parametrize(
     ("draw", "message"),
     [

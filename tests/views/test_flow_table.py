@@ -148,6 +148,54 @@ def test_table_fits_80_columns_without_colour_codes() -> None:
     assert "[red]xxxxxx…" in text  # no markup
 
 
+def sink_flow(index: int) -> LayerFlow:
+    """Three tokens; composed and direct say that the first is 80 % of what reaches the others."""
+    matrix = torch.tensor([[[0.0, 0.9, 0.1], [0.9, 0.0, 0.1], [0.7, 0.3, 0.0]]])
+    total = matrix.sum(-1)
+    return LayerFlow(
+        name="block",
+        index=index,
+        targets=torch.arange(3),
+        valid=torch.ones(1, 3, dtype=torch.bool),
+        scalarization="l2",
+        baseline="target_token",
+        attention=matrix[:, None],
+        attention_total=total[:, None],
+        mlp=total[..., None],
+        residual=torch.zeros(1, 3),
+        layer=matrix,
+        layer_total=total,
+        mlp_total=total,
+        chain=matrix[:, None],
+        chain_total=total[:, None],
+    )
+
+
+def test_a_sink_is_named_under_the_table_and_can_be_hidden() -> None:
+    given, tokens = [sink_flow(index) for index in (3, 4, 6)], ["[CLS]", "b", "c"]
+    text = in_one_line(printed(given, tokens))
+    assert "The first token, [CLS], is 80% of what reaches the others in layers 3-4, 6:" in text
+    assert "--hide-first-token" in text
+    assert "[CLS] → b" in text
+    hidden = in_one_line(printed(given, tokens, hide_first_token=True))
+    assert "[CLS] →" not in hidden
+    assert "its links are hidden here" in hidden
+    assert "b → c" in hidden
+    assert "The first token" not in printed([small_flow()], ["[CLS]", "b", "c"])
+
+
+def test_the_table_opens_with_direct_maps_where_composed_ones_are_far_off() -> None:
+    flow = small_flow()  # by chain off by 0 and by sqrt(3), 87 % in the mean
+    text = in_one_line(printed([flow], list("abc"), "chain"))
+    assert "Maps composed by chain are 87% off the direct maps (median layer)" in text
+    assert "so the direct maps are shown" in text
+    assert "b → a (+75%)" in text
+    assert "a → c (+50%)" in text
+    asked = in_one_line(printed([flow], list("abc"), "chain", kind="composed"))
+    assert "a → c (1, -50%)" in asked
+    assert "they do not say what the layers do" in asked
+
+
 def test_a_single_token_has_no_links() -> None:
     text = printed([layer_flow(tokens=1, baseline="zero")], ["a"])
     assert "none" in text

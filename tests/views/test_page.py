@@ -63,7 +63,7 @@ def test_what_a_graph_does_not_hold_is_left_out() -> None:
     assert names.isdisjoint(left_out)
     assert [rule["name"] for rule in header(without)["rules"]] == ["conserve", "product"]
     assert header(without)["layers"][0]["certified"] == ["attention", "mlp"]
-    with pytest.raises(LigError, match="layer 0 has no 'chain' boundary.*use rule='conserve'"):
+    with pytest.raises(LigError, match=r"layer 0 has no 'chain' boundary.*use rule='conserve'"):
         page(FlowGraph(given))
 
 

@@ -598,7 +598,7 @@ def test_the_first_token_is_named_where_it_dominates_and_can_be_hidden(show: Ope
     assert after == [line for line in before if line[2] != 0 or line[1] == 0]
     assert len(after) == len(before) - 6
     assert "hidden here" in shown.text("#sink")
-    assert show(of_lengths(flows(2, 4, baseline="zero"))).text("#sink") == ""
+    assert show(FlowGraph(first)).text("#sink") == ""
     hidden = show(of_lengths([first, last]), hide_first_token=True)
     assert hidden.tab.locator("#hide-first").is_checked()
 

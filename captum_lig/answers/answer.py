@@ -225,7 +225,7 @@ class Answer:
 
     def explore(self, height: int = 720) -> Any:
         """The page inside a notebook, see :func:`captum_lig.views.notebook.show_page`."""
-        return show_page(answer_page(self), height, self._repr_html_())
+        return show_page(answer_page(self), height)
 
     def show(self, count: int = 5) -> None:
         """Print it on the terminal, as wide as that is."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing_extensions import TypedDict, Unpack
 
-from captum_lig._arguments import whole_number
+from captum_lig._arguments import brief, whole_number
 from captum_lig._captum import GradientAttribution, log_usage
 from captum_lig.attribution.direct import edges_towards
 from captum_lig.attribution.lengths import (
@@ -110,6 +110,10 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         self._finders = Finders(self.forward_func, layer)
         self.layer = layer
         self.scalarization = check(scalarization)
+
+    def __repr__(self) -> str:
+        layer = "" if self.layer is None else f", layer={brief(self.layer)}"
+        return f"LayerFlowIG({type(self.forward_func).__name__}{layer}, {self.scalarization!r})"
 
     @typing.overload
     def attribute(

@@ -2,7 +2,7 @@
 
     make pictures
     python docs/pictures.py [why] [charts] [flow] [page] [gallery]
-    python docs/pictures.py [minilm] [smollm2] [mgm] [sapiens] [vit]
+    python docs/pictures.py [minilm] [smollm2] [mgm] [sapiens] [vit] [picture]
 
 Charts are what the code blocks of docs/charts.md save; the picture of the README is of
 its question; the screenshot is of the page that the command writes, in Chromium; the gallery's
@@ -139,7 +139,7 @@ def example(name: str) -> Callable[[Path], None]:
     return draw
 
 
-GALLERY = ("minilm", "smollm2", "mgm", "sapiens", "vit")
+GALLERY = ("minilm", "smollm2", "mgm", "sapiens", "vit", "picture")
 PICTURES: dict[str, Callable[[Path], None]] = {
     "charts": charts,
     "flow": flow,

@@ -19,6 +19,8 @@ class Maps:
     def __init__(self, model: nn.Module, layers: list[int], tolerance: float, most: int) -> None:
         self.model, self.layers = model, layers
         self.settings = {"tolerance": tolerance, "max_steps": most}
+        self.rows, self.missed = 0, 0
+        """Of all texts so far: certified rows, and those that are not within tolerance."""
         self.l2, self.projection = (LayerFlowIG(model, layers, s) for s in ("l2", "projection"))
 
     def start(self, inputs: dict[str, Tensor], baseline: str) -> Any:
@@ -35,6 +37,10 @@ class Maps:
         along = self.projection.attribute(inputs, start, boundaries=("layer",), **self.settings)
         assert isinstance(flows, list)
         assert isinstance(along, list)
+        for flow in (*flows, *along):
+            for within in flow.converged.values():
+                self.rows += within.numel()
+                self.missed += int((~within).sum())
         return [
             {
                 "boundary attention": flow.need("attention")[0].sum(0),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from benchmarks.common import now
 from benchmarks.within_layer.maps import Maps
 from benchmarks.within_layer.rivals import FROM_BASELINE, RIVALS, Layer
 from captum_lig.metrics import Interventions, interventions, map_agreement
@@ -39,23 +39,25 @@ def numbers_of(score: Tensor, effects: Interventions) -> dict[str, list[float | 
 def sentence(
     model: nn.Module, inputs: dict[str, Tensor], maps: Maps, baselines: list[str]
 ) -> dict[str, Any]:
-    """By baseline, layer and map; and seconds by what they went into."""
+    """By baseline, layer and map; rows missed, of how many; and seconds by what they went into."""
     spent: dict[str, float] = {}
 
     def clock(what: str, began: float) -> None:
-        spent[what] = round(spent.get(what, 0.0) + time.perf_counter() - began, 2)
+        spent[what] = round(spent.get(what, 0.0) + now() - began, 2)
 
-    layers, found = maps.layers, {}
+    layers, found, rows = maps.layers, {}, {}
     shared: list[dict[str, Tensor]] = []
     for baseline in baselines:
         start = maps.start(inputs, baseline)
-        began = time.perf_counter()
+        began = now()
         truths = interventions(model, inputs, start, list(layers))
         clock("interventions", began)
-        began = time.perf_counter()
+        began = now()
+        before = maps.missed, maps.rows
         ours = maps.of(inputs, start)
+        rows[baseline] = [maps.missed - before[0], maps.rows - before[1]]
         clock(f"maps from {baseline}", began)
-        began = time.perf_counter()
+        began = now()
         with cases(model, inputs, start, list(layers)) as blocks:
             ran = [Layer(texts[0]) for _, texts in blocks]
             shared = shared or [{name: rival(x) for name, rival in RIVALS.items()} for x in ran]
@@ -70,4 +72,4 @@ def sentence(
                 layers, truths, ours, shared, beside, strict=True
             )
         }
-    return {"numbers": found, "seconds": spent}
+    return {"numbers": found, "rows": rows, "seconds": spent}

@@ -161,7 +161,7 @@ def positions_in(
     for one in listed:
         if isinstance(one, str):
             kept = tokens_of(call)
-            own = position_in(call, one, tokenizer)
+            own = position_in(call, one, tokenizer, "output_indices")
             assert kept is not None
             places = positions_of(kept, own).unique()
             if len(places) > 1:
@@ -189,7 +189,10 @@ def own_tokens(
 
 
 def position_in(
-    call: ModelCall, position: TokenIndex, tokenizer: PreTrainedTokenizerBase | None
+    call: ModelCall,
+    position: TokenIndex,
+    tokenizer: PreTrainedTokenizerBase | None,
+    name: str = "position",
 ) -> int:
     """The position of the token that a string names in all texts of a call; a number stays.
 
@@ -202,13 +205,13 @@ def position_in(
     texts = own_tokens(call, tokenizer)
     if texts is None:
         raise LigError(
-            f"position={brief(position)}: the model is not called with ids of a tokenizer that is "
+            f"{name}={brief(position)}: the model is not called with ids of a tokenizer that is "
             "known, so what its tokens say is not. Give a number, or tokenizer=."
         )
-    found = sorted({find_token(position, text, "position") for text in texts})
+    found = sorted({find_token(position, text, name) for text in texts})
     if len(found) > 1:
         raise LigError(
-            f"position={brief(position)}: the texts have it at {found}. Give one text at a time, "
+            f"{name}={brief(position)}: the texts have it at {found}. Give one text at a time, "
             "or a number."
         )
     return int(found[0])

@@ -74,7 +74,9 @@ def plot_picture(
     image = _pixels(picture)
     rows, columns = _grid(image, chosen.values.shape[1], patch)
     count = chosen.values.shape[1] - rows * columns
-    names = [f"token {n}" for n in range(count)] if special is None else list(special)
+    names = [f"token {n}" for n in range(count)]
+    if special is not None:
+        names = draw.token_labels(special)
     if len(names) != count:
         raise LigError(
             f"special={brief(special)} are {len(names)} names, and {count} of the "
@@ -93,7 +95,6 @@ def plot_picture(
     panels[0].imshow(image, cmap="gray", vmin=0, vmax=1, extent=box["extent"])
     panels[0].set_title("the picture", fontsize=8)
     grey = image if image.ndim == 2 else image.mean(-1)
-    names = draw.token_labels(names)
     for axes, name, row in zip(panels[1:], chosen.names, chosen.values, strict=False):
         axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=box["extent"])
         heat = row[count:].reshape(rows, columns)

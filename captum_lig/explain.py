@@ -11,14 +11,14 @@ from captum_lig.flow.explanation import Explanation
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.layer_flow_ig import LayerFlowIG
 from captum_lig.prediction import layer_baselines
-from captum_lig.pretrained.load import load_model, says_what_comes_next
+from captum_lig.pretrained.load import Pretrained, load_model, says_what_comes_next
 
 __all__ = ["Explanation", "explain"]
 
 
 def explain(
     text: str,
-    model: str | Path | None = None,
+    model: str | Path | Pretrained | None = None,
     *,
     layers: Sequence[int] | None = None,
     baseline: str | float | None = None,
@@ -27,14 +27,17 @@ def explain(
     method: str = "gausslegendre",
     tolerance: float | None = 1e-3,
     self_term: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
     show_progress: bool = False,
 ) -> Explanation:
     """Attribute the layers of a model for a text.
 
     Args:
         text: the text; the tokenizer adds its special tokens, and they are kept.
-        model: ``"minilm"`` (None), ``"smollm2"``, a model on the Hugging Face hub or a folder.
-            It is loaded in float32. Of an encoder-decoder the encoder is explained.
+        model: ``"minilm"`` (None), ``"smollm2"``, a model on the Hugging Face hub, a folder, or
+            what :func:`captum_lig.pretrained.load.load_model` gave, for text after text. Of an
+            encoder-decoder the encoder is explained.
         layers: indices of the layers to attribute, None for all.
         baseline: what the paths start from: ``"target_token"``, ``"zero"``, a number, or
             ``"padding"``: the tokens as they are when all but special tokens and the first are
@@ -47,6 +50,8 @@ def explain(
         tolerance: largest completeness error of a row, which rows are refined to.
         self_term: estimate of what targets owe to themselves, ``"map_ratio"``, ``"zero_ratio"`` or
             None, see :meth:`LayerFlow.with_self_term`.
+        dtype: ``"float32"`` (None) or ``"float64"``, of a model by name.
+        device: such as ``"cuda"``, of a model by name.
         show_progress: show a progress bar over the layers.
 
     Returns:
@@ -58,8 +63,9 @@ def explain(
     """
     if not text.strip():
         raise LigError(f"the text {text!r} is empty: give at least one word.")
-    loaded = load_model(model)
-    encoding = loaded.encode(text)
+    loaded = model if isinstance(model, Pretrained) else load_model(model, dtype, device)
+    place = next((parameter.device for parameter in loaded.network.parameters()), None)
+    encoding = {name: x.to(place) for name, x in loaded.encode(text).items()}
     engine = LayerFlowIG(
         loaded.network, layer=None if layers is None else list(layers), scalarization=scalarization
     )

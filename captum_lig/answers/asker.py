@@ -98,6 +98,14 @@ class Asker:
             self._networks[subject.name, kind] = subject.load(kind, self._dtype, self._device)
         return self._networks[subject.name, kind]
 
+    def load(self, prepared: Prepared) -> None:
+        """Load what a question needs, which :meth:`answer` does otherwise.
+
+        Raises:
+            LigError: if it cannot be loaded.
+        """
+        self._network(prepared.subject, prepared.kind or "sentence")
+
     def answer(
         self,
         prepared: Prepared,

@@ -32,6 +32,9 @@ __all__ = ["Subject", "subject_of"]
 class Subject(Reader):
     """A model by name, or one that is there already."""
 
+    name: str
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
     kind: Kind | None
     """What it is for; None if that is seen only when it runs."""
     place: Checkpoint | nn.Module

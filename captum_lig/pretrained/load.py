@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import ERROR
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import nn
@@ -24,10 +24,12 @@ __all__ = [
     "Checkpoint",
     "Pretrained",
     "Reader",
+    "Stored",
     "check_place",
     "find_model",
     "is_empty",
     "load_model",
+    "load_network",
     "quiet",
     "says_what_comes_next",
 ]
@@ -41,12 +43,10 @@ WORDS = ("minilm", "smollm2")
 """Embedded models: each is one word."""
 
 
-@dataclass(frozen=True)
 class Reader:
     """What reads a text: a tokenizer, and the configuration of its model."""
 
     name: str
-    """As people know it: what the caller gave."""
     config: Any
     tokenizer: PreTrainedTokenizerBase
 
@@ -107,13 +107,20 @@ class Reader:
 class Pretrained(Reader):
     """A model in evaluation mode and its tokenizer."""
 
+    name: str
+    """As people know it: what the caller gave."""
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
     network: nn.Module
 
 
 @dataclass(frozen=True)
-class Checkpoint(Reader):
+class Stored:
     """A model on disk or on the hub, of which the weights are not loaded yet."""
 
+    name: str
+    """As people know it: what the caller gave."""
+    config: Any
     source: str
     """Where it lies."""
 
@@ -149,12 +156,24 @@ class Checkpoint(Reader):
         return network  # type: ignore[no-any-return]
 
 
-def find_model(model: str | Path | None) -> Checkpoint:
+@dataclass(frozen=True)
+class Checkpoint(Stored, Reader):
+    """A model with its tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+
+@overload
+def find_model(model: str | Path | None) -> Checkpoint: ...
+@overload
+def find_model(model: str | Path | None, without_tokenizer: bool) -> Checkpoint | Stored: ...
+def find_model(model: str | Path | None, without_tokenizer: bool = False) -> Checkpoint | Stored:
     """A model's configuration and its tokenizer; its weights stay where they are.
 
     Args:
         model: ``"minilm"`` or ``"smollm2"``, a name on the Hugging Face hub or a folder; None is
             ``"minilm"``. A folder that is called like one of these words: ``"./minilm"``.
+        without_tokenizer: whether a model without a tokenizer will do.
 
     Raises:
         LigError: if there is none, or none that has a tokenizer.
@@ -169,10 +188,18 @@ def find_model(model: str | Path | None) -> Checkpoint:
         )
     with _loading(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)  # fails soonest
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if is_empty(tokenizer):
-        raise LigError(f"model {name!r} has no tokenizer beside it: save its tokenizer there too.")
-    return Checkpoint(name, config, tokenizer, source)
+    try:
+        with _loading(name):
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except LigError:
+        if without_tokenizer:
+            return Stored(name, config, source)
+        raise
+    if not is_empty(tokenizer):
+        return Checkpoint(name, config, source, tokenizer)
+    if without_tokenizer:
+        return Stored(name, config, source)
+    raise LigError(f"model {name!r} has no tokenizer beside it: save its tokenizer there too.")
 
 
 def load_model(
@@ -192,12 +219,17 @@ def load_model(
     """
     check_place(dtype, device)
     found = model if isinstance(model, Checkpoint) else find_model(model)
+    network = load_network(found, dtype, device)
+    return Pretrained(found.name, network.config, found.tokenizer, network)
+
+
+def load_network(found: Stored, dtype: str | None = None, device: str | None = None) -> Any:
+    """The weights of a model, without a head, in evaluation mode; see :func:`load_model`."""
     network: Any = found.load(dtype=DTYPES[dtype or "float32"])
     if network.config.is_encoder_decoder:
         network = network.get_encoder()
     with quiet():
-        network.to(device or "cpu")
-    return Pretrained(found.name, network.config, found.tokenizer, network)
+        return network.to(device or "cpu")
 
 
 def check_place(dtype: str | None, device: str | None) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from captum_lig.answers.parts import Part
-from captum_lig.patching import Check, Node
+from captum_lig.answers.parts import Part, node_of
+from captum_lig.patching import Check
 
 __all__ = ["COLUMNS", "Parted", "part_rows"]
 
@@ -57,16 +57,10 @@ def part_rows(answer: Any, count: int = 20) -> list[dict[str, Any]]:
     effects = {row.node: row for row in a.checked.rows} if a.checked else {}
     found = []
     for part in (*a.strongest_tokens(count), *a.strongest_heads(count), *a.strongest_mlps(count)):
-        effect = effects.get(_node(part))
+        effect = effects.get(node_of(part))
         asked = (a.text, a.against, a.target, a.change)
         where = (part.kind, part.layer, part.head, part.position, part.token, part.source)
         patched = (None, None) if effect is None else (effect.out, effect.into)
         row = (*asked, *where, part.value, part.share, *patched)
         found.append(dict(zip(COLUMNS, row, strict=True)))
     return found
-
-
-def _node(part: Part) -> Node:
-    """What patching calls it."""
-    kind = {"token": "tokens", "head": "heads", "MLP": "feed_forward"}[part.kind]
-    return Node(kind, part.layer or 0, part.position, part.head)  # type: ignore[arg-type]

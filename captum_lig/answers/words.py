@@ -18,8 +18,8 @@ def at(token: str, position: int) -> str:
 
 
 def signed(value: float) -> str:
-    """A number with its sign."""
-    return f"{value:+.3g}" if abs(value) < 1000 else f"{value:+.0f}"
+    """A number with its sign, to three digits."""
+    return f"{value:+#.3g}".removesuffix(".") if abs(value) < 1000 else f"{value:+.0f}"
 
 
 def percent(share: float | None) -> str:

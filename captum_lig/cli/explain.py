@@ -38,7 +38,7 @@ __all__ = ["explain"]
 DATA_SUFFIXES = (".json", ".safetensors")
 FILES = ("explain.html", "explain.png", "explain.json")
 SUFFIXES = (*DATA_SUFFIXES, *PICTURE_SUFFIXES, PAGE_SUFFIX, *LIST_SUFFIXES)
-OUT = "A folder gets page, picture and numbers; of a file the suffix says what."
+OUT = f"A folder gets page, picture and numbers; a file is {', '.join(SUFFIXES)}."
 SMALLER = "keep fewer layers (--layers), or write .safetensors, a fifth of .json."
 BOUNDARIES = ("attention", "mlp", "layer")
 KEYS = {"layers": str, "baseline": str}
@@ -122,6 +122,7 @@ def explain(
                 _check_text(found, line)
                 for path in outputs.single[line.number]:
                     _tell_size(path, found, line, given["layers"])
+        outputs.announce()
         with status("Loading the model"), imports():
             loaded = load_model(found, dtype, device)
         results = Results(format, outputs, file is not None, FlowForms.columns)

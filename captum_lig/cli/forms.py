@@ -23,7 +23,7 @@ class AnswerForms:
     columns = COLUMNS
 
     def __init__(self, answer: Answer) -> None:
-        self._answer = answer
+        self.text, self._answer = answer.text, answer
 
     def show(self) -> None:
         """The screen."""
@@ -58,7 +58,7 @@ class FlowForms:
     }
 
     def __init__(self, found: Explanation, rule: str) -> None:
-        self._found, self._rule = found, rule
+        self.text, self._found, self._rule = found.text, found, rule
 
     def show(self) -> None:
         """A table of the layers."""

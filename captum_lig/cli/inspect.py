@@ -52,6 +52,7 @@ def inspect(
         if text == "-":
             text = read_lines(text, None, {}, {})[0].options["text"]
 
+        outputs.announce()
         with status("Looking at the model"), imports():
             from captum_lig.inspection.inspect import inspect_pretrained
 

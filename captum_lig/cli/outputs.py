@@ -36,6 +36,17 @@ class Outputs:
         """All of them."""
         return [*self.lists, *(path for paths in self.single.values() for path in paths)]
 
+    def announce(self) -> None:
+        """Say what will be made and replaced, before the work."""
+        files = self.files
+        for folder in dict.fromkeys(file.parent for file in files):
+            if not folder.is_dir():
+                note(f"{folder} will be made.")
+        old = [str(file) for file in files if os.path.lexists(file)]
+        if old:
+            more = f" and {len(old) - 3} more" if len(old) > 3 else ""
+            note(f"{', '.join(old[:3])}{more} will be replaced.")
+
 
 def planned(
     given: Sequence[Path],
@@ -77,12 +88,10 @@ def planned(
                 number = "" if line is None else f"-{line}"
                 paths += [path / f"{Path(n).stem}{number}{Path(n).suffix}" for n in in_folder]
         else:
-            known = ", ".join(suffixes)
+            known = "one of " * (len(suffixes) > 1) + ", ".join(suffixes)
             folder = ", or a name without one for a folder" if in_folder else ""
-            raise LigError(f"--out {str(path)!r} has no known suffix: use one of {known}{folder}.")
-    found = Outputs(lists, {line: list(dict.fromkeys(paths)) for line, paths in single.items()})
-    _tell(found.files)
-    return found
+            raise LigError(f"--out {str(path)!r} has no known suffix: use {known}{folder}.")
+    return Outputs(lists, {line: list(dict.fromkeys(paths)) for line, paths in single.items()})
 
 
 def _check_folder(folder: Path) -> None:
@@ -113,14 +122,3 @@ def check_place(path: Path) -> None:
         path.exists() and not os.access(path, os.W_OK)
     ):
         raise LigError(f"{what} cannot be written (permission denied): choose another path.")
-
-
-def _tell(files: Sequence[Path]) -> None:
-    """Say what will be made and replaced."""
-    for folder in dict.fromkeys(file.parent for file in files):
-        if not folder.is_dir():
-            note(f"{folder} will be made.")
-    old = [str(file) for file in files if os.path.lexists(file)]
-    if old:
-        more = f" and {len(old) - 3} more" if len(old) > 3 else ""
-        note(f"{', '.join(old[:3])}{more} will be replaced.")

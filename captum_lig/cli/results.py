@@ -28,6 +28,8 @@ Row = dict[str, Any]
 class Result(Protocol):
     """What there is of one text."""
 
+    text: str
+
     def show(self) -> None:
         """Print it for people."""
 
@@ -101,7 +103,9 @@ class Results:
             if self._count:
                 typer.echo()
             if line is not None:
-                typer.echo(f"Line {line}")
+                from captum_lig.flow.tokens import readable_text
+
+                typer.echo(f"Line {line}: {readable_text(' '.join(result.text.split()), 60)}")
             result.show()
         elif self._name == "json":
             if self._many:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captum_lig._arguments import brief
 from captum_lig.errors import LigError
 
 __all__ = ["Line", "read_lines"]
@@ -92,18 +92,20 @@ def _object(row: str, types: Mapping[str, type], strict: bool) -> dict[str, Any]
     except ValueError as error:
         if not strict:
             return {"text": row}
-        raise LigError(f"{brief(row)} is no JSON ({error}).") from error
+        raise LigError(f"{reprlib.repr(row)} is no JSON ({error}).") from error
     if not isinstance(found, dict):
-        raise LigError(f"{brief(row)} is no JSON object: write one with a text.")
+        raise LigError(f"{reprlib.repr(row)} is no JSON object: write one with a text.")
     if not isinstance(found.get("text"), str):
-        raise LigError(f"{brief(row)} has no text: write it under 'text'.")
+        raise LigError(f"{reprlib.repr(row)} has no text: write it under 'text'.")
     for name, value in found.items():
         kind = {"text": str, **types}.get(name)
         if kind is None:
             raise LigError(f"{name!r} is no key: use text, {', '.join(types)}.")
         whole = isinstance(value, int) and not isinstance(value, bool)
         if value is not None and not isinstance(value, kind) and not (kind is str and whole):
-            raise LigError(f"{name!r} is {brief(value)}, and should be of type {kind.__name__}.")
+            raise LigError(
+                f"{name!r} is {reprlib.repr(value)}, and should be of type {kind.__name__}."
+            )
         if kind is int and isinstance(value, bool):
-            raise LigError(f"{name!r} is {brief(value)}, and should be a whole number.")
+            raise LigError(f"{name!r} is {reprlib.repr(value)}, and should be a whole number.")
     return {name: value for name, value in found.items() if value is not None}

@@ -23,7 +23,7 @@ __all__ = ["why"]
 FOR = "SmolLM2, with --similar-to MiniLM"
 FILES = ("why.html", "why.png", "why.json")
 SUFFIXES = (PAGE_SUFFIX, *PICTURE_SUFFIXES, ".json", *LIST_SUFFIXES)
-OUT = "A folder gets page, picture and numbers; of a file the suffix says what."
+OUT = f"A folder gets page, picture and numbers; a file is {', '.join(SUFFIXES)}."
 KEYS: dict[str, type] = {
     "against": str,
     "target": str,
@@ -108,6 +108,7 @@ def why(
 
             asker = Asker(model, dtype=dtype, device=device)
             questions = [_prepared(asker, line) for line in lines]
+        outputs.announce()
         with status("Loading the model"), imports():
             for question in questions:
                 asker.load(question)

@@ -210,7 +210,7 @@ def _error(kind: Kind) -> str:
 
 def _feed_forward(kind: Kind) -> str:
     name = kind[0].feed_forward
-    return "?" if name is None else name or "none found: no node of its own"
+    return "?" if name is None else f"the output of {name}" if name else "none found"
 
 
 def _of_attention(tell: Callable[[AttentionReport], str]) -> Callable[[Kind], str]:
@@ -244,7 +244,7 @@ _ROWS: tuple[tuple[str, Callable[[Kind], str]], ...] = (
     ("position is in", _if_seen(_position)),
     ("paths", _paths),
     ("path precision", lambda kind: kind[0].dtype or "?"),
-    ("MLP", _feed_forward),
+    ("MLP node", _feed_forward),
     ("boundaries", lambda kind: ", ".join(kind[0].boundaries) or "none"),
     ("forward error", _error),
 )

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from captum_lig.answers.parts import Held, Part, node_of
 from captum_lig.answers.says import Said
-from captum_lig.answers.words import at, error_percent, percent, probability, quoted, signed
+from captum_lig.answers.words import (
+    at,
+    error_percent,
+    part_of,
+    percent,
+    probability,
+    quoted,
+    signed,
+)
 from captum_lig.flow.tokens import readable_text
 from captum_lig.patching import Check
 
@@ -136,7 +144,7 @@ def _tokens(a: Screened, count: int) -> Section:
         other = a.other_tokens[part.position]
         same = other == a.tokens[part.position]
         instead = "" if same else quoted(other)
-        rows.append((at(part.token, part.position), instead, *_numbers(part)))
+        rows.append((at(part.token, part.position), instead, *_numbers(a, part)))
     held = a.held()
     parts = [
         f"{quoted(one.token)} ({one.position}) "
@@ -154,14 +162,14 @@ def _heads(a: Screened, count: int) -> Section:
         assert part.source is not None
         source = at(a.tokens[part.source], part.source)
         where = (part.name, at(part.token, part.position), source)
-        rows.append((*where, *_numbers(part), *_effects(a, part)))
+        rows.append((*where, *_numbers(a, part), *_effects(a, part)))
     header = ("Heads", "writing at", "reading from", "part", "share", *_effect_names(a))
     return Section("", header, rows, left=3)
 
 
 def _mlps(a: Screened, count: int) -> Section:
     rows = [
-        (part.name, at(part.token, part.position), *_numbers(part), *_effects(a, part))
+        (part.name, at(part.token, part.position), *_numbers(a, part), *_effects(a, part))
         for part in a.strongest_mlps(count)
     ]
     return Section("", ("MLPs", "at", "part", "share", *_effect_names(a)), rows, left=2)
@@ -176,7 +184,9 @@ def _effects(a: Screened, part: Part) -> tuple[str, ...]:
     if a.checked is None:
         return ()
     row = next((one for one in a.checked.rows if one.node == node_of(part)), None)
-    return ("", "") if row is None else (signed(row.out), signed(row.into))
+    if row is None:
+        return "", ""
+    return part_of(row.out, a.change), part_of(row.into, a.change)
 
 
 def _trust(a: Screened) -> list[str]:
@@ -222,8 +232,8 @@ def _checked(a: Screened, check: Check) -> list[str]:
     return [*notes, *apart]
 
 
-def _numbers(part: Part) -> tuple[str, str]:
-    return signed(part.value), percent(part.share)
+def _numbers(a: Screened, part: Part) -> tuple[str, str]:
+    return part_of(part.value, a.change), percent(part.share)
 
 
 def _line(text: str) -> str:
@@ -251,7 +261,7 @@ def as_rich(found: Sequence[Section]) -> RenderableType:
             table = Table(
                 box=box.SIMPLE_HEAD if section.header else None,
                 show_header=bool(section.header),
-                padding=(0, 1),
+                padding=(0, 1, 0, 0),
                 pad_edge=False,
                 show_edge=False,
             )

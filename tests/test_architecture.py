@@ -29,7 +29,7 @@ FLOORS = (
     ("io",),
     ("inspection", "prediction"),
     ("attribution", "patching"),
-    ("views",),
+    ("metrics", "views"),
     ("layer_flow_ig", "set_to_set_ig"),
     ("answers", "explain"),
     ("experiments",),
@@ -43,9 +43,13 @@ WITHOUT_A_MODEL = ("paths", "integrals", "flow", "graph")
 
 LATE = {
     "captum_lig.flow.layer_flow": ("LayerFlow.plot", "LayerFlow._repr_html_"),
+    "captum_lig.flow.flows": ("Flows._repr_html_",),
+    "captum_lig.flow.explanation": ("Explanation._repr_html_",),
+    "captum_lig.inspection.report": ("ModelReport._repr_html_",),
     "captum_lig.graph.flow_graph": (
         "FlowGraph.plot",
         "FlowGraph._repr_html_",
+        "FlowGraph.explore",
         "FlowGraph.to_html",
         "FlowGraph.to_networkx",
         "FlowGraph.save",

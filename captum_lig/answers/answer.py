@@ -23,9 +23,12 @@ from captum_lig.answers.says import Said
 from captum_lig.answers.screen import Section, as_html, as_rich, as_text, sections
 from captum_lig.errors import LigError
 from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.flow.tokens import readable_text, readable_token
 from captum_lig.graph import FlowGraph, Trace
 from captum_lig.patching import Check, check
 from captum_lig.prediction.targets import TargetLike
+from captum_lig.views.notebook import show_page
+from captum_lig.views.page import page
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +51,7 @@ class Run:
     tokenizer: PreTrainedTokenizerBase | None
 
 
-@dataclass
+@dataclass(repr=False)
 class Answer:
     """Why a model says what it says of a text, against another. Printed, it is one screen."""
 
@@ -68,12 +71,12 @@ class Answer:
     """What it says of the other text."""
     change: float
     """The number of the text, less that of the other text."""
-    flows: list[LayerFlow] = field(repr=False)
-    graph: FlowGraph = field(repr=False)
+    flows: list[LayerFlow]
+    graph: FlowGraph
     seconds: float
     """That all took, loading the model included."""
     attribution_seconds: float
-    run: Run = field(repr=False)
+    run: Run
     favours: tuple[str, str] | None = None
     """Where the number is of one thing less another: what speaks for it, and for the other."""
     continuation: str | None = None
@@ -206,7 +209,9 @@ class Answer:
         if suffix == ".html":
             self.graph.to_html(path, title)
         elif suffix in PICTURES:
-            figure, _ = self.graph.plot(title=title)
+            from captum_lig.views.plots.prediction import plot_prediction
+
+            figure, _ = plot_prediction(self.graph, title=title)
             figure.savefig(path, dpi=200)
         elif suffix == ".json":
             written = json.dumps(self.numbers(), ensure_ascii=False, indent=1, allow_nan=False)
@@ -215,11 +220,43 @@ class Answer:
             known = ", ".join((".html", ".json", *PICTURES))
             raise LigError(f"{str(path)!r} has no known suffix: use one of {known}, or none.")
 
+    def to_pandas(self) -> Any:
+        """A table (``pandas.DataFrame``), a row for each token at each depth, head and MLP.
+
+        Columns are those of :meth:`Trace.to_pandas`, ``value`` being the part, ``share`` of the
+        change, and, of nodes that were patched, ``out`` and ``into``, see :meth:`check`.
+        """
+        table = self.trace.to_pandas()
+        table["share"] = table["value"] / self.change if self.change else float("nan")
+        if self.checked is None:
+            return table
+        keys = ["kind", "layer", "head", "position"]
+        found = self.checked.to_pandas()[[*keys, "out", "into"]]
+        # Categories of other kinds would make objects of the column.
+        kinds = table["kind"].cat.categories
+        found["kind"] = found["kind"].cat.set_categories(kinds)
+        found["position"] = found["position"].astype(table["position"].dtype)
+        return table.merge(found, on=keys, how="left")
+
+    def explore(self, height: int = 720) -> Any:
+        """The page inside a notebook, see :func:`captum_lig.views.notebook.show_page`."""
+        return show_page(page(self.graph), height, self._repr_html_())
+
     def show(self, count: int = 5) -> None:
         """Print it on the terminal, as wide as that is."""
         from rich.console import Console
 
         Console(highlight=False).print(as_rich(self.sections(count)))
+
+    def __repr__(self) -> str:
+        against = "padding" if self.against is None else repr(readable_text(self.against, 60))
+        words = ", ".join(
+            f"{readable_token(part.token)} {part.value:+.3g}" for part in self.strongest_tokens(3)
+        )
+        return (
+            f"Answer({self.model}: {readable_text(self.text, 60)!r} against {against}\n"
+            f"  {self.target}: {self.change:+.3g}\n  words: {words})"
+        )
 
     def __str__(self) -> str:
         return as_text(self.sections())

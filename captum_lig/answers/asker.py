@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,13 @@ from captum_lig.answers.subject import Subject, subject_of
 from captum_lig.answers.texts import Texts, read_texts
 from captum_lig.answers.wanted import Kind, Wanted
 from captum_lig.errors import LigError
+from captum_lig.flow.tokens import find_token
 from captum_lig.graph import FlowGraph
 from captum_lig.layer_flow_ig import LayerFlowIG
 from captum_lig.model.inputs import ModelCall
 from captum_lig.prediction.baselines import input_baseline
 from captum_lig.prediction.bound_target import named_output
-from captum_lig.prediction.targets import target_value
+from captum_lig.prediction.targets import Target, target_value
 from captum_lig.prediction.words import token_ids
 from captum_lig.pretrained.load import quiet
 
@@ -85,6 +86,8 @@ class Asker:
         subject = self._subjects[alike]
         kind = wanted.kind(subject.kind, subject.name)
         texts = read_texts(wanted, subject.tokenizer, subject.name, subject.most_tokens)
+        tokens = subject.tokenizer.convert_ids_to_tokens(texts.ids)
+        wanted = replace(wanted, position=find_token(wanted.position, tokens, "position"))
         if kind in ("causal", "masked"):
             _check_tokens(wanted, texts, subject.tokenizer)
         if kind == "masked":
@@ -129,6 +132,9 @@ class Asker:
         network = self._network(subject, kind or "sentence")
         device_of = next((p.device for p in network.parameters()), torch.device("cpu"))
         texts = prepared.texts.to(device_of)
+        if isinstance(wanted.target, Target):
+            call = ModelCall.of(network, texts.encoding)
+            wanted = replace(wanted, target=wanted.target.placed(call, subject.tokenizer))
         if kind is None:
             kind = wanted.kind(_kind_when_run(network, texts), subject.name)
             assert kind is not None
@@ -190,7 +196,7 @@ def _check_tokens(wanted: Wanted, texts: Texts, tokenizer: PreTrainedTokenizerBa
         if isinstance(value, str):
             token_of(value, tokenizer)
     count = len(texts.ids)
-    if wanted.position is not None and not -count <= wanted.position < count:
+    if isinstance(wanted.position, int) and not -count <= wanted.position < count:
         raise LigError(
             f"position {wanted.position} does not exist: the text has {count} tokens, 0 to "
             f"{count - 1}."
@@ -200,7 +206,7 @@ def _check_tokens(wanted: Wanted, texts: Texts, tokenizer: PreTrainedTokenizerBa
 def _position(wanted: Wanted, kind: Kind, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> int:
     """Where a token is predicted."""
     if wanted.position is not None or kind != "masked":
-        return -1 if wanted.position is None else wanted.position
+        return -1 if wanted.position is None else int(wanted.position)
     masks = [n for n, i in enumerate(texts.ids) if i == tokenizer.mask_token_id]
     if len(masks) != 1:
         raise LigError(

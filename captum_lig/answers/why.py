@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from captum_lig.answers.answer import Answer
 from captum_lig.answers.asker import TOLERANCE, Asker
 from captum_lig.answers.wanted import Wanted
+from captum_lig.flow.tokens import TokenIndex
 from captum_lig.prediction.targets import Target
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def why(
     similar_to: str | None = None,
     answer: str | None = None,
     generate: int | None = None,
-    position: int | None = None,
+    position: TokenIndex | None = None,
     chat: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: str | None = None,
@@ -60,8 +61,9 @@ def why(
         similar_to: explain how alike the text is to this one.
         answer: explain how likely it is that the text goes on like this.
         generate: explain so many tokens that the model itself goes on with.
-        position: at which token a next token is predicted, of both texts; negative ones count
-            from the end. None is the last one, and the mask of a model that fills in masks.
+        position: at which token a next token is predicted, of both texts: a number, negative ones
+            from the end, or what the token says. None is the last one, and the mask of a model
+            that fills in masks.
         chat: the texts are what a user says in a chat, in the model's own template.
         tokenizer: of a model that has none beside it.
         dtype: ``"float32"`` (None) or ``"float64"``, of a model by name.

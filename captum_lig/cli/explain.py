@@ -57,14 +57,14 @@ def explain(
         option(
             "target_token|zero|padding|NUMBER",
             "What a path starts from: for each target that target token, padding, or a constant.",
-            "padding for models of what comes next, else target_token",
+            "padding for causal models, else target_token",
         ),
     ] = None,
     scalarization: Scalarization = "l2",
     rule: Annotated[
         str,
-        option("conserve|chain|product", "How attention and mlp boundaries compose into one map."),
-    ] = "conserve",
+        option("chain|conserve|product", "How attention and mlp boundaries compose into one map."),
+    ] = "chain",
     steps: Steps = 16,
     method: Annotated[
         str, option("NAME", "Rule of the first nodes; rows that need it are refined.")
@@ -78,6 +78,20 @@ def explain(
             "none, it is 0",
         ),
     ] = None,
+    show: Annotated[
+        str | None,
+        option(
+            "composed|direct|influence",
+            "The map that links are of; influence is how much, whichever way, and more work.",
+            "composed, or direct where that is more than 50 % off it",
+        ),
+    ] = None,
+    hide_first_token: Annotated[
+        bool,
+        typer.Option(
+            "--hide-first-token", help="Show no links from the first token; numbers stay."
+        ),
+    ] = False,
     out: Annotated[
         list[Path] | None,
         option("DIR|FILE", f"Folder or file to write; may be repeated. {OUT}", False),
@@ -105,12 +119,15 @@ def explain(
             from captum_lig.cli.forms import FlowForms
             from captum_lig.explain import explain as run
             from captum_lig.flow.composition import find_rule
+            from captum_lig.flow.findings import KINDS
             from captum_lig.flow.self_term import check_estimate
             from captum_lig.integrals.scalarization import check
             from captum_lig.integrals.settings import Settings
             from captum_lig.pretrained.load import check_place, find_model, load_model
 
             find_rule(rule)
+            if show is not None and show not in KINDS:
+                raise LigError(f"--show {show!r} is unknown: use one of {', '.join(KINDS)}.")
             check(scalarization)
             Settings.checked(steps, method, tolerance)
             if self_term is not None:
@@ -137,11 +154,12 @@ def explain(
                     method=method,
                     tolerance=tolerance,
                     self_term=self_term,
+                    influence=show == "influence",
                     show_progress=sys.stderr.isatty(),
                 )
             except LigError as error:
                 raise line.named(error) from error
-            results.add(FlowForms(result, rule), line.number)
+            results.add(FlowForms(result, rule, show, hide_first_token), line.number)
         results.close()
 
 

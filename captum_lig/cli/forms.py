@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from captum_lig.answers import Answer
 from captum_lig.answers.rows import COLUMNS, part_rows
 from captum_lig.flow.explanation import Explanation
-from captum_lig.graph import FlowGraph
+from captum_lig.graph import CannotCarryWarning, FlowGraph
 from captum_lig.io.flows import flows_to_json, save_flows
 from captum_lig.views.flow_table import flow_table
 
@@ -57,12 +58,18 @@ class FlowForms:
         "composed": float,
     }
 
-    def __init__(self, found: Explanation, rule: str) -> None:
+    def __init__(
+        self, found: Explanation, rule: str, kind: str | None, hide_first_token: bool
+    ) -> None:
         self.text, self._found, self._rule = found.text, found, rule
+        self._kind, self._hide = kind, hide_first_token
 
     def show(self) -> None:
         """A table of the layers."""
-        table = flow_table(self._found.flows, self._found.tokens, self._rule)
+        found = self._found
+        table = flow_table(
+            found.flows, found.tokens, self._rule, kind=self._kind, hide_first_token=self._hide
+        )
         Console(highlight=False).print(table)
 
     def document(self) -> dict[str, Any]:
@@ -90,9 +97,19 @@ class FlowForms:
         if suffix in (".json", ".safetensors"):
             save_flows(found, path)
         elif suffix == ".html":
-            FlowGraph(found.flows, found.tokens).to_html(path, title, self._rule)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CannotCarryWarning)  # the page says it
+                graph = FlowGraph(found.flows, found.tokens)
+            graph.to_html(path, title, self._rule, hide_first_token=self._hide)
         else:
             from captum_lig.views.plots import plot_flow
 
-            figure, _ = plot_flow(found.flows, found.tokens, rule=self._rule, title=title)
+            figure, _ = plot_flow(
+                found.flows,
+                found.tokens,
+                self._rule,
+                title,
+                kind=self._kind,
+                hide_first_token=self._hide,
+            )
             figure.savefig(path, dpi=200)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +32,7 @@ KEYS: dict[str, type] = {
     "label": str,
     "similar_to": str,
 }
-KEYS |= {"answer": str, "generate": int, "position": int, "chat": bool}
+KEYS |= {"answer": str, "generate": int, "position": str, "chat": bool}
 
 
 def why(
@@ -63,7 +64,8 @@ def why(
         int | None, option("N", "Explain N tokens that the model goes on with.", False)
     ] = None,
     position: Annotated[
-        int | None, option("N", "Token after which to look, from 0.", "the last one")
+        str | None,
+        option("N|TOKEN", "After which token to look: its number from 0, or itself.", "the last"),
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="TEXT is said by a user, in the model's chat template.")
@@ -135,9 +137,9 @@ def _prepared(asker: Asker, line: Line) -> Prepared:
     from captum_lig.answers.wanted import Wanted
 
     asked = dict(line.options)
-    label = asked["label"]
-    if isinstance(label, str) and label.isdecimal():
-        asked["label"] = int(label)
+    for name in ("label", "position"):
+        if isinstance(asked[name], str) and re.fullmatch(r"-?[0-9]+", asked[name]):
+            asked[name] = int(asked[name])
     try:
         return asker.prepare(Wanted(**asked))
     except LigError as error:

@@ -40,7 +40,7 @@ class Step:
     the head and out of it, into the MLP and out of it, or the residual edge."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Route:
     """A route from a token entering the first layer to one leaving the last, or to the target."""
 
@@ -66,6 +66,9 @@ class Route:
         if self.end is not None:
             text += f" -[{self.end:+.2g}]-> target"
         return f"{self.share:+.3g}  {text}"
+
+    def __repr__(self) -> str:
+        return f"Route({self})"
 
 
 def routes_between(

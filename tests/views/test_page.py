@@ -30,6 +30,7 @@ def test_numbers_of_the_page_are_those_of_the_graph(dtype: torch.dtype) -> None:
             edges = name in ("attention", "chain", "mlp", "residual", "direct")
             narrow = tensor.to(torch.float32) if edges else tensor
             assert found.pop((place, name)) == narrow.flatten().tolist()
+        assert found.pop((place, "one_source")) == [0] * 5
         for name, errors in layer.errors.items():
             assert found.pop((place, f"error.{name}")) == errors.flatten().tolist()
         for rule in ("conserve", "chain", "product"):
@@ -55,15 +56,15 @@ def test_the_header_says_what_the_numbers_are() -> None:
 
 
 def test_what_a_graph_does_not_hold_is_left_out() -> None:
-    given = [replace(flow, layer=None, chain=None) for flow in flows(2)]
-    without = page(FlowGraph(given))
+    given = [replace(flow, layer=None, chain=None) for flow in flows(2, baseline="zero")]
+    without = page(FlowGraph(given), rule="conserve")
     names = {name for _, name in numbers(without)}
     left_out = {"direct", "direct_total", "error.layer", "chain", "error.chain", "chain.heads"}
     assert names.isdisjoint(left_out)
     assert [rule["name"] for rule in header(without)["rules"]] == ["conserve", "product"]
     assert header(without)["layers"][0]["certified"] == ["attention", "mlp"]
-    with pytest.raises(LigError, match="layer 0 has no 'chain' boundary"):
-        page(FlowGraph(given), rule="chain")
+    with pytest.raises(LigError, match=r"layer 0 has no 'chain' boundary.*use rule='conserve'"):
+        page(FlowGraph(given))
 
 
 def test_a_pruned_graph_keeps_its_sums() -> None:

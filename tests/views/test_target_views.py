@@ -42,9 +42,7 @@ def test_the_links_drawn_add_up_to_the_relevances() -> None:
             column, source = np.round(segment[0]).astype(int)
             if value is None:  # drawn as wide as it is, whatever its sign
                 layer = graph.layers[column]
-                value = float(
-                    layer.links(trace.tokens[column + 1], "conserve", False)[source, source]
-                )
+                value = float(layer.links(trace.tokens[column + 1], "chain", False)[source, source])
             arrived[column, source] += value
     np.testing.assert_allclose(arrived, trace.tokens[:3], atol=1e-6)
     assert figure.get_suptitle() == f"{TARGET}: +2"
@@ -152,11 +150,11 @@ def test_the_script_gives_the_graph_s_numbers(tmp_path: Path, kind: str) -> None
     count = len(graph.tokens)
     for place, layer in enumerate(graph.layers):
         edges, sizes = found["edges"], found["sizes"]
-        links = layer.links(layer.leaving, "conserve", False)  # type: ignore[attr-defined]
+        links = layer.links(layer.leaving, "chain", False)  # type: ignore[attr-defined]
         size = torch.tensor(edges["size"][place])[:, None]
         maps = torch.tensor(edges["maps"][place], dtype=torch.float64).reshape(count, count)
         torch.testing.assert_close(maps * size, links, rtol=1e-5, atol=1e-6)
-        shares = layer.shares("conserve", True)
+        shares = layer.shares("chain", True)
         maps = torch.tensor(sizes["maps"][place], dtype=torch.float64).reshape(count, count)
         torch.testing.assert_close(maps, shares.matrix, rtol=1e-5, atol=1e-7)
     below = graph.rollout((0, 1))[1].tolist()

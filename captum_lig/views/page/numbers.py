@@ -8,7 +8,8 @@ Header, JSON::
       "scalarization": "l2", "baseline": "zero", "tolerance": 0.001,
       "target": null, "change": null,               of a graph with a target: its words, a number
       "rules": [{"name": "conserve", "edges": "attention", "absolute": false}, ...],
-      "rule": "conserve",
+      "rule": "chain", "opening": "direct",         the boundary that the page opens with
+  "hide_first_token": false,
       "layers": [{"index": 0, "name": "encoder.layer.0", "heads": 12,
                   "certified": ["attention", "mlp", "layer", "chain"]}, ...],
       "tensors": [{"layer": 0, "name": "attention", "type": "float32", "size": 1728,
@@ -21,7 +22,8 @@ tensors, row-major, with little-endian numbers, are
 - those of :class:`captum_lig.graph.length_layer.LengthLayer` under their names: edges and direct
   maps as float32, bit for bit what a float32 attribution gave, sums as float64; or those of
   :class:`captum_lig.graph.target_layer.TargetLayer`, edges as float32, relevances as float64;
-- ``error.<field>``, the completeness errors of each field that is certified, targets last;
+- ``one_source``, 1 for targets that have one possible source (:mod:`captum_lig.flow.findings`);
+- ``error.<field>``, the completeness errors of each field that is checked, targets last;
 - of each rule ``<rule>.heads``, ``<rule>.residual`` and ``<rule>.size``, float64: a share is an
   edge times the weight of its row, or the residual; a share times the size is the attribution.
 
@@ -37,6 +39,8 @@ all of them together are one zlib stream in base64.
 from __future__ import annotations
 
 import base64
+import math
+import statistics
 import zlib
 from typing import Any
 
@@ -45,6 +49,7 @@ import torch
 from torch import Tensor
 
 from captum_lig.flow.composition import RULES, share_of
+from captum_lig.flow.findings import FAR, one_source_rows
 from captum_lig.flow.tokens import readable_text, readable_token
 from captum_lig.graph import FlowGraph
 from captum_lig.graph.layer import GraphLayer
@@ -62,17 +67,21 @@ PARTS = ("attention", "chain", "mlp", "residual", "direct", "direct_total", "att
 TARGET_PARTS = ("attention", "attention_value", "entering", "leaving", "feed_forward_relevance",
                 "known")  # fmt: skip
 """The same of a graph with a target."""
+ROUNDING = 1e-5
 LONGEST_TOKEN = 200
 LONGEST_TITLE = 240
 
 
-def pack(graph: FlowGraph, title: str, rule: str) -> tuple[dict[str, Any], str]:
+def pack(
+    graph: FlowGraph, title: str, rule: str, hide_first_token: bool = False
+) -> tuple[dict[str, Any], str]:
     """Pack a graph.
 
     Args:
         graph: the graph.
         title: plain text.
         rule: composition rule to open with.
+        hide_first_token: open without lines from the first token.
 
     Returns:
         The header, in JSON's types, and the numbers in base64.
@@ -106,6 +115,8 @@ def pack(graph: FlowGraph, title: str, rule: str) -> tuple[dict[str, Any], str]:
         "change": graph.change,
         "rules": rules,
         "rule": rule if graph.target is None else "edges",
+        "opening": _opening(graph, rule),
+        "hide_first_token": hide_first_token,
         "layers": [
             {
                 "index": layer.index,
@@ -144,6 +155,8 @@ def _numbers(
             kind = {None: "float32", torch.bool: "uint8"}.get(part.dtype, "float64")
             narrow = of_target and part.name in ("attention", "attention_value")
             found[part.name] = "float32" if narrow else kind, value
+    if isinstance(layer, LengthLayer):
+        found["one_source"] = "uint8", _one_source(layer)
     for name, errors in layer.errors.items():
         found[f"error.{name}"] = "float64", errors
     for rule in (one["name"] for one in rules):
@@ -155,6 +168,37 @@ def _numbers(
         for name in ("heads", "residual", "size"):
             found[f"{rule}.{name}"] = "float64", getattr(weights, name)
     return found
+
+
+def _one_source(layer: LengthLayer) -> Tensor:
+    """``(N,)`` targets that have one possible source; none if edges were taken away."""
+    maps = [one for one in (layer.attention, layer.chain, layer.direct) if one is not None]
+    return one_source_rows(maps) & (_whole(layer) if layer.direct is None else True)
+
+
+def _whole(layer: LengthLayer) -> Tensor:
+    """``(N,)`` targets of which all edges are in the graph, up to rounding."""
+    kept = layer.attention.double().abs().sum(-1)
+    return (kept >= (1 - ROUNDING) * layer.attention_size).all(0)
+
+
+def _opening(graph: FlowGraph, rule: str) -> str:
+    """The boundary to open with: direct, if composed maps are far from it, see ``FAR``.
+
+    Less than all edges cannot add up to the direct map: a graph without some opens as it is.
+    """
+    means = []
+    for layer in graph.layers:
+        if not isinstance(layer, LengthLayer) or layer.direct is None:
+            return "composed"
+        if not bool(_whole(layer).all()):
+            return "composed"
+        size, direct = layer.weights(rule).size[:, None], layer.direct.double()
+        off = direct - layer.shares(rule, False).matrix * size
+        rows = torch.linalg.vector_norm(off, dim=-1) / torch.linalg.vector_norm(direct, dim=-1)
+        means.append(rows[(direct != 0).any(-1)].mean().item())
+    known = [mean for mean in means if not math.isnan(mean)]
+    return "direct" if known and statistics.median(known) > FAR else "composed"
 
 
 def _target_weights(layer: TargetLayer, rule: str, unit: float) -> Weights:

@@ -14,6 +14,7 @@ from string import Template
 from typing import Any
 
 from captum_lig.errors import LigError
+from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.tokens import readable_text, readable_token
 from captum_lig.graph import FlowGraph
 from captum_lig.io.codec import warn_if_large, writing
@@ -26,14 +27,23 @@ MODULES += ["main"]
 """The scripts, each after those that it imports."""
 
 
-def page(graph: FlowGraph, title: str | None = None, rule: str = "conserve") -> str:
+def page(
+    graph: FlowGraph,
+    title: str | None = None,
+    rule: str = DEFAULT_RULE,
+    *,
+    hide_first_token: bool = False,
+) -> str:
     """The interactive page of a graph as one HTML document that asks for nothing else.
 
     Args:
         graph: any graph; a pruned one shows the edges that it still has.
         title: what stands on top; plain text, whatever it contains. None: the graph's target and
             its change, or the tokens.
-        rule: the composition rule that the page opens with, see :meth:`LayerFlow.compose`.
+        rule: the composition rule that the page opens with, see :meth:`LayerFlow.compose`. Where
+            maps composed by it are more than 50 % off the direct ones (mean over the targets of a
+            layer, median over the layers), it opens with the direct maps, and says so.
+        hide_first_token: open without lines from the first token; the page has a box for it.
 
     Raises:
         LigError: for an unknown rule, or one that needs a boundary that is not there.
@@ -42,7 +52,7 @@ def page(graph: FlowGraph, title: str | None = None, rule: str = "conserve") -> 
         title = f"{graph.target}: {graph.change:+.4g}"
     elif title is None:
         title = " ".join(readable_token(token).lstrip("␣") for token in graph.tokens)
-    header, numbers = pack(graph, title, rule)
+    header, numbers = pack(graph, title, rule, hide_first_token)
     style, script = _asset("page.css"), _script()
     return Template(_asset("page.html")).substitute(
         title=html.escape(readable_text(title, 200)),
@@ -55,7 +65,12 @@ def page(graph: FlowGraph, title: str | None = None, rule: str = "conserve") -> 
 
 
 def write_page(
-    graph: FlowGraph, path: str | Path, title: str | None = None, rule: str = "conserve"
+    graph: FlowGraph,
+    path: str | Path,
+    title: str | None = None,
+    rule: str = DEFAULT_RULE,
+    *,
+    hide_first_token: bool = False,
 ) -> Path:
     """Write the interactive page of a graph.
 
@@ -64,6 +79,7 @@ def write_page(
         path: a file that ends in ``.html``. Missing folders are made.
         title: see :func:`page`.
         rule: see :func:`page`.
+        hide_first_token: see :func:`page`.
 
     Returns:
         The path.
@@ -75,7 +91,7 @@ def write_page(
     path = Path(path)
     if path.suffix.lower() != ".html":
         raise LigError(f"{str(path)!r} does not end in .html: name the page so.")
-    document = page(graph, title, rule)
+    document = page(graph, title, rule, hide_first_token=hide_first_token)
     warn_if_large(path, len(document))
     with writing(path) as beside:
         beside.write_text(document, encoding="utf-8")

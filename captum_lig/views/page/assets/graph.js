@@ -82,6 +82,22 @@ export function distances(layer, share, matrix, tokens) {
   return found;
 }
 
+/** The first token's part in what reaches the others from tokens but themselves, by size. */
+export function partOfFirst(matrix, tokens, oneSource) {
+  let first = 0;
+  let whole = 0;
+  for (let target = 1; target < tokens; target++) {
+    if (oneSource?.[target]) continue;
+    for (let source = 0; source < tokens; source++) {
+      if (source === target) continue;
+      const size = Math.abs(matrix[target * tokens + source]);
+      whole += size;
+      if (source === 0) first += size;
+    }
+  }
+  return by(first, whole);
+}
+
 /**
  * Hand what a token carries down to the tokens below it, and its share up to those above.
  * @param matrices composed maps, one a layer
@@ -112,7 +128,7 @@ export function carried(matrices, tokens, pin, first, last) {
   return rows;
 }
 
-/** How a layer's rows are certified: how many there are, how many missed, the worst error. */
+/** How a layer's sums converged: how many rows there are, how many missed, the worst error. */
 export function certificate(layer, tokens, tolerance) {
   const found = { rows: 0, missed: 0, worst: 0, flagged: new Uint8Array(tokens) };
   for (const boundary of layer.certified) {

@@ -85,9 +85,12 @@ export class MapsView {
     const paper = channels(this.ink.paper);
     const positive = channels(this.ink.positive);
     const negative = channels(this.ink.negative);
+    const faint = channels(this.ink.faint);
     matrix.forEach((share, place) => {
-      const part = Math.min(1, Math.abs(share) / this.limit);
-      const full = share < 0 ? negative : positive;
+      const [target, source] = [Math.floor(place / tokens), place % tokens];
+      const grey = share !== 0 && this.model.unlisted(this.layer, target, source);
+      const part = grey ? 1 : Math.min(1, Math.abs(share) / this.limit);
+      const full = grey ? faint : share < 0 ? negative : positive;
       for (let channel = 0; channel < 3; channel++) {
         image.data[4 * place + channel] = paper[channel] + part * (full[channel] - paper[channel]);
       }

@@ -1,6 +1,15 @@
 // What is shown: the state that the controls choose, and what follows from it.
 
-import { attention, carried, certificate, composed, direct, distances, shares } from "./graph.js";
+import {
+  attention,
+  carried,
+  certificate,
+  composed,
+  direct,
+  distances,
+  partOfFirst,
+  shares,
+} from "./graph.js";
 import { strongestRoutes } from "./routes.js";
 import { WHOLE } from "./words.js";
 
@@ -9,6 +18,8 @@ const MOST_LINES = 6000;
 /** The tolerance that rows are held to where the attribution had none, as in the library. */
 const TOLERANCE = 1e-3;
 const LINES_PER_TOKEN = 2;
+/** The first token is a sink where it is more than this part of what the others get. */
+const DOMINATES = 0.5;
 
 export class Model {
   constructor(page) {
@@ -24,11 +35,12 @@ export class Model {
     this.state = {
       first: 0,
       last: this.page.layers.length - 1,
-      boundary: "composed",
+      boundary: this.page.opening ?? "composed",
       rule: this.page.rule,
       head: null,
       threshold: 0,
       own: true,
+      hideFirst: this.page.hide_first_token ?? false,
       pin: null,
       source: null,
       count: 5,
@@ -177,6 +189,36 @@ export class Model {
     return all.length ? all.reduce((sum, value) => sum + value, 0) / all.length : Number.NaN;
   }
 
+  /** The same over all layers: the median. */
+  get offBy() {
+    const all = this.page.layers
+      .map((_, number) => this.distance(number))
+      .filter((value) => !Number.isNaN(value))
+      .sort((a, b) => a - b);
+    const half = Math.floor(all.length / 2);
+    return all.length % 2 ? all[half] : (all[half - 1] + all[half]) / 2;
+  }
+
+  /** Where the first token dominates: {part, layers}, the mean part there; null if nowhere. */
+  get sink() {
+    if (this.page.target !== null || this.state.boundary === "attention") return null;
+    const found = [];
+    this.page.layers.forEach((layer, number) => {
+      const part = partOfFirst(this.map(number).matrix, this.tokens, layer.one_source);
+      if (part > DOMINATES) found.push({ index: layer.index, part });
+    });
+    if (found.length === 0) return null;
+    const part = found.reduce((sum, one) => sum + one.part, 0) / found.length;
+    return { part, layers: found.map(({ index }) => index) };
+  }
+
+  /** Whether a link is none to list: it has no other source, or the first token is hidden. */
+  unlisted(layer, target, source) {
+    if (target === source) return false;
+    if (this.state.hideFirst && source === 0) return true;
+    return this.page.layers[layer].one_source?.[target] === 1;
+  }
+
   /** Part of the heads in what reached the targets of a layer. */
   viaHeads(number) {
     if (this.page.target !== null) return this.page.layers[number].via_heads;
@@ -228,6 +270,7 @@ export class Model {
       for (let target = 0, place = 0; target < this.tokens; target++) {
         for (let source = 0; source < this.tokens; source++, place++) {
           if (!own && target === source) continue;
+          if (this.unlisted(layer, target, source)) continue;
           const weight = matrix[place] * values[below ? target : source];
           if (weight === 0 || Math.abs(weight) < threshold) continue;
           look(weight, layer, target, source, matrix[place]);
@@ -255,8 +298,9 @@ export class Model {
     const sizes = [];
     for (let layer = this.state.first; layer <= this.state.last; layer++) {
       this.map(layer).matrix.forEach((share, place) => {
-        const own = place % this.tokens === Math.floor(place / this.tokens);
-        if (!own && share !== 0) sizes.push(Math.abs(share));
+        const [target, source] = [Math.floor(place / this.tokens), place % this.tokens];
+        if (target === source || share === 0) return;
+        if (!this.unlisted(layer, target, source)) sizes.push(Math.abs(share));
       });
     }
     if (sizes.length === 0) return 0;

@@ -46,7 +46,7 @@ function certificateLines(model, layer, place) {
   const row = model.row(layer, place);
   if (!row.known) return [element("p", {}, "was no target of the attribution")];
   const worst = row.errors.length ? Math.max(...row.errors.map(({ error }) => error)) : Number.NaN;
-  const verdict = row.flagged ? "◇ not certified" : "certified";
+  const verdict = row.flagged ? "◇ not converged" : "sums converged";
   const error = Number.isNaN(worst) ? "completeness error not known" : null;
   const moved = element("p", {}, "moved by ", number(row.total, plain(row.total)), " (its total)");
   return [
@@ -191,10 +191,15 @@ function rowParts(model, layer, place) {
     number(error, plain(error)),
   ]);
   const verdict = row.flagged
-    ? element("strong", { class: "bad" }, "◇ Not certified")
-    : element("strong", { class: "good" }, "Certified");
+    ? element("strong", { class: "bad" }, "◇ Not converged")
+    : element("strong", { class: "good" }, "Sums converged");
   const said = model.page.target === null ? "Moved by " : "Relevance ";
   const parts = [element("p", {}, said, number(row.total, plain(row.total)), ".")];
+  if (model.page.layers[layer].one_source?.[place]) {
+    parts.push(
+      element("p", {}, "It has one possible source: all is that token's by construction."),
+    );
+  }
   if (errors.length)
     parts.push(element("p", {}, verdict, "; completeness errors: ", ...errors, "."));
   if (!Number.isNaN(row.distance)) {

@@ -48,7 +48,10 @@ except SystemExit as end:
     assert not end.code
 print(sum(spent), file=sys.stderr)
 """
-IMPORTS = "from captum_lig.cli.messages import imports\nwith imports():\n    import captum_lig.layer_flow_ig\n"
+BEGIN = """
+from captum_lig.cli import collector
+collector.begin()
+"""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def measure(case: Case) -> tuple[float, float, float]:
     """Processor seconds of the bare script, of the command, and of its attribution."""
     bare, _ = _spent(BARE.format(auto=case.auto, path=_path(case.model), text=case.text))
     # The class is imported by the measurement, as the command imports it: without collection.
-    whole, said = _spent(IMPORTS + COMMAND.format(arguments=case.arguments))
+    whole, said = _spent(BEGIN + COMMAND.format(arguments=case.arguments))
     return bare, whole, float(said.splitlines()[-1])
 
 

@@ -172,6 +172,7 @@ def test_files_are_told_and_so_is_what_they_replace(gpt2: Path, tmp_path: Path) 
         ([TEXT, "--against", "the cat"], 'the text has 6 tokens and the one it is compared with 2'),
         ([TEXT, "--target", " cat", "--label", "joy"], "are different questions"),
         ([TEXT, "--target", " catdog"], "is 3 tokens"),
+        ([TEXT, "--tolerance", "-1"], "tolerance=-1"),
     ],
 )  # fmt: skip
 def test_bad_input_is_a_sentence(gpt2: Path, given: list[str], said: str) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from captum_lig.cli.messages import imports, note, one_sentence
+from captum_lig.cli import collector
+from captum_lig.cli.messages import note, one_sentence
 from captum_lig.cli.options import (
     Layers,
     Model,
@@ -67,10 +68,11 @@ def consistency(
 
         from rich.console import Console
 
-        with imports():
-            from captum_lig.experiments.consistency import pool, run_corpus
-            from captum_lig.experiments.consistency.ranking import check_measure
-            from captum_lig.experiments.consistency.table import report
+        from captum_lig.experiments.consistency import pool, run_corpus
+        from captum_lig.experiments.consistency.ranking import check_measure
+        from captum_lig.experiments.consistency.table import report
+
+        collector.loaded()
 
         check_measure(rank_by)
         result = run_corpus(

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from captum_lig.cli.messages import imports, note, one_sentence, status
+from captum_lig.cli import collector
+from captum_lig.cli.messages import note, one_sentence, status
 from captum_lig.cli.options import EMBEDDED, Device, Dtype, option
 from captum_lig.cli.outputs import planned
 from captum_lig.cli.texts import read_lines
@@ -53,9 +54,10 @@ def inspect(
             text = read_lines(text, None, {}, {})[0].options["text"]
 
         outputs.announce()
-        with status("Looking at the model"), imports():
+        with status("Looking at the model")):
             from captum_lig.inspection.inspect import inspect_pretrained
 
+            collector.loaded()
             report = inspect_pretrained(model, text, dtype, device)
         if format == "json":
             typer.echo(json.dumps(report.to_json(), ensure_ascii=False, indent=1, allow_nan=False))

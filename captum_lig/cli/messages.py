@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import warnings
@@ -13,7 +12,7 @@ import typer
 
 from captum_lig.errors import LigError
 
-__all__ = ["imports", "note", "one_sentence", "status"]
+__all__ = ["note", "one_sentence", "status"]
 
 
 def note(message: str) -> None:
@@ -37,22 +36,6 @@ def one_sentence() -> Iterator[None]:
     except (LigError, OSError) as error:
         note(f"captum-lig: {error}")
         raise typer.Exit(2) from error
-
-
-@contextmanager
-def imports() -> Iterator[None]:
-    """Import torch and transformers faster: they make a million objects, and all of them stay.
-
-    Looking for garbage among them takes a seventh of their time.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if enabled:
-            gc.enable()
 
 
 @contextmanager

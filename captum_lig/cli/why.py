@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from captum_lig.cli.messages import imports, note, one_sentence, status
+from captum_lig.cli import collector
+from captum_lig.cli.messages import note, one_sentence, status
 from captum_lig.cli.options import Device, Dtype, File, Format, option
 from captum_lig.cli.outputs import LIST_SUFFIXES, PAGE_SUFFIX, PICTURE_SUFFIXES, planned
 from captum_lig.cli.results import Results, check_format
@@ -104,16 +105,19 @@ def why(
         numbers = [line.number for line in lines]
         outputs = planned(outs, SUFFIXES, FILES, numbers)
 
-        with status("Reading the texts"), imports():
+        with status("Reading the texts")):
+            from captum_lig._arguments import fraction
             from captum_lig.answers.asker import Asker
             from captum_lig.cli.forms import AnswerForms
 
+            fraction("tolerance", tolerance)
             asker = Asker(model, dtype=dtype, device=device)
             questions = [_prepared(asker, line) for line in lines]
         outputs.announce()
-        with status("Loading the model"), imports():
+        with status("Loading the model")):
             for question in questions:
                 asker.load(question)
+        collector.loaded()
         results = Results(format, outputs, file is not None, AnswerForms.columns)
         failed = 0
         for line, question in zip(lines, questions, strict=True):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from captum_lig import Answer, why
+from captum_lig.answers.asker import Asker
+from captum_lig.answers.wanted import Wanted
 from captum_lig.patching import Node, effects
 from tests.helpers.embedded import need_smollm2
 
@@ -64,3 +67,13 @@ def test_the_documentation_shows_this_screen(answer: Answer) -> None:
 
     assert len(lasting(shown)) > 35
     assert lasting(str(answer)) == lasting(shown)
+
+
+def test_the_questions_of_the_documentation_work() -> None:
+    """As far as they are checked before the model is loaded."""
+    need_smollm2()
+    page = (Path(__file__).parents[2] / "docs" / "why.md").read_text("utf-8")
+    (shown,) = re.findall(r"^```json\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    asker = Asker("smollm2")
+    asked = [asker.prepare(Wanted(**json.loads(line))) for line in shown.splitlines()]
+    assert [question.kind for question in asked] == ["causal", "causal"]

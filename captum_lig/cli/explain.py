@@ -116,7 +116,7 @@ def explain(
         for line, given in zip(lines, asked, strict=True):
             _check_page(outputs.single[line.number], line.options["layers"], given["layers"])
 
-        with status("Reading the texts")):
+        with status("Reading the texts"):
             from captum_lig.cli.forms import FlowForms
             from captum_lig.explain import explain as run
             from captum_lig.flow.composition import find_rule
@@ -141,7 +141,7 @@ def explain(
                 for path in outputs.single[line.number]:
                     _tell_size(path, found, line, given["layers"])
         outputs.announce()
-        with status("Loading the model")):
+        with status("Loading the model"):
             loaded = load_model(found, dtype, device)
         collector.loaded()
         results = Results(format, outputs, file is not None, FlowForms.columns)

@@ -54,7 +54,7 @@ def inspect(
             text = read_lines(text, None, {}, {})[0].options["text"]
 
         outputs.announce()
-        with status("Looking at the model")):
+        with status("Looking at the model"):
             from captum_lig.inspection.inspect import inspect_pretrained
 
             collector.loaded()

@@ -105,7 +105,7 @@ def why(
         numbers = [line.number for line in lines]
         outputs = planned(outs, SUFFIXES, FILES, numbers)
 
-        with status("Reading the texts")):
+        with status("Reading the texts"):
             from captum_lig._arguments import fraction
             from captum_lig.answers.asker import Asker
             from captum_lig.cli.forms import AnswerForms
@@ -114,7 +114,7 @@ def why(
             asker = Asker(model, dtype=dtype, device=device)
             questions = [_prepared(asker, line) for line in lines]
         outputs.announce()
-        with status("Loading the model")):
+        with status("Loading the model"):
             for question in questions:
                 asker.load(question)
         collector.loaded()

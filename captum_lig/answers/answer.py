@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from captum_lig.answers.page import answer_page, write_answer
 from captum_lig.answers.parts import (
     Held,
     Part,
@@ -28,7 +29,6 @@ from captum_lig.graph import FlowGraph, Trace
 from captum_lig.patching import Check, check
 from captum_lig.prediction.targets import TargetLike
 from captum_lig.views.notebook import show_page
-from captum_lig.views.page import page
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +49,8 @@ class Run:
     other: dict[str, Tensor]
     target: TargetLike
     tokenizer: PreTrainedTokenizerBase | None
+    position: int = -1
+    """Where a token is predicted; negative ones count from the end."""
 
 
 @dataclass(repr=False)
@@ -207,7 +209,7 @@ class Answer:
         suffix = path.suffix.lower()
         title = f"{self.model}: “{self.text}”, {self.target}"
         if suffix == ".html":
-            self.graph.to_html(path, title)
+            write_answer(self, path)
         elif suffix in PICTURES:
             from captum_lig.views.plots.prediction import plot_prediction
 
@@ -240,7 +242,7 @@ class Answer:
 
     def explore(self, height: int = 720) -> Any:
         """The page inside a notebook, see :func:`captum_lig.views.notebook.show_page`."""
-        return show_page(page(self.graph), height, self._repr_html_())
+        return show_page(answer_page(self), height)
 
     def show(self, count: int = 5) -> None:
         """Print it on the terminal, as wide as that is."""

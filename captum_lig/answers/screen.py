@@ -27,7 +27,15 @@ from captum_lig.patching import Check
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
-__all__ = ["Screened", "Section", "as_html", "as_rich", "as_text", "sections"]
+__all__ = [
+    "Screened",
+    "Section",
+    "agreement",
+    "as_html",
+    "as_rich",
+    "as_text",
+    "sections",
+]
 
 WIDTH = 80
 SAID = 3
@@ -205,12 +213,17 @@ def _trust(a: Screened) -> list[str]:
 
 
 def _checked(a: Screened, check: Check) -> list[str]:
-    """How far what was attributed is what patching finds."""
-    names = {"tokens": "tokens", "heads": "heads", "feed_forward": "MLPs", "attention": "attention"}
-    notes = [
+    return [
         f"taken out: what the number loses if this alone is as with {_other(a)}. put in: what "
-        f"the number of {_other(a)} gains if this alone is as with the text."
+        f"the number of {_other(a)} gains if this alone is as with the text.",
+        *agreement(check),
     ]
+
+
+def agreement(check: Check) -> list[str]:
+    """How far what was attributed is what patching finds, in sentences."""
+    names = {"tokens": "tokens", "heads": "heads", "feed_forward": "MLPs", "attention": "attention"}
+    notes: list[str] = []
     means, apart = [], []
     for kind in check.kinds:
         one = check.correlation(kind)

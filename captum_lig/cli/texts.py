@@ -59,7 +59,7 @@ def read_lines(
         if not row.strip():
             continue
         line = Line(number, {**options, "text": row})
-        if objects or (source is None and row.lstrip().startswith("{"):
+        if objects or (source is None and row.lstrip().startswith("{")):
             try:
                 line = Line(number, {**options, **_object(row, types, strict=objects)})
             except LigError as error:

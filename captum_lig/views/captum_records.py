@@ -35,8 +35,7 @@ def captum_record(
     Captum puts words into its HTML as they are; here all of them are escaped.
 
     Args:
-        values: ``(N,)``, such as a row of :attr:`Trace.tokens <captum_lig.graph.Trace>`, or of
-            :attr:`LayerFlow.layer`.
+        values: ``(N,)``, such as a row of ``trace.tokens`` or ``flow.layer[0]``.
         tokens: ``N`` of them.
         predicted: what the model says.
         probability: how likely that is; Captum shows ``(nan)`` if it is left out.

@@ -245,7 +245,7 @@ def write(path: Path, rows: list[list[float | None]]) -> None:
 
     lines: list[Any] = [{"layers": [0], "numbers": NUMBERS, "baselines": ["zero"]}]
     for n, (own, other) in enumerate(rows):
-        maps = {"chain": numbers(own), "attention": numbers(other)}
+        maps = {"chain": numbers(own), "influence": numbers(None), "attention": numbers(other)}
         lines.append(
             {"sentence": n, "tokens": 9 + n, "numbers": {"zero": {"0": maps}}}
             | {"rows": {"zero": [n, 5]}}
@@ -259,11 +259,14 @@ def test_report(tmp_path: Path) -> None:
     text = report.text(path)
     assert "3 sentences of 9 to 11 tokens" in text
     assert "3 of 15 certified rows" in text
-    assert "| 0 | chain 0.70 [0.50, 0.90] | attention 0.15 [0.10, 0.20] | **0.55 [0.40" in text
+    assert "| 0 | 0.70 [0.50, 0.90] |  | attention 0.15 [0.10, 0.20] | **0.55 [0.40" in text
+    assert "chain is ahead of every rival in 1 of 1 layers, in 1 with" in text
+    assert "influence is ahead of every rival in 0 of 1 layers, in 0 with" in text
     row = next(line for line in text.splitlines() if line.startswith("| chain"))
     assert row.endswith("| **0.70 [0.50, 0.90]** |")
     write(path, [])
     assert report.text(path) == "No sentence yet."
+    assert report.page([path]).endswith("## some\n\nNo sentence yet.")
 
 
 def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
     python -m benchmarks.within_layer --model minilm --corpus en_ewt-ud-dev.conllu \
         --sentences 300 --out minilm.jsonl
 
-A line of the file for each sentence: a run that was cut off goes on where it stopped. ``--report``
-prints the tables of a file that is there. ``--model`` is ``minilm``, or a folder with a BERT or a
-Llama.
+A line of the file for each sentence: a run that was cut off goes on where it stopped, and
+``benchmarks.within_layer.report`` makes the page of what is there. ``--model`` is ``minilm``, or a
+folder with a BERT or a Llama.
 """
 
 from __future__ import annotations
@@ -88,14 +88,12 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=1e-2)
     parser.add_argument("--max-steps", type=int, default=256)
     parser.add_argument("--out", type=Path, required=True, help="a file of JSON lines")
-    parser.add_argument("--report", action="store_true", help="print the file's tables alone")
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     use_threads(asked.threads)
     warnings.filterwarnings("ignore", message=".*not within tolerance.*")
     torch.manual_seed(0)
-    if not asked.report:
-        run(asked)
+    run(asked)
     print(f"{stamp()}\n\n{report.text(asked.out)}")
 
 

@@ -119,7 +119,7 @@ def residual_norm(layer: Layer) -> Tensor:
 @torch.no_grad()
 def alti(layer: Layer) -> Tensor:
     """ALTI: Ferrando et al., "Measuring the Mixing of Contextual Information in the Transformer"
-    (2022), equations 8 and 9: ``max(0, ||y_j||_1 - ||y_j - T_j(x_i)||_1)``, rows made to sum to 1.
+    (2022): ``max(0, ||y_j||_1 - ||y_j - T_j(x_i)||_1)``, rows made to sum to 1.
     """
     parts, whole = layer.with_residual()
     near = (whole[:, None] - parts).abs().sum(-1)
@@ -134,14 +134,13 @@ def value_zeroing(layer: Layer) -> Tensor:
     made to sum to 1."""
     split, length = layer.case.split, len(layer.z)
     a, v = layer._parts
-    every = torch.arange(length)
     own = (a @ v).transpose(0, 1)  # (T, H, e)
-    rows = []
-    for i in range(length):
-        without = own - a[:, :, i].T[..., None] * v[:, i]
-        moved = split.post(without, layer.z, every)
-        rows.append(1 - torch.cosine_similarity(moved, split.output, dim=-1))
-    found = torch.stack(rows, -1)
+    taken = torch.einsum("hts,hse->sthe", a, v)
+    every = torch.arange(length).repeat(length)
+    moved = split.post((own - taken).flatten(0, 1), layer.z[every], every).unflatten(
+        0, (length, -1)
+    )
+    found = 1 - torch.cosine_similarity(moved, split.output, dim=-1).T
     return found / found.sum(-1, keepdim=True)
 
 
@@ -150,15 +149,14 @@ def gradient(layer: Layer) -> Tensor:
     ``e_j`` the direction of the target's whole change from the baseline (Shrikumar et al. 2017)."""
     case, split = layer.case, layer.case.split
     starts = torch.stack([case.baseline(row) for row in range(len(case.rows))])  # (R, S, D)
-    rows = []
-    for row, target in enumerate(case.rows.tolist()):
-        with torch.no_grad():
-            direction = unit(split.output[target] - split.whole(starts[row : row + 1])[0, target])
-        with torch.enable_grad():
-            z = layer.z[None].clone().requires_grad_()
-            (found,) = torch.autograd.grad(split.whole(z)[0, target] @ direction, z)
-        rows.append((found[0] * (layer.z - starts[row])).sum(-1))
-    return torch.stack(rows)
+    every = torch.arange(len(case.rows))
+    with torch.no_grad():
+        whole = split.output[case.rows] - split.whole(starts)[every, case.rows]
+    with torch.enable_grad():
+        z = layer.z.repeat(len(every), 1, 1).requires_grad_()
+        numbers = (split.whole(z)[every, case.rows] * unit(whole)).sum(-1)
+        (found,) = torch.autograd.grad(numbers.sum(), z)
+    return (found * (layer.z - starts)).sum(-1)
 
 
 RIVALS = {

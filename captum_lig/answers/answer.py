@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from captum_lig.answers.page import answer_page, write_answer
 from captum_lig.answers.parts import (
     Held,
     Part,
@@ -28,7 +29,6 @@ from captum_lig.graph import FlowGraph, Trace
 from captum_lig.patching import Check, check
 from captum_lig.prediction.targets import TargetLike
 from captum_lig.views.notebook import show_page
-from captum_lig.views.page import page
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,6 +48,8 @@ class Run:
     other: dict[str, Tensor]
     target: TargetLike
     tokenizer: PreTrainedTokenizerBase | None
+    position: int = -1
+    """Where a token is predicted; negative ones count from the end."""
 
 
 @dataclass(repr=False)
@@ -191,7 +193,7 @@ class Answer:
         title = f"{self.model}: “{self.text}”, {self.target}"
         try:
             folder.mkdir(exist_ok=True)
-            self.graph.to_html(written_page, title)
+            write_answer(self, written_page)
             figure, _ = plot_prediction(self.graph, title=title)
             figure.savefig(picture, dpi=200)
             written = json.dumps(self.numbers(), ensure_ascii=False, indent=1, allow_nan=False)
@@ -223,7 +225,7 @@ class Answer:
 
     def explore(self, height: int = 720) -> Any:
         """The page inside a notebook, see :func:`captum_lig.views.notebook.show_page`."""
-        return show_page(page(self.graph), height, self._repr_html_())
+        return show_page(answer_page(self), height)
 
     def show(self, count: int = 5) -> None:
         """Print it on the terminal, as wide as that is."""

@@ -168,7 +168,7 @@ def why(
         graph=graph,
         seconds=done - began,
         attribution_seconds=done - start,
-        run=Run(network, texts.encoding, other, about.target, subject.tokenizer),
+        run=Run(network, texts.encoding, other, about.target, subject.tokenizer, where),
         favours=about.favours,
         continuation=None if continuation is None else subject.tokenizer.decode(continuation),
         hints=hints,

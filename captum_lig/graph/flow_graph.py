@@ -428,10 +428,10 @@ class FlowGraph(JoinedLayers):
 
     def explore(self, height: int = 720) -> Any:
         """The page inside a notebook, see :func:`captum_lig.views.notebook.show_page`."""
-        from captum_lig.views.notebook import graph_html, show_page
+        from captum_lig.views.notebook import show_page
         from captum_lig.views.page import page
 
-        return show_page(page(self), height, graph_html(self))
+        return show_page(page(self), height)
 
     def _repr_html_(self) -> str:
         """Facts and a picture, for notebooks."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_lig.flow.tokens import readable_token
 from captum_lig.graph.layer import Shares
 from captum_lig.graph.target_layer import TargetLayer
 
@@ -56,8 +57,8 @@ class Route:
 
     def __str__(self) -> str:
         """Share, heads and MLPs; where it only stays with its token, a step is left out."""
-        text = self.labels[0]
-        for step, label in zip(self.steps, self.labels[1:], strict=True):
+        text, *labels = map(readable_token, self.labels)
+        for step, label in zip(self.steps, labels, strict=True):
             nodes = [] if step.head is None else [f"h{step.head}"]
             nodes += ["mlp"] * step.feed_forward
             if nodes:

@@ -1,6 +1,6 @@
 """Sanity check: does an explanation change when the model's parameters are made random?
 
-Adebayo et al., "Sanity Checks for Saliency Maps" (2018), section 3.1, cascading randomisation: from
+Adebayo et al., "Sanity Checks for Saliency Maps" (2018), cascading randomisation: from
 the top of the model to the bottom, one part more at each step.
 """
 

@@ -103,7 +103,7 @@ def interval(
     """Mean over texts with a bootstrap interval.
 
     The middle ``level`` of the means of as many texts drawn with replacement (percentile method,
-    Efron & Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3).
+    Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
 
     Args:
         values: a number of each text; NaN are left out.

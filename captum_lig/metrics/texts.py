@@ -1,9 +1,9 @@
 """Erasing a text's tokens in order of relevance: comprehensiveness, sufficiency, AOPC.
 
 DeYoung et al., "ERASER: A Benchmark to Evaluate Rationalized NLP Models" (2020), section 4.2;
-Samek et al., "Evaluating the Visualization of What a Deep Neural Network Has Learned" (2017),
-equation 12. F is a number of the model; tokens are not deleted but put to those of a baseline, so
-that positions stay what they were.
+Samek et al., "Evaluating the Visualization of What a Deep Neural Network Has Learned" (2017).
+F is a number of the model; tokens are not deleted but put to those of a baseline, so that positions
+stay what they were.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
 from captum_lig.flow.shown import Short
-from captum_lig.flow.tables import integers, token_words, words
+from captum_lig.flow.tables import integers, token_words, word, words
 from captum_lig.flow.tokens import TokenIndex, find_token
 
 __all__ = ["KINDS", "Kind", "Node", "NodeValues", "checked_kinds", "node_columns", "node_values"]
@@ -70,7 +70,7 @@ class Node:
         }[self.kind]
         if self.token is None:
             return what
-        name = "" if labels is None else f" {labels[self.token]!r}"
+        name = "" if labels is None else f" {word(labels[self.token])!r}"
         return f"{what} at {self.token}{name}"
 
 

@@ -98,7 +98,7 @@ def header(page: str) -> Any:
 def numbers(page: str) -> dict[tuple[int, str], list[float]]:
     """Every tensor of the page, number by number, from the format's description."""
     data = zlib.decompress(base64.b64decode(Elements(page).text("script", id="page-numbers")))
-    letters = {"float32": "f", "float64": "d", "uint8": "B"}
+    letters = {"float32": "f", "float64": "d", "uint8": "B", "uint32": "I"}
     found = {}
     for tensor in header(page)["tensors"]:
         letter, size, offset = letters[tensor["type"]], tensor["size"], tensor["offset"]

@@ -17,7 +17,18 @@ from tests.helpers import models
 from tests.helpers.families import FAMILIES, Family
 from tests.helpers.state import Unchanged
 
-NAMES = ("bert", "gpt2", "llama", "gemma2", "gpt_oss", "mpnet", "mamba", "fnet", "modernbert")
+NAMES = (
+    "bert",
+    "gpt2",
+    "llama",
+    "gemma2",
+    "gpt_oss",
+    "mpnet",
+    "mamba",
+    "fnet",
+    "modernbert",
+    "bart",
+)
 CHOSEN = [family for family in FAMILIES if family.name in NAMES]
 OPEN = [f for f in CHOSEN if f.out is not None and f.name != "mpnet"]
 
@@ -152,7 +163,7 @@ def noise(shape: torch.Size, seed: int = 3) -> Tensor:
 def test_sources_pair_by_pair(family: Family, kind: str) -> None:
     model = family.build()
     inputs = family.inputs(model)
-    (first, *_) = interventions(model, inputs, "zero", [0])
+    (first, *_) = interventions(model, inputs, "zero", [-1])
     twin = Twin(model, inputs, first.name)
     z, _, _ = twin.run(None)
     baseline: Tensor | str = "target_token"
@@ -164,7 +175,7 @@ def test_sources_pair_by_pair(family: Family, kind: str) -> None:
         baseline = noise(torch.Size([len(z), *z.shape])).to(z)
         given = baseline[None]
     with Unchanged(model, inputs):
-        (found,) = interventions(model, inputs, given, [0])
+        (found,) = interventions(model, inputs, given, [-1])
     check(found, effects(twin, baseline), 1e-4 if z.dtype == torch.float32 else 1e-6)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +15,19 @@ import torch
 from captum_lig import FlowGraph, LayerFlow, LayerFlowIG
 from captum_lig.flow.tokens import readable_token
 from captum_lig.graph import CannotCarryWarning, Route
+from tests.helpers.browser import CHROMIUM, NO_CHROMIUM, Opened
 from tests.helpers.models import tiny_bert
 from tests.helpers.models import tokens as text_of
 from tests.helpers.pages import graph
 from tests.helpers.synthetic import ATTACK, flows, layer_flow
-from tests.helpers.target_flows import TARGET, target_flows
 
-CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="there is no Chromium to open the page in: apt-get install chromium"
-)
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-OPTIONS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 PHONE, LAPTOP, WIDE = (390, 844), (1280, 800), (1920, 1080)
 RULES = ["conserve", "chain", "product"]
 
 
-@dataclass
-class Shown:
-    """A page in the browser, and all that it complained about or asked for."""
-
-    tab: Any
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
+class Shown(Opened):
+    """The page of lengths."""
 
     def choose(self, **choices: object) -> None:
         for name, value in choices.items():
@@ -50,20 +39,6 @@ class Shown:
             else:
                 control.select_option(str(value))
         self.settle()
-
-    def settle(self) -> None:
-        """Until what was asked for is drawn: the page draws once a frame."""
-        self.tab.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
-
-    def text(self, selector: str) -> str:
-        return str(self.tab.locator(selector).inner_text())
-
-    def numbers(self, selector: str) -> list[float]:
-        """In full, as they stand behind what a person reads."""
-        found = self.tab.locator(f"{selector} data").evaluate_all(
-            "(all) => all.map((d) => d.value)"
-        )
-        return [float(value) for value in found]
 
     def lines(self) -> list[tuple[int, int, int, list[float]]]:
         """Rows of the table of lines: index of the layer, target, source, numbers."""
@@ -93,15 +68,6 @@ class Shown:
 Opener = Callable[..., Shown]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def show(browser: Any, tmp_path: Path) -> Iterator[Opener]:
     contexts = []
@@ -114,14 +80,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Opener]:
         viewport = {"width": size[0], "height": size[1]}
         context = browser.new_context(viewport=viewport, offline=True, **options)
         contexts.append(context)
-        shown = Shown(context.new_page())
-        shown.tab.set_default_timeout(20_000)
-        shown.tab.on("console", lambda message: shown.complaints.append(message.text))
-        shown.tab.on("pageerror", lambda error: shown.complaints.append(str(error)))
-        shown.tab.on("dialog", lambda dialog: shown.complaints.append(dialog.message))
-        shown.tab.on("request", lambda request: shown.requests.append(request.url))
-        shown.tab.goto(path.as_uri())
-        shown.tab.locator("#summary:not(:empty)").wait_for()
+        shown = Shown.of(context, path)
         return shown
 
     yield opened
@@ -666,51 +625,3 @@ def test_light_and_dark(show: Opener) -> None:
     light.tab.emulate_media(color_scheme="light")
     light.settle()
     assert light.picture("#lines") == drawn
-
-
-# --- a graph with a target ------------------------------------------------------------------------
-
-
-def test_a_target_is_shown_in_its_units(show: Opener) -> None:
-    given = FlowGraph(target_flows(mlp=[True, False, True], first=2), list("abcde"))
-    trace = given.relevance()
-    assert trace.feed_forward is not None
-    shown = show(given)
-    assert shown.text("h1") == f"{TARGET}: +2"
-    assert shown.text("#settings").startswith(f"Relevance to {TARGET}, which changed by 2.00")
-    assert "Sums converged" in shown.text("#certificate")
-    shown.choose(threshold=0)
-    lines = shown.lines()
-    for index, target, source, (share, value) in lines:
-        layer = given.layers[place_of(given, index)]
-        link = float(layer.links(layer.leaving, "chain", False)[target, source])  # type: ignore[attr-defined]
-        assert math.isclose(value, link, rel_tol=1e-5)
-        assert math.isclose(share, link / 2, rel_tol=1e-5)
-    assert len(lines) == 3 * 25
-    shown.tab.mouse.move(*shown.place(3, 1, 4))
-    assert shown.text("#tip").startswith("b 1 leaving layer 4")
-    relevance, mlp, *_ = shown.numbers("#tip")
-    assert close(relevance, float(trace.tokens[-1, 1]))
-    assert close(mlp, float(trace.feed_forward[-1, 1]))
-    assert shown.complaints == []
-
-
-def test_what_a_pinned_token_carries_is_measured_by_sizes(show: Opener) -> None:
-    given = FlowGraph(target_flows(first=2), list("abcde"))
-    shown = show(given)
-    shown.choose(target=3, threshold=0, count=3)
-    rollout = given.rollout()[3]
-    order = rollout.argsort(descending=True).tolist()
-    found = shown.numbers("#comes-from tbody")
-    assert found == pytest.approx([float(rollout[i]) for i in order], rel=1e-5)
-    for index, target, source, (share, value, _) in shown.lines():
-        layer = given.layers[place_of(given, index)]
-        link = float(layer.links(layer.leaving, "chain", False)[target, source])  # type: ignore[attr-defined]
-        assert math.isclose(value, link, rel_tol=1e-5)
-        shares = layer.shares("chain", True).matrix
-        assert math.isclose(share, float(shares[target, source]), rel_tol=1e-5)
-    assert "by sizes" in shown.text("#pinned")
-    for name in ("rule", "head", "boundary"):
-        for option in shown.tab.locator(f"#{name} option:not([disabled])").all():
-            shown.choose(**{name: option.get_attribute("value")})
-    assert shown.complaints == []

@@ -14,9 +14,11 @@ __all__ = ["show_page"]
 
 HEIGHT = 720
 """Pixels."""
+STILL = "<p><em>The interactive page: it is shown here while the notebook runs.</em></p>"
+"""In place of the page where no kernel runs, as on a web page."""
 
 
-def show_page(document: str, height: int = HEIGHT, still: str | None = None) -> Any:
+def show_page(document: str, height: int = HEIGHT) -> Any:
     """A page as a widget of a notebook.
 
     It has the traits ``height``, in pixels, and ``state``: the fragment of the page's address,
@@ -26,13 +28,12 @@ def show_page(document: str, height: int = HEIGHT, still: str | None = None) -> 
     Args:
         document: the page, as :func:`captum_lig.views.page.page` gives it.
         height: of the widget.
-        still: HTML to show where widgets do not run: a notebook on a web page.
 
     Raises:
         LigError: if anywidget is not installed.
     """
     whole_number("height", height, 1)
-    return _widget()(document=document, height=height, still=still or "")
+    return _widget()(document=document, height=height)
 
 
 @cache
@@ -54,7 +55,6 @@ def _widget() -> Any:
         document = traitlets.Unicode().tag(sync=True)
         height = traitlets.Int().tag(sync=True)
         state = traitlets.Unicode().tag(sync=True)
-        still = traitlets.Unicode()
 
         @property
         def selected(self) -> str | None:
@@ -65,8 +65,7 @@ def _widget() -> Any:
         def _repr_mimebundle_(self, **asked: Any) -> Any:
             bundle = super()._repr_mimebundle_(**asked)
             data, *rest = bundle if isinstance(bundle, tuple) else (bundle,)
-            more = {"text/html": self.still} if self.still else {}
-            data = {**(data or {}), **more, "text/plain": repr(self)}
+            data = {**(data or {}), "text/html": STILL, "text/plain": repr(self)}
             return (data, *rest) if rest else data
 
         def __repr__(self) -> str:

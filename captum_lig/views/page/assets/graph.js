@@ -4,7 +4,7 @@
 
 /**
  * The share of each target that each route carries through one layer: edges times row weights.
- * @param rule {name, edges, absolute}; absolute: of the edges' sizes
+ * @param rule {name, edges}
  * @returns {{heads: Float64Array, residual: Float64Array, size: Float64Array}} `heads` is
  *   [head, target, source]; a share times `size` of its target is the attribution itself
  */
@@ -12,7 +12,6 @@ export function shares(layer, tokens, rule) {
   const weights = layer[`${rule.name}.heads`];
   const heads = Float64Array.from(layer[rule.edges]);
   for (let place = 0; place < heads.length; place++) {
-    if (rule.absolute) heads[place] = Math.abs(heads[place]);
     heads[place] *= weights[Math.floor(place / tokens)];
   }
   return { heads, residual: layer[`${rule.name}.residual`], size: layer[`${rule.name}.size`] };

@@ -30,7 +30,6 @@ class Page {
     document.querySelector("main").hidden = false;
     if (window.innerWidth <= 600) at("controls").open = false;
     at("title").textContent = page.title;
-    if (page.target !== null) at("maps-title").textContent = "The edges of a layer";
     at("settings").textContent = settingsText(this.model);
     this.flow = new FlowView(at("flow"), this.model, {
       pointed: (place, event) => this.tip(place, event),
@@ -63,7 +62,6 @@ class Page {
     options("target", [["", "all tokens"], ...tokens]);
     options("source", [["", "any token"], ...tokens]);
     at("boundary").querySelector("[value=direct]").disabled = !this.model.hasDirect;
-    at("boundary").querySelector("[value=attention]").disabled = page.target !== null;
   }
 
   listen() {

@@ -14,11 +14,7 @@ export class MapsView {
     this.layer = 0;
     this.cell = null;
     this.pointed = pointed;
-    const names = [
-      model.page.target === null ? "Composed" : "All edges",
-      "Direct",
-      "Direct − composed",
-    ];
+    const names = ["Composed", "Direct", "Direct − composed"];
     this.panels = (model.hasDirect ? names : names.slice(0, 1)).map((name) => {
       const canvas = element("canvas");
       const caption = element("figcaption", {}, name);

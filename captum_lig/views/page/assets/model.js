@@ -66,13 +66,9 @@ export class Model {
     return this.page.layers.every((layer) => layer.direct);
   }
 
-  /**
-   * The rule that is at work. What a pinned token carries of a target's relevance is measured by
-   * sizes: signed shares of a relevance near 0 would be many times the whole.
-   */
+  /** The rule that is at work. */
   get rule() {
-    const { rule, pin } = this.state;
-    return this.page.target !== null && pin !== null ? "sizes" : rule;
+    return this.state.rule;
   }
 
   kept(key, make) {
@@ -82,60 +78,20 @@ export class Model {
 
   /** Shares of every layer by the rule. */
   get shares() {
-    return this.sharesBy(this.rule);
-  }
-
-  sharesBy(name) {
-    const rule = this.page.rules.find((one) => one.name === name);
-    return this.kept(`shares ${name}`, () =>
+    const rule = this.page.rules.find(({ name }) => name === this.rule);
+    return this.kept(`shares ${rule.name}`, () =>
       this.page.layers.map((layer) => shares(layer, this.tokens, rule)),
     );
   }
 
   /** The attribution of a line, signed. */
-  value(layer, target, source, share) {
-    if (this.page.target === null) return share * this.map(layer).size[target];
-    const head = this.headOf(layer);
-    const edges = this.sharesBy("edges")[layer];
-    const matrix = this.kept(`edges ${layer} ${head}`, () => composed(edges, this.tokens, head));
-    return matrix[target * this.tokens + source] * edges.size[target];
-  }
-
-  /** Of an attention edge towards a target, what came through the values; null if hidden. */
-  throughValue(layer, target, source) {
-    const { heads, attention_value: values } = this.page.layers[layer];
-    if (values === undefined) return null;
-    const chosen = this.headOf(layer);
-    let sum = 0;
-    for (let head = 0; head < heads; head++) {
-      if (chosen !== null && head !== chosen) continue;
-      sum += values[(head * this.tokens + target) * this.tokens + source];
-    }
-    return sum;
-  }
-
-  /** Relevance of a token to the page's target. */
-  relevance(column, token) {
-    const { layers } = this.page;
-    return column === 0 ? layers[0].entering[token] : layers[column - 1].leaving[token];
-  }
-
-  /** The largest relevance to the page's target in size, which dots are measured by. */
-  get largest() {
-    if (this.page.target === null) return 0;
-    return this.kept("largest", () =>
-      this.page.layers.reduce(
-        (most, layer) =>
-          [...layer.entering, ...layer.leaving].reduce((a, b) => Math.max(a, Math.abs(b)), most),
-        0,
-      ),
-    );
+  value(layer, target, share) {
+    return share * this.map(layer).size[target];
   }
 
   /** What a share is a share of. */
   get whole() {
-    if (this.page.target === null) return WHOLE[this.state.boundary];
-    return this.rule === "edges" ? "the change" : "the sizes into the target";
+    return WHOLE[this.state.boundary];
   }
 
   /** Composed maps of every layer by the rule, all heads. */
@@ -201,7 +157,7 @@ export class Model {
 
   /** Where the first token dominates: {part, layers}, the mean part there; null if nowhere. */
   get sink() {
-    if (this.page.target !== null || this.state.boundary === "attention") return null;
+    if (this.state.boundary === "attention") return null;
     const found = [];
     this.page.layers.forEach((layer, number) => {
       const part = partOfFirst(this.map(number).matrix, this.tokens, layer.one_source);
@@ -221,7 +177,6 @@ export class Model {
 
   /** Part of the heads in what reached the targets of a layer. */
   viaHeads(number) {
-    if (this.page.target !== null) return this.page.layers[number].via_heads;
     const { mlp, residual } = this.page.layers[number];
     const sum = (values) => values.reduce((total, value) => total + Math.abs(value), 0);
     const [heads, past] = [sum(mlp), sum(residual)];
@@ -333,7 +288,7 @@ export class Model {
     };
     return {
       known: of.known[target] === 1,
-      total: (of.mlp_sum ?? of.leaving)[target],
+      total: of.mlp_sum[target],
       errors: of.certified.map((name) => ({ name, error: worst(name) })),
       flagged: this.certificates[layer].flagged[target] === 1,
       distance: this.distances(layer)?.[target] ?? Number.NaN,

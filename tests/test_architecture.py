@@ -43,9 +43,13 @@ WITHOUT_A_MODEL = ("paths", "integrals", "flow", "graph")
 
 LATE = {
     "captum_lig.flow.layer_flow": ("LayerFlow.plot", "LayerFlow._repr_html_"),
+    "captum_lig.flow.flows": ("Flows._repr_html_",),
+    "captum_lig.flow.explanation": ("Explanation._repr_html_",),
+    "captum_lig.inspection.report": ("ModelReport._repr_html_",),
     "captum_lig.graph.flow_graph": (
         "FlowGraph.plot",
         "FlowGraph._repr_html_",
+        "FlowGraph.explore",
         "FlowGraph.to_html",
         "FlowGraph.to_networkx",
         "FlowGraph.save",

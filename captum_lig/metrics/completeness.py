@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_lig.errors import LigError
 from captum_lig.flow.axes import FIELDS
+from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.metrics.statistics import OverTexts, mean_over
 
@@ -69,7 +70,7 @@ def flow_completeness(flow: LayerFlow) -> dict[str, Completeness]:
     See :meth:`LayerFlow.completeness_error`, which says what each is relative to.
     """
     found = {}
-    for name in flow.certified:
+    for name in flow.checked:
         errors = flow.completeness_error(name)
         real = flow.valid[:, flow.targets]  # (B, T)
         if "head" in FIELDS[name].rows:
@@ -133,7 +134,7 @@ def composed_against_direct(direct: Tensor, composed: Tensor) -> Tensor:
     return torch.where(size > 0, gap / size, torch.nan)
 
 
-def flow_composition(flow: LayerFlow, rule: str = "conserve") -> Tensor:
+def flow_composition(flow: LayerFlow, rule: str = DEFAULT_RULE) -> Tensor:
     """:func:`composed_against_direct` of the texts of a flow, ``(B,)``."""
     return composed_against_direct(flow.need("layer"), flow.compose(rule))
 
@@ -147,7 +148,7 @@ class ComposedAgainstDirect(OverTexts):
         seed: see :class:`OverTexts`.
     """
 
-    def __init__(self, rule: str = "conserve", level: float = 0.95, seed: int = 0) -> None:
+    def __init__(self, rule: str = DEFAULT_RULE, level: float = 0.95, seed: int = 0) -> None:
         super().__init__(level, seed)
         self.rule = rule
 

@@ -44,7 +44,7 @@ def word_map(matrix: Tensor, tree: Tree, offsets: Sequence[tuple[int, int]]) -> 
     if lost:
         word = min(lost)
         raise LigError(
-            f"no token stands for word {word}, {tree.forms[word]!r}: join it with the word that has "
+            f"no token stands for word {word}, {tree.forms[word]!r}: join it with the one that has "
             "its token, tree.joined(offsets)."
         )
     # Tokens of no word are words of their own for now.

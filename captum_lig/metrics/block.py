@@ -269,11 +269,10 @@ def _confirmed(case: Case, out: Tensor, into: Tensor, pairs: int = 4) -> bool:
         base = case.baseline(j)
         without, alone = split.z.clone(), base.clone()
         without[i], alone[i] = base[i], split.z[i]
-        ends = split.whole(torch.stack([split.z, without, alone, base]))[:, rows[j]]
-        for effect, (end, edited) in ((out, (0, 1)), (into, (2, 3))):
-            expected = ends[end] - effect[j, i] if edited == 1 else ends[edited] + effect[j, i]
-            actual = ends[edited] if edited == 1 else ends[end]
-            if not nearly_equal(expected[None], actual[None], split.output):
+        runs = torch.stack([split.z, without, base, alone])
+        whole, less, nothing, one = split.whole(runs)[:, rows[j]]
+        for found, right in ((whole - out[j, i], less), (nothing + into[j, i], one)):
+            if not nearly_equal(found[None], right[None], split.output):
                 return False
     return True
 

@@ -295,6 +295,22 @@ def test_the_graph_can_be_used_without_a_pointer(shown: Opened) -> None:
     )
 
 
+def test_one_word_is_reached_by_tab_and_the_graph_can_be_skipped_to(shown: Opened) -> None:
+    assert shown.tab.locator("#own-words [tabindex='0']").count() == 1
+    shown.tab.locator("#own-words [tabindex='0']").focus()
+    for key in ("Home", "ArrowLeft", "ArrowRight", "ArrowRight", "Enter"):
+        shown.tab.keyboard.press(key)
+    shown.settle()
+    assert address(shown) == "s=t2"
+    shown.tab.keyboard.press("End")
+    at = "document.activeElement.dataset.at"
+    assert shown.tab.evaluate(at) == str(len(TOKENS) - 1)
+    shown.tab.locator(".skip").focus()
+    shown.tab.keyboard.press("Enter")
+    assert shown.tab.evaluate("document.activeElement.closest('#graph') !== null")
+    assert address(shown) == "s=t2"
+
+
 # --- notes and groups -----------------------------------------------------------------------------
 
 

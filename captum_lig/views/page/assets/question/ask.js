@@ -79,6 +79,10 @@ class Page {
     at("theme").addEventListener("change", () => {
       document.documentElement.style.colorScheme = at("theme").value;
     });
+    document.querySelector(".skip").addEventListener("click", (event) => {
+      event.preventDefault(); // the address says what is chosen
+      this.drawing.focus();
+    });
     window.addEventListener("hashchange", () => {
       if (window.location.hash.replace(/^#/, "") !== this.shown) this.read();
     });

@@ -38,6 +38,7 @@ from captum_lig.metrics.statistics import (
 from captum_lig.metrics.texts import FRACTIONS, Erasure, ErasureOverTexts, erasure
 from captum_lig.metrics.treebank import Tree, read_trees
 from captum_lig.metrics.within_layer import (
+    Intervening,
     Interventions,
     MapAgreement,
     edge_interventions,
@@ -57,6 +58,7 @@ __all__ = [
     "Erasure",
     "ErasureOverTexts",
     "Interval",
+    "Intervening",
     "Interventions",
     "MapAgreement",
     "NodeAgreement",

@@ -22,6 +22,7 @@ MOST_ROOT_FILES = 10
 FLOORS = (
     ("errors",),
     ("_arguments", "_captum", "_types", "cost"),
+    ("metrics",),
     ("model", "paths", "pretrained"),
     ("integrals",),
     ("flow",),
@@ -29,7 +30,7 @@ FLOORS = (
     ("io",),
     ("inspection", "prediction"),
     ("attribution", "patching"),
-    ("views",),
+    ("circuits", "views"),
     ("layer_flow_ig", "set_to_set_ig"),
     ("answers", "explain"),
     ("experiments",),

@@ -221,13 +221,7 @@ def check(
     """
     whole_number("k", k, 1)
     trace = graph.relevance()
-    attributed = NodeValues(
-        trace.layers,
-        trace.tokens,
-        trace.heads,
-        trace.heads.sum(1),
-        getattr(trace, "feed_forward", None),
-    )
+    attributed = NodeValues.of_trace(trace)
     has_mlps = attributed.feed_forward is not None
     if kinds is None:
         kinds = ["tokens", "heads", "feed_forward"] if has_mlps else ["tokens", "heads"]

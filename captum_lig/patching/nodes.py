@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
+from captum_lig.graph.trace import Trace
 
 __all__ = ["KINDS", "Kind", "Node", "NodeValues", "checked_kinds", "node_values"]
 
@@ -63,6 +64,17 @@ class NodeValues:
     """``(L, N)`` or ``(L,)``."""
     feed_forward: Tensor | None
     """``(L, N)`` or ``(L,)``."""
+
+    @classmethod
+    def of_trace(cls, trace: Trace) -> NodeValues:
+        """What a graph says of the nodes at each token."""
+        return cls(
+            tuple(trace.layers),
+            trace.tokens,
+            trace.heads,
+            trace.heads.sum(1),
+            getattr(trace, "feed_forward", None),
+        )
 
     def of(self, node: Node) -> float:
         """The number of a node. At all tokens at once it is the sum, where there is one each."""

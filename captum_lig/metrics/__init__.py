@@ -1,0 +1,1 @@
+"""Numbers that say how good an explanation is: pure functions of tensors."""

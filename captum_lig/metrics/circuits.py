@@ -37,7 +37,10 @@ def circuit_faithfulness(values: Tensor, none: Tensor | float, whole: Tensor | f
         ``(..., K)`` float64. NaN or infinite where the empty circuit gives what the model gives.
     """
     values = torch.as_tensor(values).double()
-    low, high = (torch.as_tensor(x).double().unsqueeze(-1) for x in (none, whole))
+    low, high = (
+        torch.as_tensor(x, dtype=torch.float64, device=values.device).unsqueeze(-1)
+        for x in (none, whole)
+    )
     return (values - low) / (high - low)
 
 

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from captum_lig import LayerFlowIG, LigError, circuits, patching
-from captum_lig.graph import Edge, Reader, Writer
+from captum_lig.graph import Edge
 from tests.helpers import models
+from tests.helpers.circuit_twin import Twin, circuit, number, plain, run
 from tests.helpers.families import FAMILIES
 from tests.helpers.state import Unchanged
 
 INPUTS = torch.tensor([[11, 45, 23, 8]])
 OTHER = torch.tensor([[11, 7, 23, 31]])
-LENGTH, LAYERS, SIZE = 4, 3, models.WIDTH // models.HEADS
+LENGTH, LAYERS = 4, 3
 KINDS = ("gpt2", "llama")
 
 
@@ -30,7 +31,9 @@ def test_the_twin_is_the_model(twin: Twin) -> None:
     with torch.no_grad():
         for ids in (INPUTS, OTHER):
             theirs = float(number(twin.model(ids)))
-            assert float(run(twin, ids, plain)[1]) == pytest.approx(theirs, rel=1e-10)
+            assert float(run(twin, twin.embedded(ids), plain)[1]) == pytest.approx(
+                theirs, rel=1e-10
+            )
 
 
 # --- circuits -----------------------------------------------------------------------------------
@@ -60,7 +63,7 @@ def test_circuits_are_those_of_the_definition(twin: Twin, by_position: bool) -> 
             for here_ in [[next(edges) for _ in range(LENGTH if by_position else 1)]]
             for i, here in enumerate(here_ if by_position else here_ * LENGTH)
         }
-        theirs = circuit(twin, lambda w, r, i, table=table: table[w, r, i])  # type: ignore[misc]
+        theirs = circuit(twin, INPUTS, OTHER, lambda w, r, i, table=table: table[w, r, i])  # type: ignore[misc]
         # Llama's own attention takes its softmax in float32; the counterfactual run is its own.
         assert value == pytest.approx(theirs, rel=1e-9 if twin.kind == "gpt2" else 2e-7)
     assert len({round(x, 6) for x in values.tolist()}) == 3

@@ -1,4 +1,4 @@
-"""Small models written out as readers and writers of a residual stream, and circuits of their edges.
+"""Small models as readers and writers of a residual stream, and circuits of their edges.
 
 Slow, in float64: a loop over readers, writers and tokens, from the definition.
 """
@@ -14,7 +14,8 @@ from torch import Tensor
 from captum_lig.graph import Reader, Writer
 from tests.helpers import models
 
-LAYERS, SIZE = 3, models.WIDTH // models.HEADS
+SIZE = models.WIDTH // models.HEADS
+Read = Callable[[Any], Tensor]
 
 
 def number(output: Any) -> Tensor:
@@ -29,9 +30,9 @@ def number(output: Any) -> Tensor:
 class Twin:
     """A model of one text: what readers make of their own tokens ``(S, D)``."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.model: Any = models.MODELS[kind](layers=LAYERS)
+    def __init__(self, kind: str, model: Any = None, read: Read = number) -> None:
+        self.kind, self.number = kind, read
+        self.model: Any = models.MODELS[kind](layers=3) if model is None else model
         self.blocks: Any = self.model.h if kind == "gpt2" else self.model.layers
         self.key_heads = models.KEY_VALUE_HEADS if kind == "llama" else models.HEADS
 
@@ -73,7 +74,7 @@ class Twin:
 
     def read(self, x: Tensor) -> Tensor:
         end = self.model.ln_f if self.kind == "gpt2" else self.model.norm
-        return number((end(x)[None],))[0]
+        return self.number((end(x)[None],))[0]
 
 
 def turned(x: Tensor) -> Tensor:
@@ -95,10 +96,10 @@ Inputs = Callable[[Reader, dict[Writer, Tensor]], Tensor]
 """What a reader gets, of what was written below it."""
 
 
-def run(twin: Twin, ids: Tensor, inputs: Inputs) -> tuple[dict[Writer, Tensor], Tensor]:
+def run(twin: Twin, embedded: Tensor, inputs: Inputs) -> tuple[dict[Writer, Tensor], Tensor]:
     """What writers write, and the number, if each reader gets what ``inputs`` says."""
-    wrote = {Writer("embedding"): twin.embedded(ids)}
-    for layer in range(LAYERS):
+    wrote = {Writer("embedding"): embedded}
+    for layer in range(len(twin.blocks)):
         made = {
             (part, head): twin.made(layer, part, head, inputs(Reader(part, layer, head), wrote))  # type: ignore[arg-type]
             for part in ("query", "key", "value")
@@ -124,25 +125,25 @@ def plain(_: Reader, wrote: dict[Writer, Tensor]) -> Tensor:
     return torch.stack(list(wrote.values())).sum(0)
 
 
-def circuit(twin: Twin, keeps: Callable[[Writer, Reader, int], bool]) -> float:
-    """The number with some edges kept, from the definition."""
+def circuit(
+    twin: Twin, ids: Tensor, other: Tensor, keeps: Callable[[Writer, Reader, int], bool]
+) -> float:
+    """The number with some edges kept, each at a token, from the definition."""
     before: dict[Reader, Tensor] = {}
 
     def noted(reader: Reader, wrote: dict[Writer, Tensor]) -> Tensor:
         before[reader] = plain(reader, wrote)
         return before[reader]
 
-    other, _ = run(twin, OTHER, noted)
-
-    def inputs(reader: Reader, wrote: dict[Writer, Tensor]) -> Tensor:
-        x = before[reader].clone()
-        for writer, value in wrote.items():
-            for i in range(LENGTH):
-                if keeps(writer, reader, i):
-                    x[i] += value[i] - other[writer][i]
-        return x
-
     with torch.no_grad():
-        return float(run(twin, INPUTS, inputs)[1])
+        theirs, _ = run(twin, twin.embedded(other), noted)
 
+        def inputs(reader: Reader, wrote: dict[Writer, Tensor]) -> Tensor:
+            x = before[reader].clone()
+            for writer, value in wrote.items():
+                for i in range(len(x)):
+                    if keeps(writer, reader, i):
+                        x[i] += value[i] - theirs[writer][i]
+            return x
 
+        return float(run(twin, twin.embedded(ids), inputs)[1])

@@ -34,7 +34,9 @@ def test_faithfulness_is_0_for_nothing_and_1_for_all() -> None:
     )
     assert found.dtype == torch.float64
     np.testing.assert_allclose(found.numpy(), [[0, 0.5, 1], [0, 1, 1]])
-    assert circuits.circuit_faithfulness(torch.tensor([0.1], dtype=torch.float64), 0.1, 0.7).tolist() == [0]
+    assert circuits.circuit_faithfulness(
+        torch.tensor([0.1], dtype=torch.float64), 0.1, 0.7
+    ).tolist() == [0]
     assert not circuits.circuit_faithfulness(values[0], 1.0, 1.0).isfinite().all()
 
 

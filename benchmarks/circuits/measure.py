@@ -1,0 +1,119 @@
+"""One prompt: circuits of edges and of nodes, by every method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.circuits import edges as edge_rivals
+from benchmarks.circuits import nodes as node_rivals
+from benchmarks.circuits.known import heads_found
+from benchmarks.patching.cases import Case
+from benchmarks.patching.net import Net, Question
+from captum_lig import FlowGraph, LayerFlowIG, circuits
+from captum_lig.circuits import EdgeCircuits, NodeCircuits
+from captum_lig.circuits.order import Order
+
+__all__ = ["CHANCE", "EDGE_METHODS", "NODE_METHODS", "OURS", "measured"]
+
+OURS = "flows towards the target"
+CHANCE = "chance"
+SEEDS = 3
+EDGE_METHODS: dict[str, Callable[[Question], Tensor]] = {
+    "EAP": partial(edge_rivals.eap_ig, steps=1),
+    "EAP-IG, 5": partial(edge_rivals.eap_ig, steps=5),
+    "EAP-IG, 16": partial(edge_rivals.eap_ig, steps=16),
+}
+"""Each gives ``(W, R, S)``."""
+NODE_METHODS: dict[str, Callable[[Question], Any]] = {
+    "attribution patching": partial(node_rivals.integrated, steps=1),
+    "integrated, 5": partial(node_rivals.integrated, steps=5),
+    "integrated, 16": partial(node_rivals.integrated, steps=16),
+}
+"""Each gives numbers of heads and of MLPs."""
+PATCHING = "patching"
+Timed = dict[str, float]
+
+
+def measured(net: Net, case: Case, kinds: tuple[str, ...], orders: tuple[Order, ...]) -> Any:
+    """The curves of all methods on one prompt, and what they took."""
+    question = Question(net, case, prefix=False)
+    other = case.baseline["input_ids"]
+    about = net.model, case.inputs, other, case.read
+    found: dict[str, Any] = {
+        "task": case.task,
+        "text": case.text,
+        "other": case.other,
+        "tokens": question.length,
+        "input": float(question.input.value),
+        "baseline": float(question.baseline.value),
+        "curves": [],
+        "seconds": {},
+    }
+
+    def curves(kind: str, of: EdgeCircuits | NodeCircuits, scores: dict[str, Tensor]) -> None:
+        for method, own in scores.items():
+            for order in orders:
+                curve = of.curve_of(own, order=order)
+                found["curves"].append(
+                    {
+                        "kind": kind,
+                        "method": method,
+                        "order": order,
+                        "count": curve.count,
+                        "faithfulness": curve.faithfulness.tolist(),
+                    }
+                )
+
+    lig = LayerFlowIG(net.model)
+    for kind in kinds:
+        by_position = kind.endswith("by position")
+        seconds: Timed = {}
+        if kind.startswith("edges"):
+            keep = 10**9 if by_position else 1
+            direct = timed(seconds, OURS, partial(lig.direct_edges, *about[1:], keep=keep))
+            each = {
+                name: timed(seconds, name, partial(method, question))
+                for name, method in EDGE_METHODS.items()
+            }
+            with circuits.of_edges(*about, by_position=by_position) as of_edges:
+                scores = {OURS: of_edges.scores(direct)}
+                for name, own in each.items():
+                    scores[name] = of_edges.flat(own if by_position else own.sum(-1))
+                curves(kind, of_edges, scores | chance(of_edges.count))
+        else:
+            graph = FlowGraph(timed(seconds, OURS, partial(lig.attribute, *about[1:])))
+            found.setdefault("heads", heads_found(net, case, graph))
+            places = {
+                name: timed(seconds, name, partial(method, question))
+                for name, method in NODE_METHODS.items()
+            }
+            with circuits.of_nodes(*about, by_position=by_position) as of_nodes:
+                nodes = of_nodes.nodes
+                scores = {OURS: of_nodes.scores(graph)}
+                scores |= {name: node_rivals.of_nodes(nodes, own) for name, own in places.items()}
+                if not by_position:  # two runs a node
+                    work = partial(node_rivals.patched, question, nodes)
+                    scores[PATCHING] = timed(seconds, PATCHING, work)
+                curves(kind, of_nodes, scores | chance(of_nodes.count))
+        found["seconds"][kind] = seconds
+    return found
+
+
+def chance(count: int) -> dict[str, Tensor]:
+    """Random orders."""
+    generator = torch.Generator().manual_seed(0)
+    return {f"{CHANCE} {n}": torch.randn(count, generator=generator) for n in range(SEEDS)}
+
+
+def timed(seconds: Timed, name: str, work: Callable[[], Any]) -> Any:
+    """What a call gives; its processor time is noted."""
+    began = time.process_time()
+    done = work()
+    seconds[name] = time.process_time() - began
+    return done

@@ -35,8 +35,9 @@ NODE_METHODS: dict[str, Callable[[Question], Any]] = {
     "integrated, 5": partial(node_rivals.integrated, steps=5),
     "integrated, 16": partial(node_rivals.integrated, steps=16),
 }
-"""Each gives numbers of heads and of MLPs."""
+"""Each gives numbers of heads and of MLPs, at each token."""
 PATCHING = "patching"
+"""Of nodes at all tokens."""
 Timed = dict[str, float]
 
 
@@ -70,38 +71,36 @@ def measured(net: Net, case: Case, kinds: tuple[str, ...], orders: tuple[Order, 
                     }
                 )
 
-    lig = LayerFlowIG(net.model)
-    for kind in kinds:
-        by_position = kind.endswith("by position")
-        seconds: Timed = {}
-        if kind.startswith("edges"):
-            keep = 10**9 if by_position else 1
-            direct = timed(seconds, OURS, partial(lig.direct_edges, *about[1:], keep=keep))
-            each = {
-                name: timed(seconds, name, partial(method, question))
-                for name, method in EDGE_METHODS.items()
-            }
-            with circuits.of_edges(*about, by_position=by_position) as of_edges:
-                scores = {OURS: of_edges.scores(direct)}
-                for name, own in each.items():
-                    scores[name] = of_edges.flat(own if by_position else own.sum(-1))
-                curves(kind, of_edges, scores | chance(of_edges.count))
-        else:
-            graph = FlowGraph(timed(seconds, OURS, partial(lig.attribute, *about[1:])))
-            found.setdefault("heads", heads_found(net, case, graph))
-            places = {
-                name: timed(seconds, name, partial(method, question))
-                for name, method in NODE_METHODS.items()
-            }
-            with circuits.of_nodes(*about, by_position=by_position) as of_nodes:
-                nodes = of_nodes.nodes
-                scores = {OURS: of_nodes.scores(graph)}
-                scores |= {name: node_rivals.of_nodes(nodes, own) for name, own in places.items()}
-                if not by_position:  # two runs a node
-                    work = partial(node_rivals.patched, question, nodes)
-                    scores[PATCHING] = timed(seconds, PATCHING, work)
-                curves(kind, of_nodes, scores | chance(of_nodes.count))
-        found["seconds"][kind] = seconds
+    lig, seconds = LayerFlowIG(net.model), found["seconds"]
+
+    def scored(name: str, work: Callable[[], Any]) -> Any:
+        return timed(seconds, name, work)
+
+    if of_edge_kinds := [kind for kind in kinds if kind.startswith("edges")]:
+        by_position = [kind.endswith("by position") for kind in of_edge_kinds]
+        keep = 10**9 if any(by_position) else 1
+        direct = scored(f"{OURS}, edges", partial(lig.direct_edges, *about[1:], keep=keep))
+        gradients = {name: scored(name, partial(m, question)) for name, m in EDGE_METHODS.items()}
+        for kind, each in zip(of_edge_kinds, by_position, strict=True):
+            with circuits.of_edges(*about, by_position=each) as edges:
+                scores = {OURS: edges.scores(direct)}
+                for name, own in gradients.items():
+                    scores[name] = edges.flat(own if each else own.sum(-1))
+                curves(kind, edges, scores | chance(edges.count))
+    if of_node_kinds := [kind for kind in kinds if kind.startswith("nodes")]:
+        graph = FlowGraph(scored(f"{OURS}, nodes", partial(lig.attribute, *about[1:])))
+        found["heads"] = heads_found(net, case, graph)
+        places = {name: scored(name, partial(m, question)) for name, m in NODE_METHODS.items()}
+        for kind in of_node_kinds:
+            own_places = dict(places)
+            if not kind.endswith("by position"):  # else two runs for each
+                work = partial(node_rivals.patched, Question(net, case))
+                own_places[PATCHING] = scored(PATCHING, work)
+            with circuits.of_nodes(*about, by_position=kind.endswith("by position")) as nodes:
+                scores = {OURS: nodes.scores(graph)}
+                for name, place in own_places.items():
+                    scores[name] = node_rivals.of_nodes(nodes.nodes, place)
+                curves(kind, nodes, scores | chance(nodes.count))
     return found
 
 

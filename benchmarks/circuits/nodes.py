@@ -1,7 +1,7 @@
 """Scores of heads and MLPs at each token: gradients along one path of the model, and patching.
 
 Attribution patching and integrated attribution patching (the path of EAP-IG) are those of
-``benchmarks.patching``; patching is the mean of both effects of a node.
+``benchmarks.patching``; patching is the mean of both effects of a node at all tokens at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.patching.net import Question
-from captum_lig import patching
+from benchmarks.patching.truth import Patch, run_patched
 from captum_lig.patching import Node
 
 __all__ = ["integrated", "of_nodes", "patched"]
@@ -50,11 +50,27 @@ def of_nodes(nodes: Sequence[Node], places: Places) -> Tensor:
     return torch.stack(found)
 
 
-def patched(question: Question, nodes: Sequence[Node]) -> Tensor:
-    """``(M,)`` the mean of a node's effects: taken out of the text's run, put into the other."""
-    case = question.case
-    found = patching.effects(
-        question.net.model, case.inputs, case.baseline["input_ids"], case.read, nodes
-    )
-    assert found.put_in is not None
-    return (found.taken_out + found.put_in) / 2
+@torch.no_grad()
+def patched(question: Question) -> Places:
+    """A node's mean effect at all tokens at once, told at the first one: taken out of the text's
+    run, and put into the other.
+
+    Args:
+        question: may be of the tokens from the first that differs on.
+    """
+    net, runs = question.net, (question.input, question.baseline)
+    depth, width = len(net.blocks), runs[0].heads[0].shape[-1] // net.heads
+    heads = torch.zeros(depth, question.length, net.heads, dtype=torch.float64)
+    mlps = heads[..., 0].clone()
+    everything = slice(None)
+    parts = [(everything, slice(h * width, (h + 1) * width)) for h in range(net.heads)]
+    chosen = [Patch("heads", h, "heads", part) for h, part in enumerate(parts)]
+    chosen.append(Patch("mlp", 0, "mlp", everything))
+    for layer in range(depth):
+        for direction, sign in enumerate((1, -1)):
+            here, there = runs[direction], runs[1 - direction]
+            value = run_patched(question, layer, chosen, here, there).double()
+            effects = sign * (here.value.double() - value) / 2
+            heads[layer, 0] += effects[:-1]
+            mlps[layer, 0] += effects[-1]
+    return heads, mlps

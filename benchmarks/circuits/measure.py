@@ -23,7 +23,6 @@ __all__ = ["CHANCE", "EDGE_METHODS", "NODE_METHODS", "OURS", "measured"]
 
 OURS = "flows towards the target"
 CHANCE = "chance"
-SEEDS = 3
 EDGE_METHODS: dict[str, Callable[[Question], Tensor]] = {
     "EAP": partial(edge_rivals.eap_ig, steps=1),
     "EAP-IG, 5": partial(edge_rivals.eap_ig, steps=5),
@@ -86,7 +85,7 @@ def measured(net: Net, case: Case, kinds: tuple[str, ...], orders: tuple[Order, 
                 scores = {OURS: edges.scores(direct)}
                 for name, own in gradients.items():
                     scores[name] = edges.flat(own if each else own.sum(-1))
-                curves(kind, edges, scores | chance(edges.count))
+                curves(kind, edges, scores | chance(case, edges.count))
     if of_node_kinds := [kind for kind in kinds if kind.startswith("nodes")]:
         graph = FlowGraph(scored(f"{OURS}, nodes", partial(lig.attribute, *about[1:])))
         found["heads"] = heads_found(net, case, graph)
@@ -100,14 +99,14 @@ def measured(net: Net, case: Case, kinds: tuple[str, ...], orders: tuple[Order, 
                 scores = {OURS: nodes.scores(graph)}
                 for name, place in own_places.items():
                     scores[name] = node_rivals.of_nodes(nodes.nodes, place)
-                curves(kind, nodes, scores | chance(nodes.count))
+                curves(kind, nodes, scores | chance(case, nodes.count))
     return found
 
 
-def chance(count: int) -> dict[str, Tensor]:
-    """Random orders."""
-    generator = torch.Generator().manual_seed(0)
-    return {f"{CHANCE} {n}": torch.randn(count, generator=generator) for n in range(SEEDS)}
+def chance(case: Case, count: int) -> dict[str, Tensor]:
+    """A random order, another one for each prompt."""
+    generator = torch.Generator().manual_seed(sum(case.inputs["input_ids"][0].tolist()))
+    return {CHANCE: torch.randn(count, generator=generator)}
 
 
 def timed(seconds: Timed, name: str, work: Callable[[], Any]) -> Any:

@@ -8,15 +8,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.circuits.measure import CHANCE
 from benchmarks.common import table
 from benchmarks.patching.measures import Row, interval
 from captum_lig.metrics.circuits import SHARES, circuit_cmd, circuit_cpr
 
 Curves = dict[str, list[list[float]]]
 """By method: the faithfulness of each prompt's circuits, ``(texts, K)``."""
-SMALL = 5
-"""Shares shown of each prompt: 0.1 to 2 %."""
 AREAS = {
     "CMD": lambda f: circuit_cmd(f),
     "CMD, log k": lambda f: circuit_cmd(f, scale="log"),
@@ -36,8 +33,11 @@ def text(found: dict[str, Any]) -> str:
         parts.append(passed_over(found["dropped"].get(task)))
         for (kind, order), curves in of_kinds(texts).items():
             count = next(c["count"] for c in texts[0]["curves"] if c["kind"] == kind)
-            parts.append(f"**{kind}**, by {order} ({count:,} in the first prompt)")
+            parts.append(
+                f"**{kind.capitalize()}**, best by {order} first ({count:,} in the first prompt)"
+            )
             parts.append(of_curves(curves))
+        parts.append(of_costs(texts))
         parts.append(of_heads(texts))
     return "\n\n".join(part for part in parts if part)
 
@@ -53,18 +53,11 @@ def passed_over(dropped: dict[str, int] | None) -> str:
 
 
 def of_kinds(texts: list[dict[str, Any]]) -> dict[tuple[str, str], Curves]:
-    """By kind and order; the random orders of a prompt are one mean."""
+    """By kind and order."""
     found: dict[tuple[str, str], Curves] = defaultdict(lambda: defaultdict(list))
     for one in texts:
-        random: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
         for curve in one["curves"]:
-            key = curve["kind"], curve["order"]
-            if curve["method"].startswith(CHANCE):
-                random[key].append(curve["faithfulness"])
-            else:
-                found[key][curve["method"]].append(curve["faithfulness"])
-        for key, rows in random.items():
-            found[key][CHANCE] += rows
+            found[curve["kind"], curve["order"]][curve["method"]].append(curve["faithfulness"])
     return found
 
 
@@ -84,21 +77,27 @@ def of_curves(curves: Curves) -> str:
     means = summary(curves)
     shares = [f"{share:.1%}" for share in SHARES]
     names = [f"{100 * share:g} %" for share in SHARES]
-    rows = [
-        [method, *(cell(row[s], n < SMALL) for n, s in enumerate(shares[:-1]))]
-        for method, row in means.items()
-    ]
-    areas = [[method, *(cell(row[name]) for name in AREAS)] for method, row in means.items()]
-    return (
-        "Faithfulness of circuits that keep a share\n\n"
-        f"{table(['', *names[:-1]], rows)}\n\n{table(['', *AREAS], areas)}"
-    )
+    rows = [[method, *(cell(row[s]) for s in shares[:-1])] for method, row in means.items()]
+    areas = [[method, *(area_cell(row[name]) for name in AREAS)] for method, row in means.items()]
+    return f"{table(['', *names[:-1]], rows)}\n\n{table(['', *AREAS], areas)}"
 
 
-def cell(row: Row, spread: bool = True) -> str:
-    """Mean, and its interval."""
-    mean = f"{row['mean']:.3f}" if spread else f"{row['mean']:.2f}"
-    return f"{mean} [{row['low']:.2f}, {row['high']:.2f}]" if spread else mean
+def cell(row: Row) -> str:
+    """Mean, and half of its interval."""
+    return f"{row['mean']:.2f}±{(row['high'] - row['low']) / 2:.2f}"
+
+
+def area_cell(row: Row) -> str:
+    """The same with three digits."""
+    return f"{row['mean']:.3f}±{(row['high'] - row['low']) / 2:.3f}"
+
+
+def of_costs(texts: list[dict[str, Any]]) -> str:
+    """Mean processor seconds of the scores of a prompt."""
+    names = texts[0]["seconds"]
+    means = {name: sum(one["seconds"][name] for one in texts) / len(texts) for name in names}
+    said = ", ".join(f"{name} {seconds:.1f}" for name, seconds in means.items())
+    return f"Processor seconds for the scores of a prompt: {said}."
 
 
 def of_heads(texts: list[dict[str, Any]]) -> str:

@@ -47,12 +47,6 @@ def of_edges(
 
     Raises:
         LigError: as there, and for a model whose residual stream is not a sum (post-norm).
-
-    Example::
-
-        >>> edges = LayerFlowIG(model).direct_edges(inputs, other, target)
-        >>> with circuits.of_edges(model, inputs, other, target) as found:
-        ...     print(found.curve(edges))
     """
     with two_runs(
         model,
@@ -99,9 +93,15 @@ def of_nodes(
 
     Example::
 
+        >>> from captum_lig import FlowGraph, LayerFlowIG, circuits
+        >>> other = "The dog sat on the mat."
+        >>> def target(output):  # a number of the model
+        ...     return output.last_hidden_state[:, 0, 0]
         >>> graph = FlowGraph(LayerFlowIG(model).attribute(inputs, other, target))
         >>> with circuits.of_nodes(model, inputs, other, target) as found:
-        ...     print(found.curve(graph))
+        ...     curve = found.curve(graph)
+        >>> curve.count, curve.kept[:4]
+        (702, (1, 1, 4, 7))
     """
     with two_runs(
         model,

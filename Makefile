@@ -94,14 +94,16 @@ $(VENV)/.runtime: $(PACKAGE)
 	@$(INSTALL) -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.test: $(PACKAGE)
+$(VENV)/.test: $(PACKAGE) tests/requirements.txt
 	@echo "Installing captum_lig and what its tests need: some minutes the first time"
 	@$(INSTALL) -c constraints.txt -e '.[test]'
+	@$(INSTALL) --no-deps --require-hashes -r tests/requirements.txt
 	@touch $(VENV)/.runtime $@
 
-$(VENV)/.dev: $(PACKAGE)
+$(VENV)/.dev: $(PACKAGE) tests/requirements.txt
 	@echo "Installing captum_lig, its tests' needs and its linters"
 	@$(INSTALL) -c constraints.txt -e '.[dev]'
+	@$(INSTALL) --no-deps --require-hashes -r tests/requirements.txt
 	@touch $(VENV)/.runtime $(VENV)/.test $@
 
 $(VENV)/.docs: $(PACKAGE)

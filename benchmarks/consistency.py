@@ -38,7 +38,7 @@ def ranking(pooled: Pooled, baseline: str, best: int) -> str:
             *names(one),
             *(number(one.measures[name]) for name in MEASURES),
             f"{one.correlation_rows:,}",
-            f"{one.uncertified_rows:,}",
+            f"{one.unconverged_rows:,}",
         ]
         for one in excerpt(ranked, best)
     ]
@@ -46,7 +46,7 @@ def ranking(pooled: Pooled, baseline: str, best: int) -> str:
     zero_rows = ranked[0].rows - ranked[0].relative_rows
     counted = f"{ranked[0].rows:,} rows" + (f", {zero_rows:,} of them all 0" if zero_rows else "")
     heading = f"#### Direct maps from `{baseline}`: {counted}"
-    return f"{heading}\n\n{table([*header, 'correlated', 'uncertified'], rows)}"
+    return f"{heading}\n\n{table([*header, 'correlated', 'not converged'], rows)}"
 
 
 def by_layer(pooled: Pooled, baseline: str) -> str:

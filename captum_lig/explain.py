@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from captum_lig.attribution.lengths import BOUNDARIES
 from captum_lig.errors import LigError
 from captum_lig.flow.explanation import Explanation
+from captum_lig.flow.flows import Flows
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.layer_flow_ig import LayerFlowIG
 from captum_lig.prediction import layer_baselines
-from captum_lig.pretrained.load import load_model, says_what_comes_next
+from captum_lig.pretrained.load import Pretrained, load_model, says_what_comes_next
 
 __all__ = ["Explanation", "explain"]
 
@@ -27,6 +32,7 @@ def explain(
     method: str = "gausslegendre",
     tolerance: float | None = 1e-3,
     self_term: str | None = None,
+    influence: bool = False,
     show_progress: bool = False,
 ) -> Explanation:
     """Attribute the layers of a model for a text.
@@ -38,23 +44,27 @@ def explain(
         layers: indices of the layers to attribute, None for all.
         baseline: what the paths start from: ``"target_token"``, ``"zero"``, a number, or
             ``"padding"``: the tokens as they are when all but special tokens and the first are
-            padding. None is ``"padding"`` for a model that says what comes next, where the second
-            token sees only the first and itself, so that from its own token all comes from the
-            first, by construction; and ``"target_token"`` for others.
+            padding (the end-of-text token, if there is no padding token). None is ``"padding"``
+            for a causal model, where the second token sees only the first and itself, so that from
+            its own token all comes from the first, by construction; and ``"target_token"`` for
+            others, and with a self term.
         scalarization: ``"l2"`` or ``"projection"``.
         n_steps: first nodes of the quadrature.
         method: quadrature, see :meth:`LayerFlowIG.attribute`.
         tolerance: largest completeness error of a row, which rows are refined to.
         self_term: estimate of what targets owe to themselves, ``"map_ratio"``, ``"zero_ratio"`` or
             None, see :meth:`LayerFlow.with_self_term`.
+        influence: also attribute the boundary ``"influence"``, how much each source moves a target,
+            whichever way; more work, see :meth:`LayerFlowIG.attribute`.
         show_progress: show a progress bar over the layers.
 
     Returns:
-        The flows, one a layer, with all three boundaries.
+        The flows, one a layer, with all three boundaries, and influence if asked for.
 
     Raises:
         LigError: if the model cannot be loaded, if the text is empty or longer than the model
-            takes, or if a setting is not one :class:`LayerFlowIG` knows.
+            takes, if a setting is not one :class:`LayerFlowIG` knows, or if a causal model has no
+            token to put in place of the text's and no baseline is given.
     """
     if not text.strip():
         raise LigError(f"the text {text!r} is empty: give at least one word.")
@@ -69,16 +79,19 @@ def explain(
         "tolerance": tolerance,
         "self_term": self_term,
     }
-    if baseline is None:
-        padded = says_what_comes_next(loaded.network) and self_term is None
-        baseline = "padding" if padded else "target_token"
-    start: Any = baseline
-    if baseline == "padding":
-        start = layer_baselines(loaded.network, encoding, tokenizer=loaded.tokenizer)
-        if layers is not None:
-            start = [start[i] for i in layers if i in range(len(start))]
-    result = engine.attribute(encoding, start, show_progress=show_progress, **settings)
-    flows = [result] if isinstance(result, LayerFlow) else result
+    start, named = _start(loaded, encoding, baseline, self_term)
+    if named == "padding" and layers is not None:
+        start = [start[i] for i in layers if i in range(len(start))]
+    boundaries = [*BOUNDARIES, "influence"] if influence else None
+    result = engine.attribute(
+        encoding,
+        start,
+        boundaries=boundaries,
+        show_progress=show_progress,
+        tokenizer=loaded.tokenizer,
+        **settings,
+    )
+    flows = Flows([result]) if isinstance(result, LayerFlow) else result
     return Explanation(
         flows=flows,
         tokens=loaded.tokenizer.convert_ids_to_tokens(encoding["input_ids"][0].tolist()),
@@ -86,8 +99,45 @@ def explain(
         model=loaded.name,
         settings={
             "layers": [flow.index for flow in flows],
-            "baseline": baseline,
+            "baseline": named,
             "scalarization": scalarization,
             **settings,
         },
     )
+
+
+def _start(
+    loaded: Pretrained,
+    encoding: dict[str, Tensor],
+    baseline: str | float | None,
+    self_term: str | None,
+) -> tuple[Any, str | float]:
+    """The baselines to attribute with, and what they are called."""
+    if baseline is None and self_term is not None:
+        baseline = "target_token"
+    if baseline is not None and baseline != "padding":
+        return baseline, baseline
+    try:
+        padded = layer_baselines(loaded.network, encoding, tokenizer=loaded.tokenizer)
+    except LigError as error:
+        if baseline is not None:
+            raise
+        if not says_what_comes_next(loaded.network):
+            return "target_token", "target_token"
+        raise LigError(
+            f"model {loaded.name!r} says what comes next, and is explained from padding: {error} "
+            "Or choose where paths start: baseline='zero', a number, or 'target_token', from where "
+            "the second token is all the first's."
+        ) from error
+    if baseline is None and not _is_causal(loaded, encoding, padded):
+        return "target_token", "target_token"
+    return padded, "padding"
+
+
+def _is_causal(loaded: Pretrained, encoding: dict[str, Tensor], padded: list[Tensor]) -> bool:
+    """Whether the first token, which stays, sees none of those that padding stands for."""
+    if says_what_comes_next(loaded.network):
+        return True
+    own = layer_baselines(loaded.network, encoding, encoding["input_ids"])
+    others = [not torch.equal(a[:, 1:], b[:, 1:]) for a, b in zip(own, padded, strict=True)]
+    return len(own) > 1 and any(others) and torch.allclose(own[-1][:, 0], padded[-1][:, 0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing_extensions import TypedDict, Unpack
 
-from captum_lig._arguments import whole_number
+from captum_lig._arguments import brief, whole_number
 from captum_lig._captum import GradientAttribution, log_usage
 from captum_lig.attribution.direct import edges_towards
 from captum_lig.attribution.lengths import (
@@ -24,9 +25,11 @@ from captum_lig.attribution.lengths import (
 )
 from captum_lig.attribution.towards import Finders, Question, flows_towards, only_without_target
 from captum_lig.errors import LigError
+from captum_lig.flow.flows import Flows
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.self_term import check_estimate
 from captum_lig.flow.summary import warn_of_rows_not_converged
+from captum_lig.flow.tokens import TokenIndex
 from captum_lig.graph.direct_edges import DirectEdges
 from captum_lig.integrals.kinds import Asked
 from captum_lig.integrals.scalarization import check
@@ -36,6 +39,7 @@ from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder, Layer, is_one
 from captum_lig.paths.baselines import Baseline
 from captum_lig.prediction.baselines import InputBaseline
+from captum_lig.prediction.positions import named_tokens, positions_in
 from captum_lig.prediction.targets import TargetLike
 
 if TYPE_CHECKING:
@@ -54,7 +58,7 @@ class FlowSettings(TypedDict, total=False):
     method: str
     internal_batch_size: int | None
     boundaries: Sequence[str] | None
-    output_indices: Sequence[int] | Tensor | None
+    output_indices: Sequence[TokenIndex] | Tensor | None
     tolerance: float | None
     max_steps: int
     dtype: torch.dtype | None
@@ -107,6 +111,10 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         self.layer = layer
         self.scalarization = check(scalarization)
 
+    def __repr__(self) -> str:
+        layer = "" if self.layer is None else f", layer={brief(self.layer)}"
+        return f"LayerFlowIG({type(self.forward_func).__name__}{layer}, {self.scalarization!r})"
+
     @typing.overload
     def attribute(
         self,
@@ -117,7 +125,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         *,
         return_convergence_delta: Literal[False] = False,
         **settings: Unpack[FlowSettings],
-    ) -> LayerFlow | list[LayerFlow]: ...
+    ) -> LayerFlow | Flows: ...
 
     @typing.overload
     def attribute(
@@ -129,7 +137,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         *,
         return_convergence_delta: Literal[True],
         **settings: Unpack[FlowSettings],
-    ) -> tuple[LayerFlow | list[LayerFlow], Delta | list[Delta]]: ...
+    ) -> tuple[LayerFlow | Flows, Delta | list[Delta]]: ...
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(
@@ -144,7 +152,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         internal_batch_size: int | None = None,
         return_convergence_delta: bool = False,
         boundaries: Sequence[str] | None = None,
-        output_indices: Sequence[int] | Tensor | None = None,
+        output_indices: Sequence[TokenIndex] | Tensor | None = None,
         tolerance: float | None = 1e-3,
         max_steps: int = 1024,
         dtype: torch.dtype | None = None,
@@ -199,7 +207,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 ``cross`` is for blocks that also attend to the states of an encoder: its tokens to
                 the heads of that cross-attention. With ``layer=None`` other blocks go without, and
                 if nothing else is asked for they are left out.
-            output_indices: positions of the targets to attribute; None for all tokens.
+            output_indices: the targets to attribute: positions among all tokens, padding counted,
+                or what they say; None for all tokens.
             tolerance: largest completeness error of a row, relative to its total; with a target,
                 of the sum at every depth, relative to the change. Rows that are not within it after
                 ``n_steps`` nodes are refined by panels whose errors are known; rows that do not
@@ -223,11 +232,11 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             tokenizer: for tokens and texts given as strings; None is the one beside the model.
 
         Returns:
-            A :class:`~captum_lig.LayerFlow` if ``layer`` is one block, a list of them
-            otherwise; with ``return_convergence_delta`` a pair of that and, for each flow, its
-            ``delta``: sum of attributions minus total by boundary, ``attention (B, H, T)``,
-            ``mlp (B, T)``, ``layer (B, T)``. With a target it is ``(B,)``: the sum over the tokens
-            entering the lowest layer minus the change of the number.
+            A :class:`~captum_lig.LayerFlow` if ``layer`` is one block, otherwise a list of them,
+            :class:`~captum_lig.flow.flows.Flows`; with ``return_convergence_delta`` a pair of that
+            and, for each flow, its ``delta``: sum of attributions minus total by boundary,
+            ``attention (B, H, T)``, ``mlp (B, T)``, ``layer (B, T)``. With a target it is
+            ``(B,)``: the sum over the tokens entering the lowest layer minus the change.
 
         Raises:
             LigError: for anything that cannot be worked with; the message says what to do.
@@ -253,22 +262,23 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 show_progress=show_progress,
             )
             flows = flows_towards(self._finders, question)
-            return self._result(flows, return_convergence_delta)
+            call = ModelCall.of(self.forward_func, inputs, additional_forward_args)
+            return self._result(flows, return_convergence_delta, call, tokenizer)
         n_steps = 16 if n_steps is None else n_steps
         boundaries = BOUNDARIES if boundaries is None else boundaries
         settings = Settings.checked(n_steps, method, tolerance, max_steps, internal_batch_size)
+        call = ModelCall.of(self.forward_func, inputs, additional_forward_args)
         problem = Problem(
             asked=Asked.of(boundaries, self.scalarization, mlp_start),
             settings=settings,
             scalarization=self.scalarization,
-            output_indices=output_indices,
+            output_indices=positions_in(call, output_indices, tokenizer),
             dtype=dtype,
             cross_baseline=cross_baseline,
         )
         problem.check()
         if self_term is not None:
             check_estimate(self_term, baselines, problem.asked.boundaries)
-        call = ModelCall.of(self.forward_func, inputs, additional_forward_args)
         flows = []
         with self._finder.blocks(call) as blocks:
             if "feed_forward" in problem.asked.boundaries:
@@ -284,7 +294,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 if self_term is not None:
                     flow = own.with_self_term(flow, self_term, block, block.valid)
                 flows.append(flow)
-        return self._result(flows, return_convergence_delta)
+        return self._result(flows, return_convergence_delta, call, tokenizer)
 
     @log_usage()  # type: ignore[untyped-decorator]
     def direct_edges(
@@ -362,11 +372,20 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         path = None if file is None else check_edge_file(file)
         return edges_towards(self._finders, question, keep, path, text)
 
-    def _result(self, flows: list[LayerFlow], with_delta: bool) -> Any:
+    def _result(
+        self,
+        flows: list[LayerFlow],
+        with_delta: bool,
+        call: ModelCall,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> Any:
         warn_of_rows_not_converged(flows)
+        shapes = {tuple(flow.valid.shape) for flow in flows}
+        names = {shape: named_tokens(call, tokenizer, shape) for shape in shapes}
+        flows = [replace(flow, tokens=names[tuple(flow.valid.shape)]) for flow in flows]
         # A module that runs several times (ALBERT's) has a flow for each.
         single = is_one(self.layer) and len(flows) == 1
-        result = flows[0] if single else flows
+        result = flows[0] if single else Flows(flows)
         if not with_delta:
             return result
         return result, self.compute_convergence_delta(result)

@@ -100,6 +100,10 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         self._multiply_by_inputs = multiply_by_inputs
         self.scalarization = check(scalarization, "vector")
 
+    def __repr__(self) -> str:
+        of = getattr(self.forward_func, "__name__", type(self.forward_func).__name__)
+        return f"SetToSetIG({of}, {self.scalarization!r})"
+
     @typing.overload
     def attribute(
         self,

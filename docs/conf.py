@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import is_dataclass
+from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
@@ -73,25 +74,34 @@ html_copy_source = False
 html_show_sphinx = False
 
 CONTENTS = {
-    "Start": [
-        "docs/getting-started",
+    "Explain a prediction": [
         "docs/why",
-        "docs/gallery",
+        "tutorials/why",
+        "docs/page",
+        "docs/relevance",
+        "tutorials/decoder",
+        "docs/graph",
+    ],
+    "Compare two texts": ["docs/compare-two-texts", "docs/prompts-and-sinks"],
+    "Use my own model": ["docs/own-models", "docs/families", "docs/gpu", "docs/long-texts"],
+    "Work with the numbers": ["docs/how-to", "docs/pandas", "docs/charts"],
+    "Within a layer": [
+        "docs/getting-started",
         "tutorials/first_map",
         "tutorials/set_to_set",
+        "docs/gallery",
         "tutorials/*",
     ],
-    "Use": [
-        "docs/how-to",
-        "docs/charts",
-        "docs/page",
-        "docs/graph",
-        "docs/relevance",
-        "docs/coming-from-captum",
-        "docs/coming-from-the-lig-paper",
+    "Come from elsewhere": ["docs/coming-from-*"],
+    "What to trust": [
+        "docs/method",
+        "docs/limitations",
+        "docs/patching",
+        "docs/consistency",
+        "docs/convergence",
+        "docs/benchmarks",
+        "docs/*",
     ],
-    "Understand": ["docs/method", "docs/limitations"],
-    "Measured": ["docs/consistency", "docs/certified", "docs/benchmarks", "docs/*"],
     "Reference": [
         "docs/reference",
         "docs/generated/command-line",
@@ -99,20 +109,22 @@ CONTENTS = {
         "CHANGELOG",
     ],
 }
-"""The sidebar: pages by heading. ``*`` stands for those of a folder that are not named."""
+"""The sidebar: pages by what one wants to do. ``*`` stands for those that are not named."""
 
 
 def add_contents(app: Sphinx, page: str, source: list[str]) -> None:
     """Give the README its table of contents, which a code host would show as code."""
     if page != root_doc:
         return
-    named = {entry for entries in CONTENTS.values() for entry in entries}
+    found = sorted(app.env.found_docs)
+    named = {p for entries in CONTENTS.values() for e in entries for p in found
+             if fnmatch(p, e) and not e.endswith("/*")}  # fmt: skip
     for caption, entries in CONTENTS.items():
         lines: list[str] = []
         for entry in entries:
-            folder, _, name = entry.rpartition("/")
-            pages = sorted(p for p in app.env.found_docs if p.rpartition("/")[0] == folder)
-            lines += [p for p in pages if p not in named] if name == "*" else [entry]
+            rest = entry.endswith("/*")
+            pages = [p for p in found if fnmatch(p, entry) and p.count("/") == entry.count("/")]
+            lines += [p for p in pages if not rest or p not in named] or [entry]
         source[0] += "\n".join(
             ["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *lines, "```", ""]
         )

@@ -22,9 +22,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from captum_lig import FlowGraph, LayerFlowIG
 from captum_lig.graph.trace import shared_out
-from captum_lig.prediction import last_layer_relevance, layer_baselines, logit, target_value
+from captum_lig.prediction import last_layer_relevance, layer_baselines, logit, state, target_value
 from captum_lig.pretrained.minilm import embedded_model_path
-from captum_lig.views.plots import plot_graph, plot_map
+from captum_lig.views.plots import plot_graph, plot_map, plot_picture
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("docs", "tutorials", "")]
 import biology
@@ -356,6 +356,60 @@ def vit() -> Example:
     return figure, lines
 
 
+def picture() -> Example:
+    """Which parts of a picture, against a blurred one, made the class token what it is."""
+    from skimage import data, filters, transform
+
+    model, photo = models.vit(), data.chelsea()
+    middle = (photo.shape[1] - photo.shape[0]) // 2
+    photo = transform.resize(
+        photo[:, middle : middle + photo.shape[0]], (224, 224), anti_aliasing=True
+    )
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+    def normalized(picture: Any) -> Tensor:
+        return ((torch.tensor(picture).float() - mean) / deviation).permute(2, 0, 1)[None]
+
+    pixels, blurred = map(normalized, (photo, filters.gaussian(photo, 6, channel_axis=-1)))
+    flows = LayerFlowIG(model).attribute(pixels, blurred, state(0))
+    graph = FlowGraph(flows)
+    trace = graph.relevance()
+    figure, _ = plot_picture(
+        trace, photo, depths=[0, 6, 9], special=["[CLS]"], label="part of the change"
+    )
+
+    # Blur one box of 2 x 2 patches, and in the blurred picture make one sharp.
+    def class_tokens(pictures: Tensor) -> Tensor:
+        with torch.no_grad():
+            parts = [model(some).last_hidden_state[:, 0] for some in pictures.split(8)]
+        return torch.cat(parts)
+
+    sharp_end, blurred_end = class_tokens(torch.cat([pixels, blurred]))
+    along = (sharp_end - blurred_end) / (sharp_end - blurred_end).norm()
+    without, only = pixels.repeat(64, 1, 1, 1), blurred.repeat(64, 1, 1, 1)
+    for box in range(64):
+        top, left = 28 * (box // 8), 28 * (box % 8)
+        place = (slice(None), slice(top, top + 28), slice(left, left + 28))
+        without[box][place], only[box][place] = blurred[0][place], pixels[0][place]
+    out = (sharp_end - class_tokens(without)) @ along
+    into = (class_tokens(only) - blurred_end) @ along
+    boxes = trace.tokens[0, 1:].view(8, 2, 8, 2).sum((1, 3)).flatten()
+
+    def correlation(a: Tensor, b: Tensor) -> float:
+        return float(torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1])
+
+    part = float(boxes.sum())
+    lines = [
+        f"from the blurred picture to the sharp one the class token moves by {graph.change:.1f}; "
+        f"all patches together have {part:.1f}",
+        f"blurring one of 64 boxes: {correlation(boxes, out):.2f} with its part; all of them "
+        f"together {out.sum():.1f}",
+        f"one box made sharp in the blurred picture: {correlation(boxes, into):.2f}",
+        f"the two effects with each other: {correlation(out, into):.2f}",
+    ]
+    return figure, lines
+
+
 EXAMPLES: dict[str, Callable[[], Example]] = {
-    example.__name__: example for example in (minilm, smollm2, mgm, sapiens, vit)
+    example.__name__: example for example in (minilm, smollm2, mgm, sapiens, vit, picture)
 }

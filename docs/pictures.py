@@ -1,12 +1,13 @@
 """Remake the pictures of the documentation, all of them or those that are named.
 
     make pictures
-    python docs/pictures.py [charts] [flow] [page] [gallery]
-    python docs/pictures.py [minilm] [smollm2] [mgm] [sapiens] [vit]
+    python docs/pictures.py [why] [charts] [flow] [page] [gallery]
+    python docs/pictures.py [minilm] [smollm2] [mgm] [sapiens] [vit] [picture]
 
-Charts are what the code blocks of docs/charts.md save; the picture of the README is what its
-command writes; the screenshot is of the page that the command writes, in Chromium; the gallery's
-are in docs/gallery.py. No picture in docs/images comes from anywhere else.
+Charts are what the code blocks of docs/charts.md save; the picture of the README is of
+its question; the screenshot is of the page that the command writes, in Chromium; the gallery's
+are in docs/gallery.py. Pictures of other programs are made by hand, see BY_HAND; no other picture
+in docs/images comes from anywhere else.
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ from typing import Any
 from PIL import Image
 
 from captum_lig import FlowGraph
+from captum_lig import why as ask
 from captum_lig.explain import explain
-from captum_lig.views.plots import plot_flow
+from captum_lig.views.plots import plot_flow, plot_prediction
 
 DOCS = Path(__file__).parent
 IMAGES = DOCS / "images"
 SENTENCE = "My credit card paid for ice cream in New York."
 BYTES = 150_000
 """Largest size of a picture: more is too heavy for a repository."""
+BY_HAND = {"circuit-tracer.png"}
+"""A screenshot of circuit-tracer's frontend, which loads its libraries from the web, with the file
+that docs/coming-from-circuit-tracer.md writes, of SmolLM2."""
 
 
 def keep(picture: Path, name: str, scale: float = 1.0) -> None:
@@ -67,8 +72,17 @@ def code_blocks(page: str, language: str = "python") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
 
 
+def why(folder: Path) -> None:
+    """The picture of the README."""
+    answer = ask("The capital of France is", "smollm2", "The capital of Italy is")
+    title = "SmolLM2, the logit of “ Paris” less that of “ Rome”"
+    figure, _ = plot_prediction(answer.graph, 6, title, height=3.6)
+    figure.savefig(folder / "why.png", dpi=130)
+    keep(folder / "why.png", "why")
+
+
 def flow(folder: Path) -> None:
-    """The picture of the README's command, at half its resolution."""
+    """Flows in lengths, at half their resolution."""
     explanation = explain(SENTENCE)
     figure, _ = plot_flow(explanation.flows, explanation.tokens, title=explanation.text)
     figure.savefig(folder / "flow.png", dpi=200)
@@ -125,8 +139,13 @@ def example(name: str) -> Callable[[Path], None]:
     return draw
 
 
-GALLERY = ("minilm", "smollm2", "mgm", "sapiens", "vit")
-PICTURES: dict[str, Callable[[Path], None]] = {"charts": charts, "flow": flow, "page": page}
+GALLERY = ("minilm", "smollm2", "mgm", "sapiens", "vit", "picture")
+PICTURES: dict[str, Callable[[Path], None]] = {
+    "charts": charts,
+    "flow": flow,
+    "page": page,
+    "why": why,
+}
 PICTURES |= {name: example(name) for name in GALLERY}
 
 

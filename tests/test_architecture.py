@@ -22,7 +22,6 @@ MOST_ROOT_FILES = 10
 FLOORS = (
     ("errors",),
     ("_arguments", "_captum", "_types", "cost"),
-    ("metrics",),
     ("model", "paths", "pretrained"),
     ("integrals",),
     ("flow",),
@@ -30,7 +29,8 @@ FLOORS = (
     ("io",),
     ("inspection", "prediction"),
     ("attribution", "patching"),
-    ("circuits", "views"),
+    ("metrics", "views"),
+    ("circuits",),
     ("layer_flow_ig", "set_to_set_ig"),
     ("answers", "explain"),
     ("experiments",),
@@ -44,9 +44,13 @@ WITHOUT_A_MODEL = ("paths", "integrals", "flow", "graph")
 
 LATE = {
     "captum_lig.flow.layer_flow": ("LayerFlow.plot", "LayerFlow._repr_html_"),
+    "captum_lig.flow.flows": ("Flows._repr_html_",),
+    "captum_lig.flow.explanation": ("Explanation._repr_html_",),
+    "captum_lig.inspection.report": ("ModelReport._repr_html_",),
     "captum_lig.graph.flow_graph": (
         "FlowGraph.plot",
         "FlowGraph._repr_html_",
+        "FlowGraph.explore",
         "FlowGraph.to_html",
         "FlowGraph.to_networkx",
         "FlowGraph.save",

@@ -45,7 +45,7 @@ def test_table_and_files(tiny: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for layer in range(3):
         assert any(line.split()[:1] == [str(layer)] for line in result.stdout.splitlines())
-    assert "ertified" in result.stdout
+    assert "Sums converged to" in result.stdout
     assert max(map(len, result.stdout.splitlines())) < 200
     assert "\x1b" not in result.output
     for path in outputs:
@@ -134,6 +134,63 @@ def test_a_model_of_what_comes_next_starts_from_padding(tmp_path: Path) -> None:
     out = tmp_path / "f.json"
     assert run(text, "--model", tmp_path, "--out", out, "--layers", "1").exit_code == 0
     assert load_flows(out).settings["baseline"] == "padding"
+
+
+def test_a_causal_model_is_known_by_what_its_first_token_sees(tmp_path: Path, tiny: Path) -> None:
+    """GPT-2 without a head says nowhere that it is one of what comes next."""
+    save_tiny_gpt2(tmp_path)
+    AutoModel.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    found = explain("the cat sat on the mat", tmp_path)
+    assert found.settings["baseline"] == "padding"
+    assert all((flow.layer[0, 0] == 0).all() for flow in found.flows)  # the first token stays
+    assert all((flow.layer[0, :, 0] == 0).all() for flow in found.flows)
+    assert explain(TEXT, tiny).settings["baseline"] == "target_token"
+    assert explain("the cat", tmp_path, self_term="map_ratio").settings["baseline"] == (
+        "target_token"
+    )
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", None])
+def test_a_causal_model_without_a_padding_token(tmp_path: Path, end: str | None) -> None:
+    save_tiny_gpt2(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer("the cat sat")["input_ids"]
+    tokenizer.pad_token, tokenizer.eos_token = None, end
+    tokenizer.save_pretrained(tmp_path)
+    if end is None:
+        with pytest.raises(LigError, match=r"no padding and no end-of-text.*baseline='zero'"):
+            explain("the cat sat", tmp_path)
+        assert explain("the cat sat", tmp_path, baseline="zero").flows
+        return
+    model = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    padded = torch.full((1, len(ids)), tokenizer.eos_token_id)
+    padded[0, 0] = ids[0]
+    with torch.no_grad():
+        starts = model(input_ids=padded, output_hidden_states=True).hidden_states[:2]
+    expected: Any = LayerFlowIG(model).attribute(torch.tensor([ids]), list(starts))
+    for flow, right in zip(explain("the cat sat", tmp_path).flows, expected, strict=True):
+        torch.testing.assert_close(flow.layer, right.layer)
+
+
+def test_influence_is_attributed_and_shown_if_asked_for(tiny: Path) -> None:
+    found = explain(TEXT, tiny, influence=True, layers=[0])
+    assert found.flows[0].influence is not None
+    assert explain(TEXT, tiny, layers=[0]).flows[0].influence is None
+    result = run(TEXT, "--model", tiny, "--show", "influence")
+    assert result.exit_code == 0, result.output
+    assert "strongest links, influence" in result.stdout
+    assert "--show 'best' is unknown" in sentence(run(TEXT, "--model", tiny, "--show", "best"))
+
+
+def test_the_first_token_is_hidden_if_asked_for(tiny: Path, tmp_path: Path) -> None:
+    page = tmp_path / "f.html"
+    options = ("--model", tiny, "--show", "direct", "--hide-first-token", "--out", page)
+    result = run(TEXT, *options)
+    assert result.exit_code == 0, result.output
+    assert "[CLS] →" not in result.stdout
+    assert "hidden" in result.stdout
+    assert header(page.read_text())["hide_first_token"]
+    assert result.stderr == ""
 
 
 def test_flows_of_the_command_are_those_of_the_library(tiny: Path, tmp_path: Path) -> None:

@@ -116,8 +116,8 @@ def test_commands_of_the_readme_run() -> None:
     for command in offline:
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 0, result.output
-    assert Path("flow.png").stat().st_size > 0
-    assert Path("flow.html").stat().st_size > 0
+    for name in ("why.html", "why.png", "why.json"):
+        assert Path("paris", name).stat().st_size > 0
 
 
 def test_targets_of_the_readme_are_in_the_makefile() -> None:

@@ -9,17 +9,12 @@ from typing import Any
 import torch
 
 from benchmarks.common import table
-from benchmarks.patching.measures import Row, interval
-from captum_lig.metrics.circuits import SHARES, circuit_cmd, circuit_cpr
+from captum_lig.metrics import CircuitsOverTexts, Interval
+from captum_lig.metrics.circuits import SHARES
 
 Curves = dict[str, list[list[float]]]
 """By method: the faithfulness of each prompt's circuits, ``(texts, K)``."""
-AREAS = {
-    "CMD": lambda f: circuit_cmd(f),
-    "CMD, log k": lambda f: circuit_cmd(f, scale="log"),
-    "CPR": lambda f: circuit_cpr(f),
-    "CPR, log k": lambda f: circuit_cpr(f, scale="log"),
-}
+AREAS = {"cmd": "CMD", "cmd log": "CMD, log k", "cpr": "CPR", "cpr log": "CPR, log k"}
 TITLES = {"objects": "indirect objects", "greater": "greater-than"}
 HEADS = 6
 
@@ -61,35 +56,33 @@ def of_kinds(texts: list[dict[str, Any]]) -> dict[tuple[str, str], Curves]:
     return found
 
 
-def summary(curves: Curves) -> dict[str, dict[str, Row]]:
-    """By method: means and intervals of the faithfulness at each share, and of the areas."""
-    found: dict[str, dict[str, Row]] = {}
+def summary(curves: Curves) -> dict[str, dict[str, Interval]]:
+    """By method: means and intervals, named as by ``CircuitsOverTexts``."""
+    found = {}
     for method, rows in curves.items():
-        faithfulness = torch.tensor(rows, dtype=torch.float64)
-        columns = {f"{share:.1%}": faithfulness[:, n] for n, share in enumerate(SHARES)}
-        columns |= {name: area(faithfulness) for name, area in AREAS.items()}
-        found[method] = {name: interval(values.tolist()) for name, values in columns.items()}
+        over = CircuitsOverTexts()
+        for row in rows:
+            over.update(row)
+        found[method] = over.compute()
     return found
 
 
 def of_curves(curves: Curves) -> str:
     """Faithfulness of all sizes, and the areas."""
     means = summary(curves)
-    shares = [f"{share:.1%}" for share in SHARES]
-    names = [f"{100 * share:g} %" for share in SHARES]
-    rows = [[method, *(cell(row[s]) for s in shares[:-1])] for method, row in means.items()]
-    areas = [[method, *(area_cell(row[name]) for name in AREAS)] for method, row in means.items()]
-    return f"{table(['', *names[:-1]], rows)}\n\n{table(['', *AREAS], areas)}"
+    shares = SHARES[:-1]  # of all edges it is 1
+    rows = [
+        [method, *(cell(row[f"faithfulness {share:g}"]) for share in shares)]
+        for method, row in means.items()
+    ]
+    areas = [[method, *(cell(row[name], 3) for name in AREAS)] for method, row in means.items()]
+    header = ["", *(f"{100 * share:g} %" for share in shares)]
+    return f"{table(header, rows)}\n\n{table(['', *AREAS.values()], areas)}"
 
 
-def cell(row: Row) -> str:
+def cell(row: Interval, digits: int = 2) -> str:
     """Mean, and half of its interval."""
-    return f"{row['mean']:.2f}±{(row['high'] - row['low']) / 2:.2f}"
-
-
-def area_cell(row: Row) -> str:
-    """The same with three digits."""
-    return f"{row['mean']:.3f}±{(row['high'] - row['low']) / 2:.3f}"
+    return f"{row.mean:.{digits}f}±{(row.high - row.low) / 2:.{digits}f}"
 
 
 def of_costs(texts: list[dict[str, Any]]) -> str:

@@ -4,39 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.patching.net import KINDS, Scores
+from captum_lig import metrics
 
-RESAMPLES = 2000
 Row = dict[str, float]
-
-
-def ranks(values: Tensor) -> Tensor:
-    """From 1; equal values have the mean of their ranks."""
-    _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts - 1) / 2)[place].double()
-
-
-def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's, nan if either has no spread."""
-    a, b = a - a.mean(), b - b.mean()
-    both = float(a.norm() * b.norm())
-    return float(a @ b) / both if both else float("nan")
 
 
 def compared(score: Tensor, truth: Tensor) -> Row:
     """Of two lists of numbers; what is not defined (no spread) is nan."""
-    s, t = score.double(), truth.double()
-    return {
-        "pearson": correlation(s, t),
-        "spearman": correlation(ranks(s), ranks(t)),
-        "distance": float((s - t).norm() / t.norm()),
-        "size": float(s.norm() / t.norm()),
-    }
+    return vars(metrics.agreement(score, truth))
 
 
 def against(scores: Scores, truths: dict[str, Scores], moved: dict[str, Tensor]) -> list[Any]:
@@ -66,13 +45,7 @@ def by_layer(scores: Scores, truth: Scores, moved: dict[str, Tensor]) -> list[An
 
 def interval(values: list[float]) -> Row:
     """Mean over texts and the middle 95 % of the means of as many drawn with replacement."""
-    kept: NDArray[np.float64] = np.array([value for value in values if not np.isnan(value)])
-    if not len(kept):
-        return {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "texts": 0}
-    draws = np.random.default_rng(0).integers(len(kept), size=(RESAMPLES, len(kept)))
-    low, high = np.percentile(kept[draws].mean(1), [2.5, 97.5])
-    ends = {"low": float(low), "high": float(high)}
-    return {"mean": float(kept.mean()), **ends, "texts": len(kept)}
+    return vars(metrics.interval(values))
 
 
 def mean_of(out: Scores, into: Scores) -> Scores:

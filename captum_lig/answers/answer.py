@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from captum_lig.answers.page import answer_page, write_answer
 from captum_lig.answers.parts import (
     Held,
     Part,
@@ -23,9 +24,11 @@ from captum_lig.answers.says import Said
 from captum_lig.answers.screen import Section, as_html, as_rich, as_text, sections
 from captum_lig.errors import LigError
 from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.flow.tokens import readable_text, readable_token
 from captum_lig.graph import FlowGraph, Trace
 from captum_lig.patching import Check, check
 from captum_lig.prediction.targets import TargetLike
+from captum_lig.views.notebook import show_page
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,9 +48,11 @@ class Run:
     other: dict[str, Tensor]
     target: TargetLike
     tokenizer: PreTrainedTokenizerBase | None
+    position: int = -1
+    """Where a token is predicted; negative ones count from the end."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Answer:
     """Why a model says what it says of a text, against another. Printed, it is one screen."""
 
@@ -67,12 +72,12 @@ class Answer:
     """What it says of the other text."""
     change: float
     """The number of the text, less that of the other text."""
-    flows: list[LayerFlow] = field(repr=False)
-    graph: FlowGraph = field(repr=False)
+    flows: list[LayerFlow]
+    graph: FlowGraph
     seconds: float
     """That all took, loading the model included."""
     attribution_seconds: float
-    run: Run = field(repr=False)
+    run: Run
     favours: tuple[str, str] | None = None
     """Where the number is of one thing less another: what speaks for it, and for the other."""
     continuation: str | None = None
@@ -181,13 +186,15 @@ class Answer:
         Raises:
             LigError: if that cannot be written.
         """
+        from captum_lig.views.plots.prediction import plot_prediction
+
         folder = Path(folder)
-        page, picture, numbers = (folder / name for name in FILES)
+        written_page, picture, numbers = (folder / name for name in FILES)
         title = f"{self.model}: “{self.text}”, {self.target}"
         try:
             folder.mkdir(exist_ok=True)
-            self.graph.to_html(page, title)
-            figure, _ = self.graph.plot(title=title)
+            write_answer(self, written_page)
+            figure, _ = plot_prediction(self.graph, title=title)
             figure.savefig(picture, dpi=200)
             written = json.dumps(self.numbers(), ensure_ascii=False, indent=1, allow_nan=False)
             numbers.write_text(written + "\n", encoding="utf-8")
@@ -196,13 +203,45 @@ class Answer:
                 f"folder {str(folder)!r} cannot be written to ({error.strerror}): make it, or "
                 "choose another."
             ) from error
-        return [page, picture, numbers]
+        return [written_page, picture, numbers]
+
+    def to_pandas(self) -> Any:
+        """A table (``pandas.DataFrame``), a row for each token at each depth, head and MLP.
+
+        Columns are those of :meth:`Trace.to_pandas`, ``value`` being the part, ``share`` of the
+        change, and, of nodes that were patched, ``out`` and ``into``, see :meth:`check`.
+        """
+        table = self.trace.to_pandas()
+        table["share"] = table["value"] / self.change if self.change else float("nan")
+        if self.checked is None:
+            return table
+        keys = ["kind", "layer", "head", "position"]
+        found = self.checked.to_pandas()[[*keys, "out", "into"]]
+        # Categories of other kinds would make objects of the column.
+        kinds = table["kind"].cat.categories
+        found["kind"] = found["kind"].cat.set_categories(kinds)
+        found["position"] = found["position"].astype(table["position"].dtype)
+        return table.merge(found, on=keys, how="left")
+
+    def explore(self, height: int = 720) -> Any:
+        """The page inside a notebook, see :func:`captum_lig.views.notebook.show_page`."""
+        return show_page(answer_page(self), height)
 
     def show(self, count: int = 5) -> None:
         """Print it on the terminal, as wide as that is."""
         from rich.console import Console
 
         Console(highlight=False).print(as_rich(self.sections(count)))
+
+    def __repr__(self) -> str:
+        against = "padding" if self.against is None else repr(readable_text(self.against, 60))
+        words = ", ".join(
+            f"{readable_token(part.token)} {part.value:+.3g}" for part in self.strongest_tokens(3)
+        )
+        return (
+            f"Answer({self.model}: {readable_text(self.text, 60)!r} against {against}\n"
+            f"  {self.target}: {self.change:+.3g}\n  words: {words})"
+        )
 
     def __str__(self) -> str:
         return as_text(self.sections())

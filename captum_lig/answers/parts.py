@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from captum_lig.answers.words import word_of
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.graph import FlowGraph, Trace
 from captum_lig.graph.target_layer import TargetLayer
@@ -46,6 +47,11 @@ class Part:
     through_pattern: float | None = None
     """Of a head: how much of its part came from where it looks (its attention pattern); the rest
     came through what it reads there (its values). None if the block hides them."""
+
+    @property
+    def word(self) -> str:
+        """The token as the text that it stands for, a space in front included."""
+        return word_of(self.token)
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_lig.answers.wanted import Kind
 from captum_lig.answers.words import quoted
+from captum_lig.flow.shown import Short
 from captum_lig.model.inputs import ModelCall
 from captum_lig.prediction.bound_target import tensor_called
 from captum_lig.prediction.positions import at_positions, only_logits_at
@@ -36,8 +37,8 @@ class Option:
     logit: float
 
 
-@dataclass(frozen=True)
-class Said:
+@dataclass(frozen=True, repr=False)
+class Said(Short):
     """What a model says of one text."""
 
     options: tuple[Option, ...]

@@ -18,7 +18,15 @@ from captum_lig.patching import Check
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Screened", "Section", "as_html", "as_rich", "as_text", "sections"]
+__all__ = [
+    "Screened",
+    "Section",
+    "as_html",
+    "as_rich",
+    "as_text",
+    "checked_section",
+    "sections",
+]
 
 WIDTH = 80
 AGREE = 0.5
@@ -82,7 +90,7 @@ def sections(answer: Any, count: int) -> list[Section]:
     if a.change:
         found += [_tokens(a, count), _heads(a, count), _mlps(a, count), _trust(a)]
     if a.checked is not None:
-        found.append(_checked(a.checked, count))
+        found.append(checked_section(a.checked, count))
     return [one for one in found if one.rows or one.notes]
 
 
@@ -185,17 +193,18 @@ def _trust(a: Screened) -> Section:
     return Section("", notes=notes)
 
 
-def _checked(check: Check, count: int) -> Section:
+def checked_section(check: Check, count: int) -> Section:
+    """What patching showed."""
     rows = []
     notes = []
     names = {"tokens": "tokens", "heads": "heads", "feed_forward": "MLPs", "attention": "attention"}
     for kind in check.kinds:
         best = [row for row in check.rows if row.node.kind == kind and row.strongest]
         if kind == "tokens":  # a token is nearly the same at many depths
-            best = list({row.node.position: row for row in reversed(best)}.values())[::-1]
+            best = list({row.node.token: row for row in reversed(best)}.values())[::-1]
         for row in best[:count]:
             numbers = (row.attributed, row.out, row.into)
-            position = row.node.position
+            position = row.node.token
             where = "" if position is None else at(check.labels[position], position)
             named = {
                 "tokens": f"token into layer {row.node.layer}",

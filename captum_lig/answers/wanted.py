@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from captum_lig._arguments import brief, whole_number
 from captum_lig.errors import LigError
+from captum_lig.flow.tokens import TokenIndex
+from captum_lig.prediction.positions import whole_position
 from captum_lig.prediction.targets import Target
 
 __all__ = ["Kind", "Wanted", "kind_of"]
@@ -49,7 +51,7 @@ class Wanted:
     similar_to: str | None = None
     answer: str | None = None
     generate: int | None = None
-    position: int | None = None
+    position: TokenIndex | None = None
     chat: bool = False
 
     def check(self) -> None:
@@ -86,8 +88,7 @@ class Wanted:
                 f"{_written(numbers[0])}: leave one of them out."
             )
         if self.position is not None:
-            if isinstance(self.position, bool) or not isinstance(self.position, int):
-                raise LigError(f"position={brief(self.position)}: give a whole number.")
+            whole_position(self.position)
             if numbers and numbers != ["target"]:
                 raise LigError(
                     f"a position is where a token is predicted, and goes without "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from captum_lig.answers.subject import Subject, subject_of
 from captum_lig.answers.texts import Texts, read_texts
 from captum_lig.answers.wanted import Kind, Wanted
 from captum_lig.errors import LigError
+from captum_lig.flow.tokens import TokenIndex, find_token
 from captum_lig.graph import FlowGraph
 from captum_lig.layer_flow_ig import LayerFlowIG
 from captum_lig.model.inputs import ModelCall
@@ -46,7 +48,7 @@ def why(
     similar_to: str | None = None,
     answer: str | None = None,
     generate: int | None = None,
-    position: int | None = None,
+    position: TokenIndex | None = None,
     chat: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: str | None = None,
@@ -76,8 +78,9 @@ def why(
         similar_to: explain how alike the text is to this one.
         answer: explain how likely it is that the text goes on like this.
         generate: explain so many tokens that the model itself goes on with.
-        position: at which token a next token is predicted, of both texts; negative ones count
-            from the end. None is the last one, and the mask of a model that fills in masks.
+        position: at which token a next token is predicted, of both texts: a number, negative ones
+            from the end, or what the token says. None is the last one, and the mask of a model
+            that fills in masks.
         chat: the texts are what a user says in a chat, in the model's own template.
         tokenizer: of a model that has none beside it.
         dtype: ``"float32"`` (None) or ``"float64"``, of a model by name.
@@ -109,11 +112,16 @@ def why(
     subject = subject_of(model, similar_to is not None, tokenizer, dtype, device)
     kind = wanted.kind(subject.kind, subject.name)
     texts = read_texts(wanted, subject.tokenizer, subject.name, subject.most_tokens)
+    tokens = subject.tokenizer.convert_ids_to_tokens(texts.ids)
+    wanted = replace(wanted, position=find_token(wanted.position, tokens, "position"))
     if kind in ("causal", "masked"):
         _check_tokens(wanted, texts, subject.tokenizer)
     network = subject.load(kind or "sentence", dtype, device)
     device_of = next((p.device for p in network.parameters()), torch.device("cpu"))
     texts = texts.to(device_of)
+    if isinstance(wanted.target, Target):
+        call = ModelCall.of(network, texts.encoding)
+        wanted = replace(wanted, target=wanted.target.placed(call, subject.tokenizer))
     if kind is None:
         kind = wanted.kind(_kind_when_run(network, texts), subject.name)
         assert kind is not None
@@ -160,7 +168,7 @@ def why(
         graph=graph,
         seconds=done - began,
         attribution_seconds=done - start,
-        run=Run(network, texts.encoding, other, about.target, subject.tokenizer),
+        run=Run(network, texts.encoding, other, about.target, subject.tokenizer, where),
         favours=about.favours,
         continuation=None if continuation is None else subject.tokenizer.decode(continuation),
         hints=hints,
@@ -173,7 +181,7 @@ def _check_tokens(wanted: Wanted, texts: Texts, tokenizer: PreTrainedTokenizerBa
         if isinstance(value, str):
             token_of(value, tokenizer)
     count = len(texts.ids)
-    if wanted.position is not None and not -count <= wanted.position < count:
+    if isinstance(wanted.position, int) and not -count <= wanted.position < count:
         raise LigError(
             f"position {wanted.position} does not exist: the text has {count} tokens, 0 to "
             f"{count - 1}."
@@ -183,7 +191,7 @@ def _check_tokens(wanted: Wanted, texts: Texts, tokenizer: PreTrainedTokenizerBa
 def _position(wanted: Wanted, kind: Kind, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> int:
     """Where a token is predicted."""
     if wanted.position is not None or kind != "masked":
-        return -1 if wanted.position is None else wanted.position
+        return -1 if wanted.position is None else int(wanted.position)
     masks = [n for n, i in enumerate(texts.ids) if i == tokenizer.mask_token_id]
     if len(masks) != 1:
         raise LigError(

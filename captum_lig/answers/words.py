@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from captum_lig.flow.tokens import decode_bytes, readable_text
 
-__all__ = ["at", "error_percent", "percent", "probability", "quoted", "signed"]
+__all__ = ["at", "error_percent", "percent", "probability", "quoted", "signed", "word_of"]
+
+
+def word_of(token: str, limit: int | None = None) -> str:
+    """A token as its tokenizer writes it, as the text that it stands for."""
+    return readable_text(decode_bytes(token).replace("▁", " "), limit)
 
 
 def quoted(token: str, limit: int | None = 24) -> str:
-    """A token as its tokenizer writes it, as the text that it stands for, in quotation marks."""
-    return f'"{readable_text(decode_bytes(token).replace("▁", " "), limit)}"'
+    """The same in quotation marks."""
+    return f'"{word_of(token, limit)}"'
 
 
 def at(token: str, position: int) -> str:

@@ -22,7 +22,7 @@ from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder, Layer, chosen
 from captum_lig.model.user_block import Block
 from captum_lig.prediction.baselines import InputBaseline, Inputs, input_baseline
-from captum_lig.prediction.bound_target import BoundTarget
+from captum_lig.prediction.bound_target import BoundTarget, Target
 from captum_lig.prediction.targets import State, TargetLike, read_target
 
 if TYPE_CHECKING:
@@ -172,6 +172,8 @@ class Prepared:
         inputs, more = (_in_dtype(x, model) for x in (question.inputs, question.additional))
         call = ModelCall.of(model, inputs, more)
         batch = _batch(call)
+        if isinstance(target, Target):
+            target = target.placed(call, tokenizer)
         bound = (
             target if isinstance(target, State) else read_target(target, model, batch, tokenizer)
         )

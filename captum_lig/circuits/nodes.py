@@ -11,9 +11,10 @@ from torch import Tensor
 from captum_lig.circuits.curve import Circuits, Curve, circuits_at_once
 from captum_lig.circuits.order import Order
 from captum_lig.errors import LigError
+from captum_lig.metrics.across_layers import node_values_of
 from captum_lig.metrics.circuits import SHARES
 from captum_lig.patching.check import Explanation
-from captum_lig.patching.nodes import Kind, Node, NodeValues
+from captum_lig.patching.nodes import Kind, Node
 from captum_lig.patching.runs import Place
 from captum_lig.patching.two_runs import TOKENS_AT_ONCE, TwoRuns
 
@@ -51,7 +52,7 @@ class NodeCircuits(Circuits):
 
     def scores(self, graph: Explanation) -> Tensor:
         """What a graph with a target, of the same text, says of the nodes ``(M,)``."""
-        values = NodeValues.of_trace(graph.relevance())
+        values = node_values_of(graph.relevance())
         return torch.tensor([values.of(node) for node in self.nodes], dtype=torch.float64)
 
     def curve(
@@ -93,6 +94,7 @@ class NodeCircuits(Circuits):
             out = torch.zeros(len(kept), *other.shape[1:-1], dtype=torch.bool)
             for n in numbers:
                 node = self.nodes[n]
+                assert not isinstance(node.position, str)  # those of the runs have numbers
                 at = where if node.position is None else where[node.position, None]
                 of_node = out[..., node.head] if node.kind == "heads" else out
                 of_node[:, at.cpu()] = ~kept[:, n, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -40,14 +41,14 @@ def explain(
         option(
             "target_token|zero|padding|NUMBER",
             "What a path starts from: for each target that target token, padding, or a constant.",
-            "padding for models of what comes next, else target_token",
+            "padding for causal models, else target_token",
         ),
     ] = None,
     scalarization: Scalarization = "l2",
     rule: Annotated[
         str,
-        option("conserve|chain|product", "How attention and mlp boundaries compose into one map."),
-    ] = "conserve",
+        option("chain|conserve|product", "How attention and mlp boundaries compose into one map."),
+    ] = "chain",
     steps: Steps = 16,
     method: Annotated[
         str, option("NAME", "Rule of the first nodes; rows that need it are refined.")
@@ -61,6 +62,20 @@ def explain(
             "none, it is 0",
         ),
     ] = None,
+    show: Annotated[
+        str | None,
+        option(
+            "composed|direct|influence",
+            "The map that links are of; influence is how much, whichever way, and more work.",
+            "composed, or direct where that is more than 50 % off it",
+        ),
+    ] = None,
+    hide_first_token: Annotated[
+        bool,
+        typer.Option(
+            "--hide-first-token", help="Show no links from the first token; numbers stay."
+        ),
+    ] = False,
     out: Annotated[
         list[Path] | None,
         option("FILE", f"File to write: {', '.join(SUFFIXES)}. May be repeated.", False),
@@ -73,6 +88,7 @@ def explain(
     [bold]captum-lig explain "The cat sat on the mat" --out flow.json --out flow.html[/bold]
     """
     with one_sentence():
+        from captum_lig.flow.findings import KINDS
         from captum_lig.flow.layer_flow import RULES
 
         outputs = out or []
@@ -80,6 +96,8 @@ def explain(
         check_outputs(outputs)
         if rule not in RULES:
             raise LigError(f"--rule {rule!r} is unknown: use one of {', '.join(RULES)}.")
+        if show is not None and show not in KINDS:
+            raise LigError(f"--show {show!r} is unknown: use one of {', '.join(KINDS)}.")
         indices, start = (
             parse_layers(layers),
             None if baseline is None else parse_baseline(baseline),
@@ -102,21 +120,36 @@ def explain(
             method=method,
             tolerance=tolerance,
             self_term=self_term,
+            influence=show == "influence",
             show_progress=sys.stderr.isatty(),
         )
-        Console(highlight=False).print(flow_table(result.flows, result.tokens, rule))
+        Console(highlight=False).print(
+            flow_table(
+                result.flows, result.tokens, rule, kind=show, hide_first_token=hide_first_token
+            )
+        )
         title = f"{result.model}: “{result.text}”"
         for path in outputs:
             if path.suffix.lower() in DATA_SUFFIXES:
                 save_flows(result, path)
             elif path.suffix.lower() == PAGE_SUFFIX:
-                from captum_lig.graph import FlowGraph
+                from captum_lig.graph import CannotCarryWarning, FlowGraph
 
-                FlowGraph(result.flows, result.tokens).to_html(path, title, rule)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", CannotCarryWarning)  # the page says it
+                    graph = FlowGraph(result.flows, result.tokens)
+                graph.to_html(path, title, rule, hide_first_token=hide_first_token)
             else:
                 from captum_lig.views.plots import plot_flow
 
-                figure, _ = plot_flow(result.flows, result.tokens, rule=rule, title=title)
+                figure, _ = plot_flow(
+                    result.flows,
+                    result.tokens,
+                    rule,
+                    title,
+                    kind=show,
+                    hide_first_token=hide_first_token,
+                )
                 figure.savefig(path, dpi=200)
             tell(path, path in before)
 

@@ -1,7 +1,7 @@
 """What a result contains: every tensor of a :class:`~captum_lig.LayerFlow`, declared once.
 
 All else follows from the declarations: what a flow takes, how one text is selected, which rows are
-certified and how, what is in a file, and what stands in a graph's summary. A boundary of one's own
+checked and how, what is in a file, and what stands in a graph's summary. A boundary of one's own
 is declared the same way, before flows with it are made or loaded::
 
     declare(Field("gate_total", ("text", "target")))
@@ -44,7 +44,7 @@ class Field:
     axes: tuple[str, ...]
     doc: str = ""
     total: str | None = None
-    """The field that its rows add up to, summed over the last axis: the row is certified."""
+    """The field that its rows add up to, summed over the last axis: the row is checked."""
     beside: tuple[str, ...] = ()
     """Fields that count into the row's sum."""
     also: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class Field:
         return self.axes[:-1]
 
     @property
-    def certified(self) -> bool:
+    def checked(self) -> bool:
         """Whether rows have completeness errors."""
         return self.total is not None or self.missing is not None
 
@@ -73,7 +73,7 @@ class Field:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Fields without which its rows cannot be certified."""
+        """Fields without which its rows cannot be checked."""
         names = (self.total, *self.beside, self.missing, self.scale)
         return tuple(name for name in names if name is not None)
 
@@ -112,9 +112,9 @@ def _register(field: Field) -> None:
         raise LigError(f"field {field.name!r} has total= and missing=: declare one of them.")
     if field.missing is not None and field.scale is None:
         raise LigError(f"field {field.name!r} has missing=: declare scale=, too.")
-    if field.certified and not {"target"} <= set(field.rows) <= {"text", "head", "target"}:
+    if field.checked and not {"target"} <= set(field.rows) <= {"text", "head", "target"}:
         raise LigError(
-            f"rows of {field.name!r} have the axes {field.rows}: rows that are certified belong to "
+            f"rows of {field.name!r} have the axes {field.rows}: rows that are checked belong to "
             "a text and a target, and may belong to a head; the last axis is summed over."
         )
     for name in field.needs:
@@ -131,7 +131,7 @@ def _register(field: Field) -> None:
 
 
 def declare(field: Field) -> Field:
-    """Declare a field of one's own: flows take it, certify it, and it is saved and loaded.
+    """Declare a field of one's own: flows take it, check it, and it is saved and loaded.
 
     Raises:
         LigError: for a name that is taken, or axes or further fields that do not fit.

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from captum_lig.errors import LigError
+from captum_lig.flow.shown import Short
 
 __all__ = ["Comparison", "compare_maps"]
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Short):
     """Measures of each row, ``(..., T)``, in float64."""
 
     l2: Tensor

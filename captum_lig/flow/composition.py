@@ -30,6 +30,7 @@ from captum_lig.errors import LigError
 from captum_lig.flow.completeness import make_complete
 
 __all__ = [
+    "DEFAULT_RULE",
     "RULES",
     "Boundaries",
     "Completed",
@@ -75,6 +76,9 @@ RULES = {
         Rule("product", "attention", by_mlp=True, by_total=False, residual=False),
     )
 }
+
+DEFAULT_RULE = "chain"
+"""Nearest to the direct map and to what interventions do, see ``docs/consistency.md``."""
 
 
 def find_rule(name: str) -> Rule:

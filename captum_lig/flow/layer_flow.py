@@ -16,8 +16,10 @@ from captum_lig._arguments import brief
 from captum_lig.cost import Cost
 from captum_lig.errors import LigError
 from captum_lig.flow.axes import FIELDS, Declared, Field, aligned, check_shape, field_of
-from captum_lig.flow.composition import RULES, compose_heads
+from captum_lig.flow.composition import DEFAULT_RULE, RULES, compose_heads
 from captum_lig.flow.self_term import ESTIMATES, with_self_share, zero_share
+from captum_lig.flow.tables import flow_frame
+from captum_lig.flow.tokens import TokenIndex, find_token
 from captum_lig.integrals.kinds import MLP_STARTS
 
 if TYPE_CHECKING:
@@ -60,12 +62,13 @@ class LayerFlow(Declared):
         cross_baseline: what the path of the encoder's states started from, in words; None without
             ``cross``.
         target: the number that the flow is of, in words; None for lengths.
+        tokens: for each text what its sources are called; None if that is not known.
         tensors: fields by name.
         fields: the same as keywords, which go before ``tensors``; None for one that is not there.
 
     Raises:
         LigError: for a field that is not declared, a tensor that does not fit its axes, or a
-            certified field without its total.
+            checked field without its total.
     """
 
     name: str
@@ -79,6 +82,7 @@ class LayerFlow(Declared):
     mlp_start: str
     cross_baseline: str | None
     target: str | None
+    tokens: tuple[tuple[str, ...], ...] | None
     tensors: dict[str, Tensor]
 
     def __init__(
@@ -95,6 +99,7 @@ class LayerFlow(Declared):
         mlp_start: str = "attention",
         cross_baseline: str | None = None,
         target: str | None = None,
+        tokens: Sequence[Sequence[str]] | None = None,
         tensors: Mapping[str, Tensor] | None = None,
         **fields: Tensor | None,
     ) -> None:
@@ -110,6 +115,7 @@ class LayerFlow(Declared):
             "scalarization": scalarization, "baseline": baseline, "tolerance": tolerance,
             "cost": cost, "mlp_start": mlp_start, "cross_baseline": cross_baseline,
             "target": target, "tensors": kept,
+            "tokens": None if tokens is None else tuple(map(tuple, tokens)),
         }  # fmt: skip
         for one, value in values.items():
             object.__setattr__(self, one, value)
@@ -119,6 +125,11 @@ class LayerFlow(Declared):
         check_shape("targets", self.targets.shape, FRAME["targets"], {})
         check_shape("valid", self.valid.shape, FRAME["valid"], {})
         texts, sources = self.valid.shape
+        if self.tokens is not None and [len(one) for one in self.tokens] != [sources] * texts:
+            raise LigError(
+                f"tokens name {[len(one) for one in self.tokens]} sources, and there are {texts} "
+                f"texts of {sources}: name each, special tokens and padding included."
+            )
         sizes = {"text": texts, "source": sources, "target": len(self.targets)}
         for name, tensor in self.tensors.items():
             field = FIELDS[name]
@@ -154,7 +165,8 @@ class LayerFlow(Declared):
             asked = " and ".join(repr(one) for one in field.asked or (name,))
             raise LigError(
                 f"this flow has no {name!r} boundary: name {asked} in boundaries=(...) when "
-                "calling LayerFlowIG.attribute."
+                "calling LayerFlowIG.attribute"
+                + (", or compose by rule='conserve'." if name.startswith("chain") else ".")
             )
         return self.tensors[name]
 
@@ -172,7 +184,24 @@ class LayerFlow(Declared):
             raise LigError(f"text {brief(text)} does not exist: this flow holds {texts} texts.")
         one = slice(text % texts, text % texts + 1)
         tensors = {name: tensor[one] for name, tensor in self.tensors.items()}
-        return replace(self, valid=self.valid[one], tensors=tensors)
+        tokens = None if self.tokens is None else self.tokens[one]
+        return replace(self, valid=self.valid[one], tokens=tokens, tensors=tensors)
+
+    def find(self, token: TokenIndex, text: int = 0) -> int:
+        """The source that is a token, by what it says: ``flow.layer[0, :, flow.find("ice")]``.
+
+        Raises:
+            LigError: if there is none, if there are several (the message has their positions), or
+                if the flow does not know its tokens.
+        """
+        if isinstance(token, str) and self.tokens is None:
+            raise LigError(
+                f"token={brief(token)}: the flow does not know its tokens. Give a position, or "
+                "tokenizer= to LayerFlowIG.attribute."
+            )
+        names = self.select(text).tokens
+        found: int = find_token(token, () if names is None else names[0])
+        return found
 
     def with_self_term(self, estimate: str, zero: LayerFlow | None = None) -> LayerFlow:
         """Estimate what a target owes to itself, where a target-token path gives exactly 0.
@@ -200,15 +229,15 @@ class LayerFlow(Declared):
             self, tensors={**self.tensors, **filled}, baseline=f"{self.baseline}+{estimate}"
         )
 
-    def compose(self, rule: str = "conserve", by_head: bool = False) -> Tensor:
+    def compose(self, rule: str = DEFAULT_RULE, by_head: bool = False) -> Tensor:
         """Compose the attention and mlp boundaries into one map z -> z'.
 
         Args:
-            rule: ``"conserve"`` (default): each head's share of a target is passed on to the
-                sources in proportion to their attention attributions (after LRP, Bach et al.
-                2015); ``"chain"``: the attention boundary integrated with the cotangent that
-                the mlp boundary hands down; ``"product"``: the product of attributions of the
-                LIG paper (Suzuki et al. 2026), which neither conserves nor sees the residual.
+            rule: ``"chain"`` (default): the attention boundary integrated with the cotangent that
+                the mlp boundary hands down; ``"conserve"``: each head's share of a target is
+                passed on to the sources in proportion to their attention attributions (after LRP,
+                Bach et al. 2015); ``"product"``: the product of attributions of the LIG paper
+                (Suzuki et al. 2026), which neither conserves nor sees the residual.
             by_head: keep the heads apart, and leave the residual stream out.
 
         Returns:
@@ -230,7 +259,7 @@ class LayerFlow(Declared):
             composed[:, rows, self.targets] += residual
         return composed
 
-    def agreement(self, rule: str = "conserve") -> Tensor:
+    def agreement(self, rule: str = DEFAULT_RULE) -> Tensor:
         """Distance of the composed from the direct map, ``||direct - composed|| / ||direct||``.
 
         Returns:
@@ -243,22 +272,22 @@ class LayerFlow(Declared):
         return torch.where(size > 0, distance / size, torch.nan)
 
     @property
-    def certified(self) -> tuple[str, ...]:
+    def checked(self) -> tuple[str, ...]:
         """The fields whose rows have a completeness error."""
-        return tuple(name for name in self.tensors if FIELDS[name].certified)
+        return tuple(name for name in self.tensors if FIELDS[name].checked)
 
     @property
     def delta(self) -> dict[str, Tensor]:
-        """Signed completeness errors, sum of a row minus its total, of each certified field.
+        """Signed completeness errors, sum of a row minus its total, of each checked field.
 
         ``attention (B, H, T)``, ``mlp (B, T)``, ``layer (B, T)``, and so on. For ``influence`` and
         ``attention_influence``: length of what the sum of a row's vectors misses of the change of
         the output.
         """
-        return {name: self._gap(FIELDS[name]) for name in self.certified}
+        return {name: self._gap(FIELDS[name]) for name in self.checked}
 
     def completeness_error(self, boundary: str = "layer") -> Tensor:
-        """``|sum of attributions - total| / |total|`` of the rows of a certified field.
+        """``|sum of attributions - total| / |total|`` of the rows of a checked field.
 
         Args:
             boundary: name of the field. Rows of ``chain`` should add up to ``chain_total``, and
@@ -269,8 +298,8 @@ class LayerFlow(Declared):
             exact: 0. In flows with a target, relative to ``scale``.
         """
         field = field_of(boundary)
-        if not field.certified or field.relative_to is None:
-            names = ", ".join(name for name, one in FIELDS.items() if one.certified)
+        if not field.checked or field.relative_to is None:
+            names = ", ".join(name for name, one in FIELDS.items() if one.checked)
             raise LigError(f"rows of {boundary!r} have no completeness error: use one of {names}.")
         self.need(boundary)
         scale = FIELDS["scale" if "scale" in self.tensors else field.relative_to]
@@ -289,21 +318,25 @@ class LayerFlow(Declared):
 
     @property
     def converged(self) -> dict[str, Tensor]:
-        """Which rows are within ``tolerance``, of each certified field.
+        """Which rows are within ``tolerance``, of each checked field.
 
         Empty if the attribution was asked for with ``tolerance=None``.
         """
         if self.tolerance is None:
             return {}
-        return {name: self.completeness_error(name) <= self.tolerance for name in self.certified}
+        return {name: self.completeness_error(name) <= self.tolerance for name in self.checked}
 
     def plot(
-        self, tokens: Sequence[str], kind: str = "layer", text: int | None = None, **settings: Any
+        self,
+        tokens: Sequence[str] | None = None,
+        kind: str = "layer",
+        text: int | None = None,
+        **settings: Any,
     ) -> tuple[Figure, list[Axes]]:
         """Draw the layer; see :mod:`captum_lig.views.plots`.
 
         Args:
-            tokens: what the sources are called, special tokens included.
+            tokens: what the sources are called, special tokens included; None: as the flow has it.
             kind: ``"layer"``, one map z -> z' (``rule=None``: the direct one); ``"heads"``, one map
                 a head; ``"compared"``, the composed map beside the direct one.
             text: which text of the batch, if it holds several.
@@ -324,20 +357,33 @@ class LayerFlow(Declared):
             return visualization.plot_layers([flow], tokens, **settings)
         raise LigError(f"kind={brief(kind)} is unknown: use layer, heads or compared.")
 
-    def __repr__(self) -> str:
+    def to_pandas(
+        self,
+        boundaries: Sequence[str] | None = None,
+        threshold: float | None = None,
+        top_k: int | None = None,
+    ) -> Any:
+        """A row for each attribution, see :meth:`captum_lig.flow.flows.Flows.to_pandas`."""
+        return flow_frame([self], boundaries, threshold, top_k)
+
+    def described(self) -> str:
+        """What it holds, in a few words."""
         texts, sources = self.valid.shape
-        there = ", ".join(self.certified) or "no boundary"
+        there = ", ".join(self.checked) or "no boundary"
+        of = "" if self.target is None else f"; target {self.target}"
         return (
-            f"LayerFlow(layer {self.index}: {there}; {texts} text{'s' * (texts != 1)}, "
-            f"{len(self.targets)} targets, {sources} sources; baseline {self.baseline}, "
-            f"{self.scalarization})"
+            f"{there}; {texts} text{'s' * (texts != 1)}, {len(self.targets)} targets, {sources} "
+            f"sources; baseline {self.baseline}, {self.scalarization}{of}"
         )
+
+    def __repr__(self) -> str:
+        return f"LayerFlow(layer {self.index}: {self.described()})"
 
     def _repr_html_(self) -> str:
         """Facts and a picture of the first text, for notebooks."""
-        from captum_lig.views.notebook import flow_html
+        from captum_lig.views.notebook import flows_html
 
-        return flow_html(self)
+        return flows_html([self])
 
 
 def _self_shares(flow: LayerFlow, estimate: str, zero: LayerFlow | None) -> dict[str, Tensor]:

@@ -12,14 +12,18 @@ from torch import Tensor
 
 from captum_lig.errors import LigError
 from captum_lig.flow.axes import FIELDS
+from captum_lig.flow.composition import DEFAULT_RULE
+from captum_lig.flow.findings import View, first_token, off_diagonal, one_source
 from captum_lig.flow.layer_flow import LayerFlow
 
 __all__ = [
     "TOLERANCE",
     "LayerSummary",
     "Link",
+    "findings",
     "one_text",
     "row_errors",
+    "row_shares",
     "shares",
     "summarize",
     "target_rows",
@@ -36,13 +40,13 @@ MOST_NAMED = 20
 
 @dataclass(frozen=True)
 class Link:
-    """A composed link between two different tokens of one layer."""
+    """A link between two different tokens of one layer."""
 
     source: int
     target: int
     """Positions in the text."""
-    head: int
-    """The head that carries most of the link."""
+    head: int | None
+    """The head that carries most of the link; None in maps that know no heads."""
     share: float
     """Signed share of the target, see :func:`shares`."""
 
@@ -67,10 +71,10 @@ class LayerSummary:
     via_heads: float
     """Share of the heads against the residual path in what reached the tokens leaving."""
     links: tuple[Link, ...]
-    """The strongest, strongest first."""
+    """The strongest, strongest first; see :func:`findings`."""
 
     @property
-    def certified(self) -> bool:
+    def converged(self) -> bool:
         """True if no row is further off its total than ``tolerance``."""
         return self.missed == 0
 
@@ -86,8 +90,10 @@ class LayerSummary:
         return "n/a" if math.isnan(self.agreement) else f"{self.agreement:.0%}"
 
 
-def one_text(flows: Sequence[LayerFlow], tokens: Sequence[str]) -> None:
-    """Check that flows and tokens are of one and the same text.
+def one_text(flows: Sequence[LayerFlow], tokens: Sequence[str] | None = None) -> list[str]:
+    """The tokens of flows of one and the same text: those given, or else what the flows have.
+
+    Flows that do not know their tokens have them called by their positions.
 
     Raises:
         LigError: if there is no flow, if a flow holds several texts or no target but padding,
@@ -103,23 +109,21 @@ def one_text(flows: Sequence[LayerFlow], tokens: Sequence[str]) -> None:
             )
         if not len(target_rows(flow)):
             raise LigError(f"every target of layer {flow.index} is padding: choose other targets.")
+        if tokens is None:
+            names = flow.tokens
+            tokens = list(map(str, range(sources))) if names is None else names[0]
         if sources != len(tokens):
             raise LigError(
                 f"{len(tokens)} tokens were given for layer {flow.index}, which has {sources} "
                 "sources: give every token of the text, special tokens included."
             )
+    assert tokens is not None
+    return list(tokens)
 
 
 def target_rows(flow: LayerFlow) -> Tensor:
     """``(T',)`` the rows that are no padding."""
     return flow.valid[0, flow.targets].nonzero().squeeze(-1)
-
-
-def _off_diagonal(flow: LayerFlow) -> Tensor:
-    """``(T, S)`` True where target and source are different tokens, neither of them padding."""
-    sources = torch.arange(flow.valid.shape[1], device=flow.valid.device)
-    different = flow.targets.unsqueeze(-1) != sources
-    return different & flow.valid[0] & flow.valid[0, flow.targets].unsqueeze(-1)
 
 
 def row_errors(flow: LayerFlow, name: str, rows: Tensor) -> Tensor:
@@ -128,7 +132,7 @@ def row_errors(flow: LayerFlow, name: str, rows: Tensor) -> Tensor:
     return flow.completeness_error(name).movedim(target, -1)[0][..., rows]
 
 
-def shares(flow: LayerFlow, rule: str | None = "conserve") -> Tensor:
+def shares(flow: LayerFlow, rule: str | None = DEFAULT_RULE) -> Tensor:
     """A map ``z -> z'`` as shares of its targets.
 
     Args:
@@ -148,20 +152,61 @@ def shares(flow: LayerFlow, rule: str | None = "conserve") -> Tensor:
     return torch.where(size > 0, values / size, 0.0)
 
 
-def summarize(flow: LayerFlow, rule: str = "conserve", links: int = 3) -> LayerSummary:
+def row_shares(flow: LayerFlow, view: View) -> Tensor:
+    """The map of a view as shares of its rows, ``(T, S)``; see :func:`shares`.
+
+    The lengths of ``influence`` do not add up to a total: they are shares of the row's sum.
+
+    Raises:
+        LigError: if a boundary is missing.
+    """
+    if view.kind == "influence":
+        values = flow.need("influence")[0]
+        size = values.sum(-1, keepdim=True)
+        return torch.where(size > 0, values / size, 0.0)
+    return shares(flow, view.rule if view.kind == "composed" else None)
+
+
+def findings(flow: LayerFlow, hide_first_token: bool = False) -> Tensor:
+    """``(T, S)`` True at links that a view may list.
+
+    Those are links between different tokens, neither of them padding, in rows that have more than
+    one possible source (:func:`one_source`).
+
+    Args:
+        flow: one layer of one text.
+        hide_first_token: leave out links from the first token.
+    """
+    found = off_diagonal(flow) & ~one_source(flow).unsqueeze(-1)
+    if hide_first_token:
+        found[:, first_token(flow)] = False
+    return found
+
+
+def summarize(
+    flow: LayerFlow,
+    rule: str = DEFAULT_RULE,
+    links: int = 3,
+    *,
+    view: View | None = None,
+    hide_first_token: bool = False,
+) -> LayerSummary:
     """Sum up one layer of one text.
 
     Args:
         flow: a flow with all three boundaries.
         rule: composition rule, see :meth:`LayerFlow.compose`.
-        links: how many of the strongest links between different tokens to name.
+        links: how many of the strongest links to name, see :func:`findings`.
+        view: the map that they are of; None for the composed one.
+        hide_first_token: name none from the first token.
 
     Raises:
         LigError: for an unknown rule, or if a boundary is missing.
     """
     rows = target_rows(flow)
+    composed = View("composed", rule)
     agreement = flow.agreement(rule)[0, rows]
-    errors = torch.cat([row_errors(flow, name, rows).flatten() for name in flow.certified])
+    errors = torch.cat([row_errors(flow, name, rows).flatten() for name in flow.checked])
     heads = flow.need("mlp")[0, rows].abs().sum().item()
     residual = flow.need("residual")[0, rows].abs().sum().item()
     tolerance = TOLERANCE if flow.tolerance is None else flow.tolerance
@@ -174,13 +219,15 @@ def summarize(flow: LayerFlow, rule: str = "conserve", links: int = 3) -> LayerS
         tolerance=tolerance,
         agreement=agreement.nanmean().item(),
         via_heads=heads / (heads + residual) if heads + residual > 0 else 0.0,
-        links=tuple(_strongest(flow, rule, links)),
+        links=tuple(_strongest(flow, view or composed, links, hide_first_token)),
     )
 
 
-def _strongest(flow: LayerFlow, rule: str, count: int) -> list[Link]:
-    share = torch.where(_off_diagonal(flow), shares(flow, rule), 0.0)
-    by_head = flow.compose(rule, by_head=True)[0].abs()
+def _strongest(flow: LayerFlow, view: View, count: int, hide_first_token: bool) -> list[Link]:
+    share = torch.where(findings(flow, hide_first_token), row_shares(flow, view), 0.0)
+    by_head = None
+    if view.kind == "composed":
+        by_head = flow.compose(view.rule, by_head=True)[0].abs()
     order = share.abs().flatten().argsort(descending=True, stable=True)[:count]
     links = []
     for row, source in zip(*torch.unravel_index(order, share.shape), strict=True):
@@ -189,7 +236,7 @@ def _strongest(flow: LayerFlow, rule: str, count: int) -> list[Link]:
                 Link(
                     source=int(source),
                     target=int(flow.targets[row]),
-                    head=int(by_head[:, row, source].argmax()),
+                    head=None if by_head is None else int(by_head[:, row, source].argmax()),
                     share=share[row, source].item(),
                 )
             )

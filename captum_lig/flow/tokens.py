@@ -1,10 +1,27 @@
-"""How a token is shown to a person. Tokens are untrusted text."""
+"""How a token is shown to a person, and found by what it says. Tokens are untrusted text."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-__all__ = ["decode_bytes", "readable_text", "readable_token"]
+from captum_lig._arguments import brief
+from captum_lig.errors import LigError
+
+__all__ = [
+    "TokenIndex",
+    "decode_bytes",
+    "find_token",
+    "find_tokens",
+    "numbered_tokens",
+    "readable_text",
+    "readable_token",
+]
+
+TokenIndex = int | str
+"""A token of a text: its position, negative ones from the end, or what it says."""
 
 _SPACE, _SPACES = "␣", " ▁Ġ"
 
@@ -72,3 +89,107 @@ def _escape(character: str) -> str:
 
 def _shorten(text: str, limit: int | None) -> str:
     return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
+
+
+# --- tokens by what they say ----------------------------------------------------------------------
+
+
+def find_token(given: Any, tokens: Sequence[str], name: str = "token") -> Any:
+    """The position of the token that a string names; anything else stays as it is.
+
+    A string names a token as its tokenizer writes it (``"Ġpain"``), as it is shown (``"␣pain"``) or
+    as text, with the space before it or without (``" pain"``, ``"pain"``). Where no token is
+    written so, upper and lower case are the same.
+
+    Args:
+        given: a string, or a position.
+        tokens: the tokens, as their tokenizer writes them.
+        name: what the caller knows the argument as, for the message.
+
+    Raises:
+        LigError: for a string that names no token, or several; the message lists them.
+
+    >>> find_token("pain", ["[CLS]", "chest", "pain"]), find_token("is", ["Rome", "Ġis"])
+    (2, 1)
+    """
+    if not isinstance(given, str):
+        return given
+    for fold in (str, str.casefold):
+        found = [i for i, token in enumerate(tokens) if fold(given) in map(fold, _names(token))]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise LigError(
+                f"{name}={brief(given)} is {len(found)} tokens: {_listed(found, tokens)}. Give the "
+                "position of one."
+            )
+    pieces = _pieces(given, tokens)
+    if pieces:
+        raise LigError(
+            f"{name}={brief(given)} is in pieces here: {_listed(pieces, tokens)}. Give one of "
+            "them, or merge them to words (FlowGraph.merge_tokens)."
+        )
+    raise LigError(
+        f"{name}={brief(given)} is no token of this text: {_listed(range(len(tokens)), tokens)}."
+    )
+
+
+def find_tokens(given: Any, tokens: Sequence[str], name: str = "tokens") -> Any:
+    """:func:`find_token` of one token, or of each in a list."""
+    if isinstance(given, (list, tuple)):
+        return [find_token(one, tokens, name) for one in given]
+    return find_token(given, tokens, name)
+
+
+def numbered_tokens(
+    tokens: Sequence[str], positions: Iterable[int] | None = None, limit: int | None = None
+) -> list[str]:
+    """Readable tokens, with its position behind one that looks like another.
+
+    Args:
+        tokens: as their tokenizer writes them.
+        positions: where they stand; None: one after the other, from 0.
+        limit: longest token, in characters.
+
+    >>> numbered_tokens(["the", "cat", "the"])
+    ['the (0)', 'cat', 'the (2)']
+    """
+    shown = [readable_token(token, limit) for token in tokens]
+    count = Counter(shown)
+    places = range(len(shown)) if positions is None else positions
+    return [
+        f"{token} ({place})" if count[token] > 1 else token
+        for token, place in zip(shown, places, strict=True)
+    ]
+
+
+def _names(token: str) -> set[str]:
+    """All that a token may be called."""
+    shown, text = readable_token(token), _text(token)
+    return {token, shown, shown.removeprefix(_SPACE), text, text.removeprefix(" ")} - {""}
+
+
+def _text(token: str) -> str:
+    """A token as it stands in the text, as far as that can be seen."""
+    return "".join(" " if c in _SPACES else c for c in decode_bytes(token))
+
+
+def _pieces(given: str, tokens: Sequence[str]) -> list[int]:
+    """Positions of the neighbours that a word is cut into; none if it is not."""
+    texts = [_text(token).removeprefix("##") for token in tokens]
+    wanted = given.strip().casefold()
+    for first in range(len(texts)):
+        word = ""
+        for last in range(first, len(texts)):
+            word = (word + texts[last]).lstrip().casefold()
+            if wanted and word == wanted:
+                return list(range(first, last + 1))
+            if not wanted.startswith(word):
+                break
+    return []
+
+
+def _listed(positions: Iterable[int], tokens: Sequence[str], most: int = 40) -> str:
+    """Positions with their tokens."""
+    listed = [f"{i} {readable_token(tokens[i], 20)!r}" for i in positions]
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" * (len(listed) > most))

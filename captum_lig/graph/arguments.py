@@ -10,11 +10,15 @@ from torch import Tensor
 
 from captum_lig._arguments import brief, index_list
 from captum_lig.errors import LigError
+from captum_lig.flow.composition import DEFAULT_RULE
+from captum_lig.flow.findings import FAR, distance
 from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.flow.tokens import TokenIndex, find_tokens
 from captum_lig.graph.joined import About
 from captum_lig.graph.layer import GraphLayer
 
 __all__ = [
+    "CannotCarryWarning",
     "about_flows",
     "check_flows",
     "check_whole",
@@ -24,7 +28,8 @@ __all__ = [
     "refuse_arguments",
     "start_relevance",
     "token_indices",
-    "warn_of_lengths",
+    "warn_if_nothing_carries",
+    "warn_of_start",
 ]
 
 
@@ -75,7 +80,7 @@ def about_flows(flow: LayerFlow, text: int) -> About:
 
 def refuse_arguments(
     of: str,
-    target: int | Sequence[int] | None,
+    target: TokenIndex | Sequence[TokenIndex] | None,
     start: Tensor | Sequence[float] | None,
     rule: str,
     absolute: bool,
@@ -88,30 +93,57 @@ def refuse_arguments(
             "of that alone: leave it out. For where a token at the end came from, attribute that: "
             "LayerFlowIG.attribute(..., target=state(position)), of captum_lig.prediction."
         )
-    if rule != "conserve" or absolute:
-        name, said = ("rule", brief(rule)) if rule != "conserve" else ("absolute", "True")
+    if rule != DEFAULT_RULE or absolute:
+        name, said = ("rule", brief(rule)) if rule != DEFAULT_RULE else ("absolute", "True")
         raise LigError(
             f"{name}={said}: relevances of {of!r} are signed and exact, and nothing is composed or "
             "shared out: leave it out."
         )
 
 
-def warn_of_lengths(start: bool, baseline: str) -> None:
-    """Warn of what sharing out lengths does not say, called by a method of the graph."""
-    if start:
-        warnings.warn(
-            "a prediction's relevance handed down by shares of lengths says little of what the "
-            "prediction reads (correlation with patching, MiniLM: tokens 0.60, heads 0.19): use "
-            "LayerFlowIG.attribute(..., target=...) and relevance() without start.",
-            stacklevel=3,
+class CannotCarryWarning(UserWarning):
+    """Flows that a graph of lengths was made of cannot carry anything across layers."""
+
+
+def warn_if_nothing_carries(flows: Sequence[LayerFlow], text: int) -> None:
+    """Warn of flows of lengths that cannot carry across layers, called by the graph's maker."""
+    if len(flows) == 1 or flows[0].target is not None:
+        return
+    instead = (
+        "For what a prediction reads, attribute it: LayerFlowIG.attribute(..., target=...). For "
+        "shares of lengths "
+    )
+    if flows[0].baseline == "target_token":
+        why = (
+            "with the baseline 'target_token' a token owes itself nothing, so what it carries "
+            "leaves it in every layer, by construction"
         )
-    if baseline == "target_token":
-        warnings.warn(
-            "flows with the baseline 'target_token' have no self term: relevance leaves every "
-            "token in every layer, by construction: give them one, attribute(..., "
-            "self_term='zero_ratio'), or use another baseline.",
-            stacklevel=3,
+        instead += "give a self term, attribute(..., self_term='zero_ratio'), or another baseline"
+    else:
+        rule = DEFAULT_RULE if all(flow.chain is not None for flow in flows) else "conserve"
+        off_by = distance([flow.select(text) for flow in flows], rule)
+        if not off_by > FAR:
+            return
+        why = (
+            f"maps composed by {rule} are {off_by:.0%} off the direct ones (median layer), and so "
+            "is what they hand down"
         )
+        instead += "choose another baseline, such as captum_lig.prediction.layer_baselines"
+    warnings.warn(
+        f"these flows cannot carry anything across layers: {why}. {instead}.",
+        CannotCarryWarning,
+        stacklevel=3,
+    )
+
+
+def warn_of_start() -> None:
+    """Warn of what sharing out a prediction does not say, called by a method of the graph."""
+    warnings.warn(
+        "a prediction's relevance handed down by shares of lengths says little of what the "
+        "prediction reads (correlation with patching, MiniLM: tokens 0.60, heads 0.19): use "
+        "LayerFlowIG.attribute(..., target=...) and relevance() without start.",
+        stacklevel=3,
+    )
 
 
 def layer_range(
@@ -134,18 +166,22 @@ def layer_range(
     return layers[wanted[0] - first : wanted[1] - first + 1]
 
 
-def token_indices(given: int | Sequence[int] | Tensor, count: int, name: str) -> list[int]:
-    """Tokens, negative ones from the end, as indices among ``count``."""
-    listed = [given] if isinstance(given, int) else given
-    indices = [int(i) for i in index_list(listed, count, torch.device("cpu"), "tokens", name)]
+def token_indices(
+    given: TokenIndex | Sequence[TokenIndex] | Tensor, tokens: Sequence[str], name: str
+) -> list[int]:
+    """Tokens, by what they say or their positions, negative ones from the end, as indices."""
+    found = find_tokens(given, tokens, name)
+    listed = [found] if isinstance(found, int) else found
+    device = torch.device("cpu")
+    indices = [int(i) for i in index_list(listed, len(tokens), device, "tokens", name)]
     if len(set(indices)) != len(indices):
         raise LigError(f"{name}={brief(given)} names a token twice: name each once.")
     return indices
 
 
-def one_token(given: int, count: int, name: str) -> int:
+def one_token(given: TokenIndex, tokens: Sequence[str], name: str) -> int:
     """The same for one token."""
-    indices = token_indices(given, count, name)
+    indices = token_indices(given, tokens, name)
     if len(indices) != 1:
         raise LigError(f"{name}={brief(given)}: a route goes from one token to one: give one.")
     return indices[0]
@@ -168,15 +204,16 @@ def no_target(layer: GraphLayer, token: int, tokens: Sequence[str]) -> LigError:
 
 
 def start_relevance(
-    tokens: int | Sequence[int] | None,
+    given: TokenIndex | Sequence[TokenIndex] | None,
     start: Tensor | Sequence[float] | None,
-    count: int,
+    tokens: Sequence[str],
     name: str,
 ) -> Tensor:
     """Relevance ``(N,)`` to start from, float64: 1 at each token, or what ``start`` says."""
-    if tokens is None and start is None:
+    if given is None and start is None:
         raise LigError("give a target, or a start for all tokens, or both.")
-    indices = list(range(count)) if tokens is None else token_indices(tokens, count, name)
+    count = len(tokens)
+    indices = list(range(count)) if given is None else token_indices(given, tokens, name)
     try:
         values = torch.as_tensor(1.0 if start is None else start).detach().double().flatten().cpu()
     except (TypeError, ValueError, RuntimeError) as error:

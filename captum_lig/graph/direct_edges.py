@@ -6,11 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from captum_lig._arguments import brief, whole_number
+from captum_lig._arguments import brief, index_list, whole_number
 from captum_lig.errors import LigError
+from captum_lig.flow.shown import html_list, html_table
+from captum_lig.flow.tables import frame, integers, token_words, words
+from captum_lig.flow.tokens import TokenIndex, find_token
 
 __all__ = ["DirectEdges", "Edge", "Reader", "Strongest", "Writer"]
 
@@ -178,13 +182,43 @@ class DirectEdges:
         return [self._words(edge) for edge, _ in zip(self, range(k or len(self)), strict=False)]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One an edge, plain numbers and names: a table with ``pandas.DataFrame(edges.rows())``."""
+        """One an edge, plain numbers and names."""
         return [
             {f"writer_{name}": x for name, x in vars(edge.writer).items()}
             | {f"reader_{name}": x for name, x in vars(edge.reader).items()}
             | {"position": edge.position, "words": self._words(edge), "value": value}
             for edge, value in zip(self, self.value.tolist(), strict=True)
         ]
+
+    def to_pandas(self) -> Any:
+        """A table (``pandas.DataFrame``), a row for each edge that is kept.
+
+        Columns are ``writer`` and ``reader`` in short (``a12.h3``), their ``_kind``, ``_layer`` and
+        ``_head``, ``position`` and ``token``, ``value``, and ``share`` of the change.
+        """
+        value = self.value.numpy(force=True)
+        columns: dict[str, Any] = {}
+        for name, ends, numbers in (
+            ("writer", self.writers, self.writer),
+            ("reader", self.readers, self.reader),
+        ):
+            codes = numbers.numpy(force=True)
+            kinds = list(dict.fromkeys(end.kind for end in ends))
+            of_kind = np.array([kinds.index(end.kind) for end in ends], dtype=np.int64)
+            columns[name] = words(codes, [str(end) for end in ends])
+            columns[f"{name}_kind"] = words(of_kind[codes], kinds)
+            for part in ("layer", "head"):
+                each = [getattr(end, part) for end in ends]
+                known = np.array([-1 if x is None else x for x in each], dtype=np.int64)
+                columns[f"{name}_{part}"] = integers(known[codes])
+        position = self.position.numpy(force=True)
+        columns["position"] = integers(position)
+        columns["token"] = token_words(
+            np.full_like(position, -1) if self.labels is None else position, self.labels or ()
+        )
+        columns["value"] = value
+        columns["share"] = value / self.change if self.change else np.full_like(value, np.nan)
+        return frame(columns)
 
     def __str__(self) -> str:
         """The ten strongest as a table."""
@@ -198,7 +232,31 @@ class DirectEdges:
         shown = [f"{x:+10.4f}  {w}" for x, w in zip(values, self.words(10), strict=False)]
         return "\n".join([head, *shown])
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return (
+            f"DirectEdges({len(self):,} of {self.count:,} kept, from {len(self.writers)} writers "
+            f"to {len(self.readers)} readers; {self.target}, change {self.change:.4g})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The ten strongest, for notebooks."""
+        rows = zip(self.words(10), (f"{x:+.4g}" for x in self.value[:10].tolist()), strict=True)
+        facts = str(self).split("\n")[:2]
+        return html_list(facts) + html_table(("edge", "value"), list(rows))
+
+    def at(self, token: TokenIndex) -> DirectEdges:
+        """The edges that are written and read at one token.
+
+        Args:
+            token: its position, or what it says.
+
+        Raises:
+            LigError: if there is no such token, or several.
+        """
+        position = find_token(token, self.labels or ())
+        tokens = len(self.labels) if self.labels else int(self.position.max()) + 1
+        (index,) = index_list(position, tokens, self.position.device, "tokens", "token").tolist()
+        return self._some(self.position == index)
 
     def _words(self, edge: Edge) -> str:
         if edge.position is None or self.labels is None:

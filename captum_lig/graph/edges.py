@@ -11,14 +11,15 @@ from torch import Tensor
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
+from captum_lig.flow.shown import Short
 from captum_lig.graph.layer import GraphLayer
 from captum_lig.graph.target_layer import TargetLayer
 
 __all__ = ["Edges", "edges_of", "only_heads"]
 
 
-@dataclass(frozen=True)
-class Edges:
+@dataclass(frozen=True, repr=False)
+class Edges(Short):
     """The edges of one kind as columns, ``(E,)`` each; those that carry nothing are left out."""
 
     layer: Tensor

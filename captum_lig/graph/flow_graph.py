@@ -11,8 +11,9 @@ from torch import Tensor
 
 from captum_lig._arguments import brief, fraction, whole_number
 from captum_lig.errors import LigError
-from captum_lig.flow.composition import share_of
+from captum_lig.flow.composition import DEFAULT_RULE, share_of
 from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.flow.tokens import TokenIndex
 from captum_lig.graph.arguments import (
     about_flows,
     check_flows,
@@ -23,7 +24,8 @@ from captum_lig.graph.arguments import (
     refuse_arguments,
     start_relevance,
     token_indices,
-    warn_of_lengths,
+    warn_if_nothing_carries,
+    warn_of_start,
 )
 from captum_lig.graph.edges import Edges, only_heads
 from captum_lig.graph.joined import JoinedLayers
@@ -63,7 +65,8 @@ class FlowGraph(JoinedLayers):
         flows: one flow a layer, of consecutive layers, all with the same target, or all without
             one and with the attention and mlp boundaries, as :class:`~captum_lig.LayerFlowIG`
             gives them. Every token has to be a target; without one, except in the last layer.
-        tokens: what the tokens are called, one for each source. None: their indices.
+        tokens: what the tokens are called, one for each source. None: as the flows have them, or
+            else their indices.
         text: which text of the batch, negative ones from the end; needed if the flows hold several.
 
     Attributes:
@@ -76,9 +79,12 @@ class FlowGraph(JoinedLayers):
             or a route would reach a token below the last layer that was no target of the
             attribution.
 
-    Across layers the baseline of lengths matters: with ``"target_token"`` a token has no part in
-    itself, so its relevance leaves it in every layer. Give the flows a self term
-    (``LayerFlowIG.attribute(..., self_term="zero_ratio")``) or use the zero baseline.
+    Warns:
+        CannotCarryWarning: for flows of lengths of several layers that cannot carry across them:
+            with ``"target_token"`` a token has no part in itself, so its relevance leaves it in
+            every layer, unless the flows have a self term (``LayerFlowIG.attribute(...,
+            self_term="zero_ratio")``); and where the composed maps are more than 50 % off the
+            direct ones (mean over the targets of a layer, median over the layers).
 
     Example::
 
@@ -88,7 +94,7 @@ class FlowGraph(JoinedLayers):
         >>> graph = FlowGraph(flows, tokens)
         >>> graph.relevance().strongest(2)   # token, index, part of the change
         [('mat', 6, 0.173...), ('cat', 2, 0.114...)]
-        >>> print(graph.paths(source=2, k=2)[1])   # share, and the edges on the way
+        >>> print(graph.paths(source="cat", k=2)[1])   # share, and the edges on the way
         +0.00396  cat -[2.mlp +0.037 +0.044]-> cat -[+0.08]-> target
     """
 
@@ -102,7 +108,8 @@ class FlowGraph(JoinedLayers):
         text = check_flows(flows, text)
         valid = flows[0].valid[text]
         if tokens is None:
-            tokens = [str(index) for index in range(len(valid))]
+            names = flows[0].tokens
+            tokens = list(map(str, range(len(valid)))) if names is None else names[text]
         if len(tokens) != len(valid):
             raise LigError(
                 f"{len(tokens)} tokens were given for flows of {len(valid)} sources: give every "
@@ -116,15 +123,16 @@ class FlowGraph(JoinedLayers):
             else closed_layers(flows, text)
         )
         self.about = about_flows(flows[0], text)
+        warn_if_nothing_carries(flows, text)
 
     # --- what moves along it --------------------------------------------------------------------
 
     def relevance(
         self,
-        target: int | Sequence[int] | None = None,
+        target: TokenIndex | Sequence[TokenIndex] | None = None,
         start: Tensor | Sequence[float] | None = None,
         *,
-        rule: str = "conserve",
+        rule: str = DEFAULT_RULE,
         absolute: bool = False,
         layers: tuple[int, int] | None = None,
     ) -> Trace:
@@ -144,11 +152,12 @@ class FlowGraph(JoinedLayers):
         of two sentences). For a prediction attribute a target.
 
         Args:
-            target: the token, or the tokens, to start from. Negative numbers count from the end.
+            target: the token, or the tokens, to start from: positions, negative ones from the end,
+                or what they say, as wherever a token is meant.
             start: with ``target``, its relevance (a number for each); without, the relevance of
                 all tokens ``(N,)``, as :func:`~captum_lig.prediction.last_layer_relevance` gives
                 it for a logit. None: 1 for each target.
-            rule: ``"conserve"``, ``"chain"`` or ``"product"``, see :meth:`LayerFlow.compose`.
+            rule: ``"chain"``, ``"conserve"`` or ``"product"``, see :meth:`LayerFlow.compose`.
             absolute: take absolute values of the edges: then every share is between 0 and 1.
             layers: indices of the first and the last layer of a range; None for all.
 
@@ -157,21 +166,21 @@ class FlowGraph(JoinedLayers):
                 ``layers``.
 
         Warns:
-            UserWarning: for a ``start``; and for target-token flows without a self term, where
-                relevance leaves every token in every layer.
+            UserWarning: for a ``start``.
         """
         if self.target is not None:
             refuse_arguments(self.target, target, start, rule, absolute)
             return traced_exactly(target_layers(layer_range(self.layers, layers)), self.tokens)
         trace = shared_out(self, target, start, rule, absolute, layers)
-        warn_of_lengths(start is not None, self.baseline)
+        if start is not None:
+            warn_of_start()
         return trace
 
     def contributions(
         self,
-        source: int | Sequence[int],
+        source: TokenIndex | Sequence[TokenIndex],
         *,
-        rule: str = "conserve",
+        rule: str = DEFAULT_RULE,
         absolute: bool = False,
         layers: tuple[int, int] | None = None,
     ) -> Trace:
@@ -190,14 +199,14 @@ class FlowGraph(JoinedLayers):
             layers: see :meth:`relevance`.
         """
         chosen = self._whole(layers)
-        share = start_relevance(source, None, len(self.tokens), "source")
+        share = start_relevance(source, None, self.tokens, "source")
         return traced_up(chosen, self.tokens, share.to(self.positions.device), rule, absolute)
 
     def rollout(
         self,
         layers: tuple[int, int] | None = None,
         *,
-        rule: str = "conserve",
+        rule: str = DEFAULT_RULE,
         absolute: bool = False,
     ) -> Tensor:
         """The token-to-token map across a range of layers: the product of the layers' shares.
@@ -222,11 +231,11 @@ class FlowGraph(JoinedLayers):
 
     def paths(
         self,
-        source: int | None = None,
-        target: int | None = None,
+        source: TokenIndex | None = None,
+        target: TokenIndex | None = None,
         k: int = 5,
         *,
-        rule: str = "conserve",
+        rule: str = DEFAULT_RULE,
         layers: tuple[int, int] | None = None,
     ) -> list[Route]:
         """The ``k`` strongest routes, with their heads, MLPs and layers.
@@ -255,9 +264,9 @@ class FlowGraph(JoinedLayers):
             raise LigError(f"k={brief(k)}: at most {MOST_ROUTES:,} routes are looked for.")
         chosen = self._whole(layers)
         count = len(self.tokens)
-        sources = range(count) if source is None else [one_token(source, count, "source")]
+        sources = range(count) if source is None else [one_token(source, self.tokens, "source")]
         if target is not None:
-            last = one_token(target, count, "target")
+            last = one_token(target, self.tokens, "target")
             if not chosen[-1].known[last]:
                 raise no_target(chosen[-1], last, self.tokens)
             ends = torch.zeros(count, dtype=torch.float64)
@@ -281,7 +290,7 @@ class FlowGraph(JoinedLayers):
         threshold: float | None = None,
         top_k: int | None = None,
         *,
-        rule: str = "conserve",
+        rule: str = DEFAULT_RULE,
     ) -> FlowGraph:
         """Only the strong edges.
 
@@ -319,7 +328,7 @@ class FlowGraph(JoinedLayers):
 
     def subgraph(
         self,
-        tokens: Sequence[int] | Tensor | None = None,
+        tokens: TokenIndex | Sequence[TokenIndex] | Tensor | None = None,
         layers: tuple[int, int] | None = None,
         heads: Iterable[int | tuple[int, int]] | None = None,
     ) -> FlowGraph:
@@ -328,7 +337,7 @@ class FlowGraph(JoinedLayers):
         The shares of the edges that are left stay what they are in the whole graph.
 
         Args:
-            tokens: indices of the tokens to keep, each once; None for all.
+            tokens: the tokens to keep, each once; None for all.
             layers: indices of the first and the last layer; None for all.
             heads: numbers of heads to keep in every layer, or pairs of (layer, head); None for
                 all. Residual edges stay.
@@ -338,7 +347,7 @@ class FlowGraph(JoinedLayers):
             chosen = only_heads(chosen, heads)
         if tokens is None:
             return self._with(chosen, self.tokens, self.positions)
-        found = token_indices(tokens, len(self.tokens), "tokens")
+        found = token_indices(tokens, self.tokens, "tokens")
         indices = torch.tensor(found, device=self.positions.device)
         return self._with(
             [layer.at(indices) for layer in chosen],
@@ -396,19 +405,33 @@ class FlowGraph(JoinedLayers):
 
         return load_graph(path)
 
-    def to_html(self, path: str | Path, title: str | None = None, rule: str = "conserve") -> Path:
+    def to_html(
+        self,
+        path: str | Path,
+        title: str | None = None,
+        rule: str = DEFAULT_RULE,
+        *,
+        hide_first_token: bool = False,
+    ) -> Path:
         """Write the interactive page, see :func:`captum_lig.views.page.write_page`."""
         from captum_lig.views.page import write_page
 
-        return write_page(self, path, title, rule)
+        return write_page(self, path, title, rule, hide_first_token=hide_first_token)
 
     def plot(
-        self, target: int | Sequence[int] | None = None, **settings: Any
+        self, target: TokenIndex | Sequence[TokenIndex] | None = None, **settings: Any
     ) -> tuple[Figure, Axes]:
         """Draw what reaches a token, see :func:`captum_lig.views.plots.plot_graph`."""
         from captum_lig.views.plots import plot_graph
 
         return plot_graph(self, target, **settings)
+
+    def explore(self, height: int = 720) -> Any:
+        """The page inside a notebook, see :func:`captum_lig.views.notebook.show_page`."""
+        from captum_lig.views.notebook import show_page
+        from captum_lig.views.page import page
+
+        return show_page(page(self), height)
 
     def _repr_html_(self) -> str:
         """Facts and a picture, for notebooks."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from captum_lig.flow.tokens import TokenIndex, find_token
 from captum_lig.graph.edges import Edges, edges_of
-from captum_lig.graph.layer import Certificate, GraphLayer
+from captum_lig.graph.layer import Convergence, GraphLayer
+from captum_lig.graph.tables import edge_frame
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -101,12 +103,12 @@ class JoinedLayers:
             f"tokens, edges: {edges}; {missed} of {rows} rows miss their total)"
         )
 
-    def summary(self) -> list[Certificate]:
-        """How far the rows of each layer and each certified field are off their totals.
+    def summary(self) -> list[Convergence]:
+        """How far the rows of each layer and each checked field are off their totals.
 
         As they were integrated: the rows of the graph itself are completed to them.
         """
-        return [one for layer in self.layers for one in layer.certificates()]
+        return [one for layer in self.layers for one in layer.convergence()]
 
     @cached_property
     def edge_counts(self) -> dict[str, int]:
@@ -125,6 +127,28 @@ class JoinedLayers:
         ``"feed_forward"`` (m -> z') and ``"residual"`` (z -> z', past heads and MLP).
         """
         return edges_of(self.layers, kind)
+
+    def to_pandas(self) -> Any:
+        """A table (``pandas.DataFrame``): a row for each edge that carries something.
+
+        Columns are ``kind`` (see :meth:`edges`), ``layer``, ``head``, ``target_position`` and
+        ``target``, ``source_position`` and ``source`` (positions in the graph; both are the token
+        of the node but for ``attention``), ``value``, and ``share`` of the target node, as in
+        :meth:`to_networkx`. Prune the graph for fewer rows. Nodes: see :meth:`Trace.to_pandas`.
+
+        Raises:
+            LigError: if pandas is not installed.
+        """
+        return edge_frame(self.layers, self.tokens)
+
+    def find(self, token: TokenIndex) -> int:
+        """The position in the graph of a token, by what it says; a position stays.
+
+        Raises:
+            LigError: if there is none, or if there are several: the message has their positions.
+        """
+        found: int = find_token(token, self.tokens)
+        return found
 
     def by_head(self) -> Tensor:
         """``(L, H)``: the share of each head in what reached the tokens leaving a layer.

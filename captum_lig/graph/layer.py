@@ -21,7 +21,7 @@ from captum_lig.flow.summary import TOLERANCE
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Certificate", "GraphLayer", "Part", "Places", "Shares", "part"]
+__all__ = ["Convergence", "GraphLayer", "Part", "Places", "Shares", "part"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Convergence:
     """How far the rows of one boundary of one layer are off their totals."""
 
     layer: int
@@ -132,7 +132,7 @@ class GraphLayer(ABC):
     known: Tensor = field(metadata=part("target", dtype=torch.bool, merge="any"))
     """False for tokens that were no target of the attribution: they have no edges."""
     errors: dict[str, Tensor] = field(default_factory=dict)
-    """Completeness errors of each certified field of the flow, float64, ``(N,)`` or ``(H, N)``;
+    """Completeness errors of each checked field of the flow, float64, ``(N,)`` or ``(H, N)``;
     see :meth:`LayerFlow.completeness_error`."""
 
     @abstractmethod
@@ -146,6 +146,10 @@ class GraphLayer(ABC):
     @abstractmethod
     def there(self, kind: str) -> Tensor:
         """Where the edges of a kind are, a mask of its tensor."""
+
+    @abstractmethod
+    def share(self, kind: str) -> Tensor:
+        """What share of its target each edge of a kind carries, in the shape of the edges."""
 
     @abstractmethod
     def strong(self, rule: str, threshold: float | None, top_k: int | None) -> Self:
@@ -181,14 +185,14 @@ class GraphLayer(ABC):
         """Number of heads."""
         return len(self.attention)
 
-    def certificates(self) -> Iterator[Certificate]:
+    def convergence(self) -> Iterator[Convergence]:
         """How far the rows of the targets are off, by boundary."""
         tolerance = TOLERANCE if self.tolerance is None else self.tolerance
         for name, errors in self.errors.items():
             found = errors[..., self.known].flatten()
             missed = int((~(found <= tolerance)).sum())
             worst = float(found.max()) if len(found) else 0.0
-            yield Certificate(self.index, name, len(found), missed, worst, tolerance)
+            yield Convergence(self.index, name, len(found), missed, worst, tolerance)
 
     def where(self, masks: Mapping[str, Tensor]) -> Self:
         """Only the edges where the masks, by name, are True."""
@@ -250,9 +254,9 @@ class Places:
         return known
 
     def errors(self, flow: LayerFlow) -> dict[str, Tensor]:
-        """Completeness errors of each certified field, targets last."""
+        """Completeness errors of each checked field, targets last."""
         errors = {}
-        for name in flow.certified:
+        for name in flow.checked:
             axes = FIELDS[name].rows[1:]
             found = self(flow.completeness_error(name)[0].double(), *axes)
             errors[name] = found.movedim(axes.index("target"), -1)

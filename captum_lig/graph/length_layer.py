@@ -123,6 +123,16 @@ class LengthLayer(GraphLayer):
             **cls.sums_of(tensors),
         )
 
+    def share(self, kind: str) -> Tensor:
+        """Signed, by the rule ``conserve``; see :class:`GraphLayer`."""
+        if kind == "residual":
+            return self.weights("conserve").residual
+        edges, whole = {
+            "attention": (self.attention, self.attention_sum[..., None]),
+            "mlp": (self.mlp, self.mlp_sum[:, None]),
+        }[kind]
+        return share_of(edges.double(), whole)
+
     def weights(self, rule: str, absolute: bool = False) -> Weights:
         """What a rule makes of the layer: the law of :mod:`captum_lig.flow.composition`.
 
@@ -139,8 +149,8 @@ class LengthLayer(GraphLayer):
         law = find_rule(rule)
         if law.edges == "chain" and self.chain is None:
             raise LigError(
-                f"layer {self.index} has no 'chain' boundary: use the rule 'conserve', or "
-                "make the graph of flows of LayerFlowIG."
+                f"layer {self.index} has no 'chain' boundary, which the rule 'chain' needs: use "
+                "rule='conserve', or make the graph of flows of LayerFlowIG."
             )
         mlp, residual = self.mlp.double().T, self.residual.double()
         if absolute:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_lig.flow.tokens import readable_token
 from captum_lig.graph.layer import Shares
 from captum_lig.graph.target_layer import TargetLayer
 
@@ -40,7 +41,7 @@ class Step:
     the head and out of it, into the MLP and out of it, or the residual edge."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Route:
     """A route from a token entering the first layer to one leaving the last, or to the target."""
 
@@ -56,8 +57,8 @@ class Route:
 
     def __str__(self) -> str:
         """Share, heads and MLPs; where it only stays with its token, a step is left out."""
-        text = self.labels[0]
-        for step, label in zip(self.steps, self.labels[1:], strict=True):
+        text, *labels = map(readable_token, self.labels)
+        for step, label in zip(self.steps, labels, strict=True):
             nodes = [] if step.head is None else [f"h{step.head}"]
             nodes += ["mlp"] * step.feed_forward
             if nodes:
@@ -66,6 +67,9 @@ class Route:
         if self.end is not None:
             text += f" -[{self.end:+.2g}]-> target"
         return f"{self.share:+.3g}  {text}"
+
+    def __repr__(self) -> str:
+        return f"Route({self})"
 
 
 def routes_between(

@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
 from captum_lig.flow.completeness import make_complete
-from captum_lig.flow.composition import share_of
+from captum_lig.flow.composition import DEFAULT_RULE, share_of
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.graph.layer import GraphLayer, Places, Shares, part
 
@@ -197,7 +197,7 @@ class TargetLayer(GraphLayer):
             **cls.sums_of(tensors),
         )
 
-    def shares(self, rule: str = "conserve", absolute: bool = True) -> Shares:
+    def shares(self, rule: str = DEFAULT_RULE, absolute: bool = True) -> Shares:
         """Shares of the sum of sizes of the edges into a node: each between 0 and 1.
 
         Signed shares of a relevance near 0 would be many times the whole, so there are none;
@@ -206,7 +206,7 @@ class TargetLayer(GraphLayer):
         Raises:
             LigError: for a rule: what a token hands on is not composed here.
         """
-        if rule != "conserve":
+        if rule != DEFAULT_RULE:
             raise LigError(
                 f"rule={brief(rule)}: the edges of flows with a target go from node to node as "
                 "they are; rules compose the boundaries of flows without one: leave it out."
@@ -263,7 +263,7 @@ class TargetLayer(GraphLayer):
 
     def lost(self) -> Tensor:
         """Relevance of the tokens leaving that no edge of the graph carries to those entering."""
-        return self.leaving.sum() - self.links(self.leaving, "conserve", False).sum()
+        return self.leaving.sum() - self.links(self.leaving, DEFAULT_RULE, False).sum()
 
     def there(self, kind: str) -> Tensor:
         """Where edges carry something; none of a kind that the layer does not have."""

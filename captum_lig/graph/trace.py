@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from captum_lig._arguments import brief, whole_number
 from captum_lig.errors import LigError
+from captum_lig.flow.composition import DEFAULT_RULE
+from captum_lig.flow.shown import html_list, html_table
+from captum_lig.flow.tokens import TokenIndex, readable_token
 from captum_lig.graph.arguments import layer_range, no_target, start_relevance
 from captum_lig.graph.joined import JoinedLayers
 from captum_lig.graph.layer import GraphLayer
+from captum_lig.graph.tables import node_frame
 from captum_lig.graph.target_layer import TargetLayer
 
 __all__ = ["Trace", "shared_out", "traced_exactly", "traced_up"]
@@ -61,6 +66,37 @@ class Trace:
             f"heads{'' if self.feed_forward is None else ', MLPs'}; sum entering "
             f"{float(self.tokens[0].sum()):.4g}, leaving {float(self.tokens[-1].sum()):.4g})"
         )
+
+    def _repr_html_(self) -> str:
+        """The strongest nodes of each kind, for notebooks."""
+        found = [("token", token, i, value) for token, i, value in self.strongest()]
+        found += [
+            (f"head {layer}.{head}", token, i, value)
+            for token, layer, head, i, value in self.strongest_heads()
+        ]
+        if self.feed_forward is not None:
+            found += [
+                (f"MLP {layer}", token, i, value)
+                for token, layer, i, value in self.strongest_feed_forward()
+            ]
+        rows = [
+            (name, f"{readable_token(token)} ({i})", f"{value:+.4g}")
+            for name, token, i, value in found
+            if value
+        ]
+        return html_list([repr(self)]) + html_table(("node", "at", "value"), rows)
+
+    def to_pandas(self) -> Any:
+        """A table (``pandas.DataFrame``), a row for each node.
+
+        Columns are ``kind`` (``"tokens"``, ``"heads"``, ``"feed_forward"``), ``layer`` (of tokens
+        the one that they enter; those that leave the last one have the next number), ``head``,
+        ``position`` and ``token``, and ``value``.
+        """
+        kinds = {"tokens": self.tokens, "heads": self.heads}
+        if self.feed_forward is not None:
+            kinds["feed_forward"] = self.feed_forward
+        return node_frame(kinds, self.layers, self.labels)
 
     def by_head(self) -> Tensor:
         """``(L, H)`` sums over the tokens."""
@@ -136,15 +172,15 @@ def _largest(values: Tensor, count: int) -> list[tuple[tuple[int, ...], float]]:
 
 def shared_out(
     graph: JoinedLayers,
-    target: int | Sequence[int] | None = None,
+    target: TokenIndex | Sequence[TokenIndex] | None = None,
     start: Tensor | Sequence[float] | None = None,
-    rule: str = "conserve",
+    rule: str = DEFAULT_RULE,
     absolute: bool = False,
     layers: tuple[int, int] | None = None,
 ) -> Trace:
     """:meth:`FlowGraph.relevance` of a graph of lengths, without its warnings."""
     chosen = layer_range(graph.layers, layers)
-    relevance = start_relevance(target, start, len(graph.tokens), "target")
+    relevance = start_relevance(target, start, graph.tokens, "target")
     return traced_down(chosen, graph.tokens, relevance.to(graph.positions.device), rule, absolute)
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from captum_lig.flow.shown import Short
 from captum_lig.io.codec import writing
 from captum_lig.paths.norm import Norm
 
@@ -25,8 +26,8 @@ FORMAT = "captum_lig.model"
 VERSION = 1
 
 
-@dataclass(frozen=True)
-class AttentionReport:
+@dataclass(frozen=True, repr=False)
+class AttentionReport(Short):
     """What a block's attention function gets. None: hidden in the block's code."""
 
     site: str
@@ -52,8 +53,8 @@ class AttentionReport:
     """``softcap`` (of the logits) and ``sinks`` (logits without a value), where there are some."""
 
 
-@dataclass(frozen=True)
-class BlockReport:
+@dataclass(frozen=True, repr=False)
+class BlockReport(Short):
     """What was found in one block. A None says that it was not found out."""
 
     index: int
@@ -99,7 +100,7 @@ class ModuleList:
     """How many of them are blocks."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelReport:
     """What was found in a model, on one text."""
 
@@ -141,6 +142,22 @@ class ModelReport:
             if 0 < some.reached < some.count
         )
         return tuple(found)
+
+    def __repr__(self) -> str:
+        name = f" {self.name!r}" if self.name else ""
+        missing = len(self.not_supported)
+        said = f"{missing} cannot be attributed or only in part" if missing else "all attributable"
+        return (
+            f"ModelReport({self.class_name}{name}: {self.parameters:,} parameters, "
+            f"{len(self.blocks)} blocks, {said})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The table of the terminal, for notebooks."""
+        from captum_lig.views.model_table import model_table
+        from captum_lig.views.notebook import rich_html
+
+        return rich_html(model_table(self))
 
     def to_json(self) -> dict[str, Any]:
         """The report in JSON's types, as described at the top of this module."""

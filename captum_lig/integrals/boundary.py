@@ -22,7 +22,7 @@ __all__ = ["Boundary", "sweep"]
 
 
 class Boundary(ABC):
-    """A map from nodes to the outputs of ``R`` rows. ``K`` sums of each row are certified.
+    """A map from nodes to the outputs of ``R`` rows. ``K`` sums of each row are checked.
 
     Results are tensors by name, rows first.
     """

@@ -61,7 +61,7 @@ class Stage(Boundary):
     """Arguments by name ``(P, ...)`` to the output ``(P, ...)``."""
     arguments: Mapping[str, Ends]
     output: Ends
-    """``(K, ...)``: what ``K`` sums are certified of, tokens as a rule."""
+    """``(K, ...)``: what ``K`` sums are checked of, tokens as a rule."""
     g: Tensor
     """``(K, ...)`` the cotangent of the output."""
     relative_to: Tensor
@@ -71,7 +71,7 @@ class Stage(Boundary):
     """Counts the points."""
     by_token: bool = True
     """Whether token ``k`` of the output reads token ``k`` of the arguments alone. If not, all sums
-    are certified together."""
+    are checked together."""
 
     @property
     def scalarization(self) -> Cotangent:  # type: ignore[override]
@@ -148,7 +148,7 @@ class Stage(Boundary):
         return self.points_at_once
 
     def _flat(self, x: Tensor) -> Tensor:
-        """``(1, K, E)``, all in one if tokens are not certified by themselves."""
+        """``(1, K, E)``, all in one if tokens are not checked by themselves."""
         return x.double().reshape(1, len(x) if self.by_token else 1, -1)
 
 
@@ -186,7 +186,7 @@ class AttentionStage(Stage):
 class ReaderStage(Stage):
     """``z -> u`` by what reads ``z``: each head's query, key and value has a multiplier of its own.
 
-    Heads that share a key are a group, and each group is certified. ``output`` and ``g`` are
+    Heads that share a key are a group, and each group is checked. ``output`` and ``g`` are
     ``(G, ...)``, groups first.
     """
 

@@ -19,6 +19,7 @@ from captum_lig.cost import Cost
 from captum_lig.errors import LigError
 from captum_lig.flow.axes import FIELDS, field_of
 from captum_lig.flow.explanation import Explanation
+from captum_lig.flow.flows import Flows
 from captum_lig.flow.layer_flow import FRAME, LayerFlow
 from captum_lig.io.codec import (
     Axed,
@@ -84,7 +85,7 @@ def load_flows(path: str | Path) -> Explanation:
         if not all(isinstance(token, str) for token in tokens):
             raise LigError("tokens are not text")
         explanation = Explanation(
-            flows=[_flow(layer) for layer in document.layers],
+            flows=Flows(_flow(layer, tokens) for layer in document.layers),
             tokens=tokens,
             text=take(about, "text", str),
             model=take(about, "model", str),
@@ -115,7 +116,7 @@ def _section(flow: LayerFlow) -> Section:
     return Section(about, tensors | fields)
 
 
-def _flow(layer: Section) -> LayerFlow:
+def _flow(layer: Section, tokens: list[str]) -> LayerFlow:
     for name, axed in layer.tensors.items():
         axes = FRAME[name] if name in FRAME else FIELDS[name].axes
         if axed.axes != axes:
@@ -135,6 +136,8 @@ def _flow(layer: Section) -> LayerFlow:
         targets=targets,
         valid=valid,
         cost=None if cost is None else _cost(cost),
+        # Of an encoder-decoder the file has the tokens of one side.
+        tokens=[tokens] if valid.shape == (1, len(tokens)) else None,
         tensors=tensors,
         **facts,
     )

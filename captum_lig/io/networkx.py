@@ -120,17 +120,17 @@ def _edges(layer: LengthLayer) -> Iterator[Edge]:
     kinds: dict[str, tuple[Tensor, Tensor, Callable[..., tuple[Node, Node]]]] = {
         "attention": (
             heads,
-            share_of(layer.attention.double(), layer.attention_sum[..., None]),
+            layer.share("attention"),
             lambda head, target, source: ((index, "z", None, source), (index, "u", head, target)),
         ),
         "mlp": (
             stored(layer.mlp) & heads.any(-1).T,
-            share_of(layer.mlp.double(), layer.mlp_sum[:, None]),
+            layer.share("mlp"),
             lambda target, head: ((index, "u", head, target), (above, "z", None, target)),
         ),
         "residual": (
             stored(layer.residual) | layer.stays,
-            layer.weights("conserve").residual,
+            layer.share("residual"),
             lambda token: ((index, "z", None, token), (above, "z", None, token)),
         ),
     }

@@ -16,8 +16,16 @@ from torch import Tensor
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
+from captum_lig.metrics.statistics import OverTexts
 
-__all__ = ["SHARES", "Scale", "circuit_cmd", "circuit_cpr", "circuit_faithfulness"]
+__all__ = [
+    "SHARES",
+    "CircuitsOverTexts",
+    "Scale",
+    "circuit_cmd",
+    "circuit_cpr",
+    "circuit_faithfulness",
+]
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of the edges or nodes that are kept: those of the benchmark."""
@@ -76,6 +84,26 @@ def circuit_cmd(
     0 for the model itself at each size. Arguments, result and errors as :func:`circuit_cpr`.
     """
     return _mean((1 - torch.as_tensor(faithfulness).double()).abs(), shares, scale)
+
+
+class CircuitsOverTexts(OverTexts):
+    """Faithfulness over texts: at each share, as ``"faithfulness 0.001"``, and the areas, ``"cmd"``,
+    ``"cpr"``, ``"cmd log"`` and ``"cpr log"``.
+    """
+
+    def update(
+        self, faithfulness: Tensor | Sequence[float], shares: Sequence[float] = SHARES
+    ) -> None:
+        """Add one text: the faithfulness of its circuits ``(K,)`` that keep the shares ``(K,)``."""
+        f = torch.as_tensor(faithfulness, dtype=torch.float64)
+        areas = {
+            "cmd": circuit_cmd(f, shares),
+            "cpr": circuit_cpr(f, shares),
+            "cmd log": circuit_cmd(f, shares, "log"),
+            "cpr log": circuit_cpr(f, shares, "log"),
+        }
+        each = {f"faithfulness {k:g}": x for k, x in zip(shares, f.tolist(), strict=True)}
+        self.add(each | {name: float(area) for name, area in areas.items()})
 
 
 def _mean(heights: Tensor, shares: Sequence[float] | Tensor, scale: Scale) -> Tensor:

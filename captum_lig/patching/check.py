@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
 from captum_lig._arguments import brief, whole_number
 from captum_lig.errors import LigError
 from captum_lig.flow.compare_maps import compare_maps
+from captum_lig.flow.shown import html_list, html_table
+from captum_lig.flow.tables import frame
 from captum_lig.graph.trace import Trace
-from captum_lig.patching.nodes import Kind, Node, NodeValues, checked_kinds
+from captum_lig.patching.nodes import Kind, Node, NodeValues, checked_kinds, node_columns
 from captum_lig.patching.runs import Layers
 from captum_lig.patching.two_runs import TwoRuns, two_runs
 
@@ -73,7 +75,7 @@ class Correlation:
     """Why one is NaN; empty if none is."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Check:
     """Nodes of a graph, patched. Printed, it is a table."""
 
@@ -162,13 +164,23 @@ class Check:
 
         return "\n".join([*map(line, lines), "", *self.says()])
 
-    def _repr_html_(self) -> str:
-        def row(cells: Sequence[str], tag: str) -> str:
-            return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+    def to_pandas(self) -> Any:
+        """A table (``pandas.DataFrame``), a row for each node.
 
-        body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in self.cells())
-        said = "".join(f"<li>{html.escape(one)}</li>" for one in self.says())
-        return f"<table><tr>{row(HEADER, 'th')}</tr>{body}</table><ul>{said}</ul>"
+        Columns are ``kind``, ``layer``, ``head``, ``position``, ``token``, ``strongest`` (else it
+        was chosen at random), ``attributed``, ``out``, ``into`` and ``mean``.
+        """
+        numbers = ("strongest", "attributed", "out", "into", "mean")
+        return frame(
+            node_columns([row.node for row in self.rows], self.labels)
+            | {name: np.array([getattr(row, name) for row in self.rows]) for name in numbers}
+        )
+
+    def __repr__(self) -> str:
+        return f"Check({len(self.rows)} nodes. {' '.join(self.says()[: len(self.kinds) + 1])})"
+
+    def _repr_html_(self) -> str:
+        return html_table(HEADER, self.cells()) + html_list(self.says())
 
 
 HEADER = ("node", "chosen", "attributed", "out", "into", "mean")
@@ -221,7 +233,13 @@ def check(
     """
     whole_number("k", k, 1)
     trace = graph.relevance()
-    attributed = NodeValues.of_trace(trace)
+    attributed = NodeValues(
+        trace.layers,
+        trace.tokens,
+        trace.heads,
+        trace.heads.sum(1),
+        getattr(trace, "feed_forward", None),
+    )
     has_mlps = attributed.feed_forward is not None
     if kinds is None:
         kinds = ["tokens", "heads", "feed_forward"] if has_mlps else ["tokens", "heads"]

@@ -19,6 +19,8 @@ from tqdm.auto import tqdm
 from captum_lig._arguments import brief
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
+from captum_lig.flow.shown import html_list, html_table
+from captum_lig.flow.tables import frame, integers
 from captum_lig.graph.direct_edges import Edge, Reader, Writer
 from captum_lig.model.attention_call import AttentionCall
 from captum_lig.model.compare import nearly_equal
@@ -36,7 +38,7 @@ NAMES: dict[Place, str] = {"entering": "z", "heads": "u", "feed_forward": "m", "
 """Names of nodes in a block's stages."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EdgeEffects:
     """What direct edges do to a number ``F``, two ways, in its units and float64."""
 
@@ -69,6 +71,34 @@ class EdgeEffects:
             | {name: float(getattr(self, name)[n]) for name in ("out", "into", "mean")}
             for n, edge in enumerate(self.edges)
         ]
+
+    def to_pandas(self) -> Any:
+        """A table (``pandas.DataFrame``), a row for each edge.
+
+        Columns are ``writer`` and ``reader`` in short (``a12.h3``), ``position``, ``out``, ``into``
+        and ``mean``.
+        """
+        positions = [-1 if edge.position is None else edge.position for edge in self.edges]
+        columns = {
+            "writer": [str(edge.writer) for edge in self.edges],
+            "reader": [str(edge.reader) for edge in self.edges],
+            "position": integers(positions),
+        }
+        numbers = {n: getattr(self, n).numpy(force=True) for n in ("out", "into", "mean")}
+        return frame(columns | numbers)
+
+    def __repr__(self) -> str:
+        return (
+            f"EdgeEffects(of {len(self.edges):,} edges on {self.target}: {self.value:.4g}, of the "
+            f"baseline {self.baseline_value:.4g})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The strongest edges, for notebooks."""
+        order = self.out.abs().argsort(descending=True)[:10].tolist()
+        both = (self.out, self.into)
+        rows = [(self.edges[n], *(f"{float(x[n]):+.4g}" for x in both)) for n in order]
+        return html_list([repr(self)]) + html_table(("edge", "out", "into"), rows)
 
 
 class Streams:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
@@ -94,6 +94,9 @@ def _asked(
     Raises:
         LigError: for nodes that do not exist, or of one kind at one and at all tokens.
     """
+    if not isinstance(nodes, str):
+        placed = [one.placed(question.labels) if isinstance(one, Node) else one for one in nodes]
+        nodes = cast("Sequence[str] | Sequence[Node]", placed)
     single = [] if isinstance(nodes, str) else [node for node in nodes if isinstance(node, Node)]
     if not single:
         kinds = checked_kinds(nodes)  # type: ignore[arg-type]

@@ -20,7 +20,8 @@ from captum_lig.patching.effects import Effects, Means
 from captum_lig.patching.nodes import Kind, Node
 from captum_lig.patching.runs import Layers, Place, Run, Runner, blocks_of, one_text, runner
 from captum_lig.prediction.baselines import input_baseline
-from captum_lig.prediction.targets import read_target
+from captum_lig.prediction.positions import own_tokens
+from captum_lig.prediction.targets import Target, read_target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,6 +49,7 @@ class TwoRuns:
         further: further keyword arguments of the model.
         at_once: patched copies in one call.
         target: what the number is, in words.
+        labels: the tokens, if they are known.
     """
 
     def __init__(
@@ -58,8 +60,11 @@ class TwoRuns:
         further: dict[str, Any],
         at_once: int | None,
         target: str,
+        labels: Sequence[str] | None = None,
     ) -> None:
         self.runner, self.read, self.target = run, read, target
+        # Of an encoder-decoder the blocks may be of the other side.
+        self.labels = labels if labels is not None and len(labels) == self.count else None
         self.further = further
         self.at_once = at_once or max(1, TOKENS_AT_ONCE // run.length)
         self.input = run.record(calls[0], further)
@@ -126,7 +131,7 @@ class TwoRuns:
         moved = self._moved[key]
         if node.kind == "heads":
             moved = moved[:, node.head]
-        return bool((moved if node.position is None else moved[node.position]).any())
+        return bool((moved if node.token is None else moved[node.token]).any())
 
     def effects(
         self, nodes: Sequence[Node], instead: Means | None = None, show_progress: bool = False
@@ -166,6 +171,7 @@ class TwoRuns:
             self.layers,
             self.runner.positions,
             self.target,
+            None if self.labels is None else tuple(self.labels),
         )
 
     def _batches(self, nodes: Sequence[Node], some: Iterable[int]) -> Iterator[list[int]]:
@@ -197,7 +203,7 @@ class TwoRuns:
         """Where a node is in ``(1, S, D)`` or ``(1, S, H, e)``: ``(S, 1)`` or ``(S, H, 1)``."""
         mask = torch.zeros(*like.shape[1:-1], 1, dtype=torch.bool, device=like.device)
         where = self.runner.positions
-        where = where if node.position is None else where[node.position]
+        where = where if node.token is None else where[node.token]
         if node.kind == "heads":
             mask[where, node.head] = True
         else:
@@ -276,12 +282,15 @@ def two_runs(
     chosen = 0 if text is None else text
     if not -batch <= chosen < batch:
         raise LigError(f"text={brief(text)}: inputs hold {batch} texts.")
-    bound = read_target(target, model, batch, tokenizer)
     given = [inputs]
     if not without_baseline:
         given.append(input_baseline(model, inputs, baselines, additional_forward_args, tokenizer))
     further = one_text(additional_forward_args, chosen % batch, batch)
     calls = [ModelCall.of(model, one_text(one, chosen % batch, batch), further) for one in given]
+    if isinstance(target, Target):
+        target = target.placed(calls[0], tokenizer)
+    bound = read_target(target, model, batch, tokenizer)
+    labels = own_tokens(calls[0], tokenizer)
     with runner(calls[0], *blocks_of(model, layers)) as run:
         yield TwoRuns(
             run,
@@ -290,6 +299,7 @@ def two_runs(
             bound.arguments(calls[0]),
             internal_batch_size,
             bound.words,
+            None if labels is None else labels[0],
         )
 
 

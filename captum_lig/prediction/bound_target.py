@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
+from captum_lig.flow.shown import Short
 from captum_lig.model.inputs import ModelCall
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ def _nothing(call: ModelCall) -> dict[str, Any]:
     return {}
 
 
-@dataclass(frozen=True)
-class BoundTarget:
+@dataclass(frozen=True, repr=False)
+class BoundTarget(Short):
     """A target of one model: reads its number from what the model gives."""
 
     words: str
@@ -95,6 +96,18 @@ class Target(ABC):
         Raises:
             LigError: if the model has no such number.
         """
+
+    def placed(self, call: ModelCall, tokenizer: PreTrainedTokenizerBase | None = None) -> Target:
+        """The same, with a position that is given by what its token says as a number.
+
+        Args:
+            call: of the texts, not of their baseline.
+            tokenizer: None is the one beside the model.
+
+        Raises:
+            LigError: if there is no such token, or several.
+        """
+        return self
 
 
 def first_tensor_of_texts(output: Any) -> Tensor | None:

@@ -13,6 +13,8 @@ from typing_extensions import Unpack
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
 from captum_lig.flow.compare_maps import Comparison, compare_maps
+from captum_lig.flow.composition import DEFAULT_RULE
+from captum_lig.flow.shown import Short
 from captum_lig.graph import FlowGraph
 from captum_lig.graph.trace import shared_out
 from captum_lig.prediction.baselines import InputBaseline, Inputs
@@ -27,8 +29,8 @@ __all__ = ["RelevanceComparison", "compare", "compare_with_layer_integrated_grad
 MAPS = ("carried", "stays", "uniform")
 
 
-@dataclass(frozen=True)
-class RelevanceComparison:
+@dataclass(frozen=True, repr=False)
+class RelevanceComparison(Short):
     """Carried relevances, direct ones and two controls, at ``R`` depths for ``N`` tokens.
 
     A graph of flows towards a target has relevances of its own; any other is given the direct ones
@@ -105,7 +107,7 @@ def compare_with_layer_integrated_gradients(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     layers: Sequence[int] | None = None,
-    rule: str = "conserve",
+    rule: str = DEFAULT_RULE,
     absolute: bool = False,
     show_progress: bool = False,
     **settings: Unpack[Integration],
@@ -133,7 +135,7 @@ def compare_with_layer_integrated_gradients(
 
 
 def compare(
-    graph: FlowGraph, direct: DirectRelevance, rule: str = "conserve", absolute: bool = False
+    graph: FlowGraph, direct: DirectRelevance, rule: str = DEFAULT_RULE, absolute: bool = False
 ) -> RelevanceComparison:
     """The comparison with direct relevances that are there already, for several graphs or rules.
 

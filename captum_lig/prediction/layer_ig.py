@@ -15,13 +15,14 @@ from typing_extensions import TypedDict, Unpack
 from captum_lig._arguments import brief, index_list, whole_number
 from captum_lig._captum import format_additional_forward_args
 from captum_lig.errors import LigError
+from captum_lig.flow.shown import Short
 from captum_lig.integrals import quadrature
 from captum_lig.model.call import BlockCall
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder
 from captum_lig.prediction.baselines import InputBaseline, Inputs, input_baseline, main_input
 from captum_lig.prediction.residual_stream import ResidualStream
-from captum_lig.prediction.targets import TargetLike, read_target
+from captum_lig.prediction.targets import Target, TargetLike, read_target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,8 +33,8 @@ METHODS = tuple(name for name in quadrature.METHODS if name != "gausslegendre_gr
 """Of Captum, which integrates."""
 
 
-@dataclass(frozen=True)
-class DirectRelevance:
+@dataclass(frozen=True, repr=False)
+class DirectRelevance(Short):
     """``LayerIntegratedGradients`` of a target at ``R`` depths of a model.
 
     ``N`` tokens, padding left out. Units are the target's.
@@ -257,6 +258,8 @@ class _Question:
     ) -> None:
         call = ModelCall.of(model, inputs, additional)
         _one_text(inputs)
+        if isinstance(target, Target):
+            target = target.placed(call, tokenizer)
         self.bound = bound = read_target(target, model, 1, tokenizer)
         # As the model gets them, on its device.
         if isinstance(inputs, Mapping):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
+from captum_lig.flow.tokens import TokenIndex
 from captum_lig.model.inputs import ModelCall
 from captum_lig.prediction.bound_target import BoundTarget, Target, tensor_called
 from captum_lig.prediction.positions import (
     at_positions,
     named_arguments,
+    number_of,
     only_logits_at,
+    position_in,
     tokens_of,
     whole_position,
 )
@@ -36,7 +39,7 @@ class Logit(Target):
 
     token: Token | Sequence[Token]
     minus: Token | Sequence[Token] | None = None
-    position: int = -1
+    position: TokenIndex = -1
 
     def __post_init__(self) -> None:
         whole_position(self.position)
@@ -44,31 +47,36 @@ class Logit(Target):
             if isinstance(tokens, (list, tuple)) and not tokens:
                 raise LigError("logit is given an empty list: give one or more tokens.")
 
+    def placed(self, call: ModelCall, tokenizer: PreTrainedTokenizerBase | None = None) -> Logit:
+        """The same at a position that is a number."""
+        return replace(self, position=position_in(call, self.position, tokenizer))
+
     def bind(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> BoundTarget:
         """The logits of tokens of this model's."""
+        position = number_of(self.position)
         sides = [self.token] if self.minus is None else [self.token, self.minus]
         tokens = [[x] if isinstance(x, (int, str)) else list(x) for x in sides]
         ids = [[of_one_token(t, model, tokenizer) for t in side] for side in tokens]
         words = " - ".join(map(_mean_in_words, tokens))
 
         def read(output: Any, call: ModelCall) -> Tensor:
-            row = at_positions(_logits(output, call, 3), call, (self.position,))[:, 0]
+            row = at_positions(_logits(output, call, 3), call, (position,))[:, 0]
             values = [torch.stack([_entry(row, i) for i in side]).mean(0) for side in ids]
             return values[0] if self.minus is None else values[0] - values[1]
 
         return BoundTarget(
-            f"{words} at position {self.position}",
+            f"{words} at position {position}",
             read,
-            lambda call: only_logits_at(call, (self.position,)),
+            lambda call: only_logits_at(call, (position,)),
         )
 
 
 def logit(
     token: Token | Sequence[Token],
     minus: Token | Sequence[Token] | None = None,
-    position: int = -1,
+    position: TokenIndex = -1,
 ) -> Logit:
     """The logit of a token at one position: of a decoder, that of the token that comes next.
 
@@ -76,7 +84,8 @@ def logit(
         token: id of the token, or a string that is exactly one token, such as ``" are"``. Of
             several in a list it is the mean of their logits.
         minus: less the logit of this one (or the mean of these): what decides between the two.
-        position: where the logits are read, padding not counted. Negative ones from the end.
+        position: where the logits are read, padding not counted: a number, negative ones from the
+            end, or what the token there says.
     """
     return Logit(token, minus, position)
 

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
+from captum_lig.flow.tokens import TokenIndex, find_token
 from captum_lig.model.inputs import ModelCall, left_out
+from captum_lig.pretrained.tokenizer import tokenizer_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "at_positions",
     "named_arguments",
+    "named_tokens",
+    "number_of",
     "only_logits_at",
+    "own_tokens",
+    "position_in",
+    "positions_in",
     "positions_of",
     "tokens_of",
     "whole_position",
@@ -87,11 +98,123 @@ def positions_of(kept: Tensor, position: int) -> Tensor:
     return found.int().argmax(-1)
 
 
-def whole_position(position: Any) -> int:
-    """``position`` if it is a whole number."""
-    if isinstance(position, bool) or not isinstance(position, int):
-        raise LigError(f"position={brief(position)}: give a whole number.")
+def whole_position(position: Any) -> TokenIndex:
+    """``position`` if it is a whole number, or what a token says."""
+    if isinstance(position, bool) or not isinstance(position, (int, str)):
+        raise LigError(f"position={brief(position)}: give a whole number, or what the token says.")
     return position
+
+
+def number_of(position: TokenIndex) -> int:
+    """``position`` if it is a number by now.
+
+    Raises:
+        LigError: for what a token says, where the text is not known.
+    """
+    if isinstance(position, str):
+        raise LigError(
+            f"position={brief(position)} is what a token says, and the text is not known here: "
+            "give a number."
+        )
+    return position
+
+
+def named_tokens(
+    call: ModelCall, tokenizer: PreTrainedTokenizerBase | None, shape: tuple[int, ...]
+) -> tuple[tuple[str, ...], ...] | None:
+    """What the tokens of each text are called, of ids ``(B, S)`` of this shape, padding included.
+
+    None if the model is called without such ids, if those of an encoder and of a decoder cannot be
+    told apart, or if there is no tokenizer (None is the one beside the model).
+    """
+    named = named_arguments(call)
+    given = [named.get(name) for name in ("input_ids", "decoder_input_ids")]
+    fit = [x for x in given if isinstance(x, Tensor) and x.shape == shape]
+    fit = [x for x in fit if not x.is_floating_point()]
+    if len(fit) != 1:
+        return None
+    try:
+        tokenizer = tokenizer or tokenizer_of(call.model)
+    except LigError:
+        return None
+    return tuple(
+        tuple(f"<{i}>" if token is None else token for i, token in zip(ids, names, strict=True))
+        for ids in fit[0].tolist()
+        for names in [tokenizer.convert_ids_to_tokens(ids)]
+    )
+
+
+def positions_in(
+    call: ModelCall,
+    given: Sequence[TokenIndex] | Tensor | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Sequence[int] | Tensor | None:
+    """Positions among all tokens of the texts, padding counted, with strings as numbers.
+
+    Raises:
+        LigError: as :func:`position_in` does.
+    """
+    listed: Any = [given] if isinstance(given, str) else given
+    if not isinstance(listed, (list, tuple)) or not any(isinstance(x, str) for x in listed):
+        return listed  # type: ignore[no-any-return]
+    found = []
+    for one in listed:
+        if isinstance(one, str):
+            kept = tokens_of(call)
+            own = position_in(call, one, tokenizer, "output_indices")
+            assert kept is not None
+            places = positions_of(kept, own).unique()
+            if len(places) > 1:
+                raise LigError(
+                    f"output_indices={brief(given)}: {brief(one)} stands at {places.tolist()} "
+                    "of the texts, padding counted. Give one text at a time, or numbers."
+                )
+            one = int(places)
+        found.append(one)
+    return found
+
+
+def own_tokens(
+    call: ModelCall, tokenizer: PreTrainedTokenizerBase | None
+) -> list[list[str]] | None:
+    """The same of the tokens that the model's output is about, without padding."""
+    kept = tokens_of(call)
+    names = None if kept is None else named_tokens(call, tokenizer, tuple(kept.shape))
+    if kept is None or names is None:
+        return None
+    return [
+        [token for token, there in zip(text, own, strict=True) if there]
+        for text, own in zip(names, kept.tolist(), strict=True)
+    ]
+
+
+def position_in(
+    call: ModelCall,
+    position: TokenIndex,
+    tokenizer: PreTrainedTokenizerBase | None,
+    name: str = "position",
+) -> int:
+    """The position of the token that a string names in all texts of a call; a number stays.
+
+    Raises:
+        LigError: if a text has no such token or several, if they stand at different positions, or
+            if the tokens cannot be told.
+    """
+    if isinstance(position, int):
+        return position
+    texts = own_tokens(call, tokenizer)
+    if texts is None:
+        raise LigError(
+            f"{name}={brief(position)}: the model is not called with ids of a tokenizer that is "
+            "known, so what its tokens say is not. Give a number, or tokenizer=."
+        )
+    found = sorted({find_token(position, text, name) for text in texts})
+    if len(found) > 1:
+        raise LigError(
+            f"{name}={brief(position)}: the texts have it at {found}. Give one text at a time, "
+            "or a number."
+        )
+    return int(found[0])
 
 
 def only_logits_at(call: ModelCall, positions: tuple[int, ...]) -> dict[str, Tensor]:

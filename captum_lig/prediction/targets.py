@@ -113,6 +113,8 @@ def target_value(
     call = ModelCall.of(model, inputs, additional_forward_args)
     values = (*call.args, *call.kwargs.values())
     batch = next(len(x) for x in values if isinstance(x, Tensor) and x.dim())
+    if isinstance(target, Target):
+        target = target.placed(call, tokenizer)
     bound = read_target(target, model, batch, tokenizer)
     args, kwargs = call.arguments()
     return bound(model(*args, **kwargs, **bound.arguments(call)), call)

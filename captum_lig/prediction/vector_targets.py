@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +11,17 @@ from torch import Tensor, nn
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
+from captum_lig.flow.shown import Short
+from captum_lig.flow.tokens import TokenIndex
 from captum_lig.model.inputs import ModelCall
 from captum_lig.prediction.bound_target import BoundTarget, Target, tensor_called
-from captum_lig.prediction.positions import positions_of, tokens_of, whole_position
+from captum_lig.prediction.positions import (
+    number_of,
+    position_in,
+    positions_of,
+    tokens_of,
+    whole_position,
+)
 from captum_lig.pretrained.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
@@ -25,8 +33,8 @@ POOLINGS = ("mean", "cls")
 Other = str | Tensor | tuple[Tensor, ...] | Mapping[str, Any]
 
 
-@dataclass(frozen=True, eq=False)
-class Cosine(Target):
+@dataclass(frozen=True, eq=False, repr=False)
+class Cosine(Short, Target):
     """See :func:`cosine`."""
 
     other: Other
@@ -91,11 +99,11 @@ def _embedding(output: Any, call: ModelCall, pooling: str) -> Tensor:
 # --- a token's own vector -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class State(Target):
+@dataclass(frozen=True, eq=False, repr=False)
+class State(Short, Target):
     """See :func:`state`."""
 
-    position: int
+    position: TokenIndex
     direction: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -117,7 +125,11 @@ class State(Target):
 
     def where(self, kept: Tensor) -> Tensor:
         """``(B,)`` the token's position in each text; ``kept (B, S)`` is False at padding."""
-        return positions_of(kept, self.position)
+        return positions_of(kept, number_of(self.position))
+
+    def placed(self, call: ModelCall, tokenizer: PreTrainedTokenizerBase | None = None) -> State:
+        """The same at a position that is a number."""
+        return replace(self, position=position_in(call, self.position, tokenizer))
 
     def along(self, change: Tensor) -> Tensor:
         """The direction ``(D,)``: the given one, or that of the token's change ``(D,)``.
@@ -152,11 +164,12 @@ class State(Target):
         )
 
 
-def state(position: int, direction: Tensor | None = None) -> State:
+def state(position: TokenIndex, direction: Tensor | None = None) -> State:
     """Where a token's vector came from: its component along a direction, leaving the last block.
 
     Args:
-        position: which token, padding not counted; negative ones count from the end.
+        position: which token, padding not counted: a number, negative ones from the end, or what
+            it says.
         direction: ``(D,)``; None for that of the token's own change from the baseline to the
             input, of length 1: the number changes by as much as the token moves.
     """

@@ -9,8 +9,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from captum_lig.flow.composition import DEFAULT_RULE
+from captum_lig.flow.findings import View, choose_view, find_sink
 from captum_lig.flow.layer_flow import LayerFlow
-from captum_lig.flow.summary import LayerSummary, Link, one_text, summarize
+from captum_lig.flow.summary import LayerSummary, Link, one_text, row_shares, summarize
 from captum_lig.flow.tokens import readable_token
 
 __all__ = ["flow_table"]
@@ -18,22 +20,39 @@ __all__ = ["flow_table"]
 _TOKEN_WIDTH = 12
 
 
-def flow_table(flows: Sequence[LayerFlow], tokens: Sequence[str], rule: str = "conserve") -> Group:
-    """A table of layers and a line that says what it certifies, for a rich console.
+def flow_table(
+    flows: Sequence[LayerFlow],
+    tokens: Sequence[str],
+    rule: str = DEFAULT_RULE,
+    *,
+    kind: str | None = None,
+    hide_first_token: bool = False,
+) -> Group:
+    """A table of layers and what can be said of it in a sentence or two, for a rich console.
+
+    Links are between different tokens. Those into a token that has one possible source are left
+    out: they are 100 % by construction.
 
     Args:
         flows: the flows of one text with all three boundaries, one a layer.
         tokens: the text's tokens, one for each source.
         rule: composition rule for the agreement and the links.
+        kind: the map that links are of: ``"composed"``, ``"direct"``, or ``"influence"``, how much
+            each source moves a target, whichever way (flows need that boundary). None: the composed
+            one, or the direct one where that is more than 50 % off it (mean over the targets of a
+            layer, median over the layers).
+        hide_first_token: name no links from the first token. No number changes.
 
     Returns:
         A rich renderable: ``rich.print(flow_table(flows, tokens))``. It fits 80 columns.
 
     Raises:
-        LigError: if flows and tokens do not fit, for an unknown rule, or a missing boundary.
+        LigError: if flows and tokens do not fit, for an unknown rule or kind, or a missing
+            boundary.
     """
     one_text(flows, tokens)
-    layers = [summarize(flow, rule) for flow in flows]
+    view = choose_view(flows, rule, kind)
+    layers = [summarize(flow, rule, view=view, hide_first_token=hide_first_token) for flow in flows]
     names = _names(tokens)
     # With target-token paths nothing comes past the heads, and the column would say nothing.
     show_heads = any(layer.via_heads < 1 for layer in layers)
@@ -44,27 +63,35 @@ def flow_table(flows: Sequence[LayerFlow], tokens: Sequence[str], rule: str = "c
     table.add_column("composed\noff by", justify="right")
     if show_heads:
         table.add_column("via\nheads", justify="right")
-    table.add_column("strongest links between tokens\nsource → target (head, share)")
+    figures = "head, share" if view.kind == "composed" else "share"
+    table.add_column(f"strongest links, {view.name}\nsource → target ({figures})")
     for layer in layers:
         cells: list[str | Text] = [str(layer.index), f"{layer.total:.3g}", _error(layer)]
         cells.append(layer.agreement_text)
         if show_heads:
             cells.append(f"{layer.via_heads:.0%}")
         table.add_row(*cells, _links(layer.links, names))
-    return Group(table, Text(), *_legend(layers, rule, show_heads))
+    said = [_verdict(layers, view)]
+    sink = find_sink(flows, [row_shares(flow, view) for flow in flows])
+    first = tokens[int(flows[0].valid[0].nonzero()[0])]
+    if sink is not None:
+        said.append(Text(sink.sentence(first, hide_first_token)))
+    elif hide_first_token:
+        said.append(Text(f"Links from the first token, {readable_token(first)}, are hidden."))
+    return Group(table, Text(), *said, _legend(view, show_heads))
 
 
 def _error(layer: LayerSummary) -> Text:
-    if layer.certified:
+    if layer.converged:
         return Text(layer.error_text)
     return Text(f"{layer.error_text} !", style="bold red")
 
 
 def _links(links: Sequence[Link], names: Sequence[str]) -> Text:
-    lines = [
-        f"{names[link.source]} → {names[link.target]} ({link.head}, {link.share:+.0%})"
-        for link in links
-    ]
+    lines = []
+    for link in links:
+        head = "" if link.head is None else f"{link.head}, "
+        lines.append(f"{names[link.source]} → {names[link.target]} ({head}{link.share:+.0%})")
     return Text("\n".join(lines) or "none", overflow="fold")
 
 
@@ -76,29 +103,35 @@ def _names(tokens: Sequence[str]) -> list[str]:
     ]
 
 
-def _legend(layers: Sequence[LayerSummary], rule: str, show_heads: bool) -> list[Text]:
+def _verdict(layers: Sequence[LayerSummary], view: View) -> Text:
+    """Whether sums converged; beside it how far maps are apart, for which good sums say nothing."""
     worst = max(layers, key=lambda layer: layer.completeness_error).error_text
     rows = sum(layer.rows for layer in layers)
     missed = sum(layer.missed for layer in layers)
     if missed == 0:
-        verdict = Text(
-            f"Certified: each of the {rows} rows of attributions adds up to its total, the worst "
-            f"to within {worst} of it.",
-            style="green",
-        )
+        said = f"Sums converged to {worst}: each of the {rows} rows adds up to its total."
     else:
-        verdict = Text(
-            f"Not certified: {missed} of {rows} rows of attributions miss their total by more than "
-            f"{layers[0].tolerance:g} of it, the worst by {worst}.",
-            style="bold red",
+        said = (
+            f"Not all sums converged: {missed} of {rows} rows miss their total by more than "
+            f"{layers[0].tolerance:g} of it, the worst by {worst}."
         )
+    style = "bold red" if missed else "yellow" if view.far else "green"
+    return Text(f"{said} {view.sentence}".rstrip(), style=style)
+
+
+def _legend(view: View, show_heads: bool) -> Text:
     meaning = (
         "total: how far the layer moves a token from its baseline. error: |sum of attributions - "
-        f"total| / total. composed off by: distance of the map composed by {rule} from the direct "
-        "map, in units of the direct map. "
+        "total| / total; a small one says that the sum is right, not that the map is. composed off "
+        f"by: distance of the map composed by {view.rule} from the direct map, in units of the "
+        "direct map. "
     )
     if show_heads:
         meaning += "via heads: the heads' part against the residual path. "
-    whole = "row's absolute sum" if rule == "product" else "target's total"
-    meaning += f"share: of the {whole}."
-    return [verdict, Text(meaning, style="dim")]
+    if view.kind == "influence":
+        whole = "the sizes of all that moves the target, whichever way"
+    elif view.kind == "composed" and view.rule == "product":
+        whole = "the row's absolute sum"
+    else:
+        whole = "the target's total"
+    return Text(f"{meaning}share: of {whole}.", style="dim")

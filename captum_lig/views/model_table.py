@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich import box
@@ -73,7 +73,7 @@ def _looks(block: BlockReport) -> str:
     """What blocks of one kind have in common."""
     reason = _without_numbers(block)
     own: dict[str, Any] = {"index": 0, "name": "", "parameters": 0, "forward_error": None}
-    return repr(replace(block, **own, not_supported=reason))
+    return str(asdict(replace(block, **own, not_supported=reason)))
 
 
 def _together(blocks: Kind, key: Callable[[BlockReport], object]) -> list[Kind]:

@@ -20,7 +20,9 @@ from transformers import (
 )
 
 from captum_lig import Answer, LigError, why
-from captum_lig.patching import effects
+from captum_lig.flow.tokens import readable_token
+from captum_lig.patching import Node, effects
+from captum_lig.patching.writes import writes
 from captum_lig.prediction import logit
 from tests.helpers.pages import header
 from tests.helpers.saved import save_tiny_bert, save_tiny_gpt2, save_tiny_head
@@ -334,7 +336,8 @@ def test_saved_files(answer: Answer, tmp_path: Path) -> None:
     folder = tmp_path / "new"
     paths = answer.save(folder)
     assert [path.name for path in paths] == ["why.html", "why.png", "why.json"]
-    assert TEXT in header(paths[0].read_text(encoding="utf-8"))["title"]
+    page = header(paths[0].read_text(encoding="utf-8"))
+    assert TEXT in page["title"]
     assert paths[1].read_bytes()[:4] == b"\x89PNG"
     numbers = json.loads(paths[2].read_text(encoding="utf-8"))
     assert numbers["change"] == answer.change
@@ -343,6 +346,65 @@ def test_saved_files(answer: Answer, tmp_path: Path) -> None:
     assert math.isclose(numbers["says"][0]["probability"], answer.says.options[0].probability)
     with pytest.raises(LigError, match="cannot be written to"):
         answer.save(tmp_path / "not" / "there")
+
+
+# ---- the page --------------------------------------------------------------------------------
+
+
+def test_the_page_holds_the_question(gpt2: Path, tmp_path: Path) -> None:
+    answer = why(TEXT, gpt2, OTHER, dtype="float64", tolerance=1e-3)
+    check = answer.check(2)
+    made = header(answer.save(tmp_path / "new")[0].read_text(encoding="utf-8"))
+    assert answer.favours is not None
+    first, second = answer.favours
+    assert made["question"] == f"Why does {answer.model} say {first} and not {second}?"
+    assert (made["value"], made["other_value"]) == (answer.says.value, answer.would_say.value)
+    assert made["change"] == answer.change
+    assert made["differs"] == [1]
+    assert made["sums"] == answer.sum_error
+    for (words, here, there), option in zip(made["options"], answer.says.options, strict=True):
+        other = answer.would_say.of(option.number)
+        assert other is not None
+        assert (words, here, there) == (option.words, option.probability, other.probability)
+    assert [(row["layer"], row["out"]) for row in made["checked"]] == [
+        (row.node.layer, row.out) for row in check.rows
+    ]
+    assert made["checked_says"]
+
+
+def test_the_page_says_what_nodes_promote(answer: Answer, tmp_path: Path) -> None:
+    made = header(answer.save(tmp_path / "new")[0].read_text(encoding="utf-8"))
+    promotes = made["promotes"]
+    assert (promotes["why_not"], promotes["at"]) == (None, 5)
+    parts = [*answer.strongest_heads(3), *answer.strongest_mlps(3)]
+    nodes = [
+        Node("heads" if x.kind == "head" else "feed_forward", x.layer or 0, x.position, x.head)
+        for x in parts
+    ]
+    run = answer.run
+    found = writes(run.model, run.inputs, run.other, run.target, nodes)
+    assert run.tokenizer is not None
+    for node, own, change in zip(nodes, found.own, found.change, strict=True):
+        name = f"{node.layer}.{'mlp' if node.head is None else node.head}.{node.position}"
+        for kind, row in (("own", own), ("change", change)):
+            logits = found.unembedding(row)
+            for side, sign in (("up", 1), ("down", -1)):
+                best = (sign * logits).topk(8).indices
+                shown = promotes["nodes"][name][kind][side]
+                assert [value for _, value in shown] == pytest.approx(logits[best].tolist())
+                tokens = run.tokenizer.convert_ids_to_tokens(best.tolist())
+                assert [token for token, _ in shown] == [readable_token(t) for t in tokens]
+
+
+def test_a_model_without_a_vocabulary_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    save_tiny_bert(folder)
+    answer = why("the cat sat", folder, "the mat sat", similar_to="a cat")
+    made = header(answer.save(tmp_path / "new")[0].read_text(encoding="utf-8"))
+    assert made["promotes"]["nodes"] == {}
+    assert "no matrix that makes logits" in made["promotes"]["why_not"]
+    assert made["question"] == f'Why does {answer.model} find the text like "a cat"?'
 
 
 # ---- questions that do not work --------------------------------------------------------------

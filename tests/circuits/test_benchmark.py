@@ -268,12 +268,13 @@ def test_heads_are_told_by_what_they_do(question: Any) -> None:
 def test_tables_hold_means_over_prompts() -> None:
     curves = {"one": [[0.0] * 9 + [1.0], [1.0] * 10], "other": [[0.5] * 9 + [1.0]] * 2}
     found = report.summary(curves)
-    assert found["one"]["0.1%"]["mean"] == 0.5
-    assert found["other"]["0.1%"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "texts": 2}
+    assert found["one"]["faithfulness 0.001"].mean == 0.5
+    same = found["other"]["faithfulness 0.001"]
+    assert (same.mean, same.low, same.high, same.texts) == (0.5, 0.5, 0.5, 2)
     # Up to a half of all it is 0.5 away, from there to all it falls to 0.
     cmd = (0.499 * 0.5 + 0.5 * 0.25) / 0.999
-    assert found["other"]["CMD"]["mean"] == pytest.approx(cmd)
-    assert found["other"]["CPR"]["mean"] == pytest.approx(1 - cmd)
-    assert found["one"]["CMD"]["mean"] == pytest.approx(cmd)
+    assert found["other"]["cmd"].mean == pytest.approx(cmd)
+    assert found["other"]["cpr"].mean == pytest.approx(1 - cmd)
+    assert found["one"]["cmd"].mean == pytest.approx(cmd)
     text = report.of_curves(curves)
     assert "| other | 0.50±0.00 |" in text

@@ -227,7 +227,7 @@ def test_records_are_the_means_of_rows(family: str, words: list[int] | None) -> 
         measures = expected[record.layer_baseline, key]
         assert record.layer == 1
         assert record.rows == (5 if words is None else 3)
-        assert record.uncertified_rows == 0
+        assert record.unconverged_rows == 0
         for name, values in measures.items():
             there = [x for x in values if not math.isnan(x)]
             mean, std = getattr(record, f"{name}_mean"), getattr(record, f"{name}_std")
@@ -297,7 +297,7 @@ def test_rows_that_are_not_certified_are_counted() -> None:
             for one in {path, "zero"} if estimate == "zero_ratio" else {path}:
                 used += [open_rows[one, record.mlp_start, name] for name in (boundary, "mlp")]
         right = int(torch.stack(used).any(0).sum())
-        assert record.uncertified_rows == right, record
+        assert record.unconverged_rows == right, record
         counts.add(right)
     assert len(counts) > 1
 
@@ -346,7 +346,7 @@ def test_pooling_records_is_pooling_rows(lengths: list[int], seed: int) -> None:
             assert measure[0] == pytest.approx(float(np.mean(values)), rel=1e-9)
             assert measure[1] == pytest.approx(float(np.std(values)), rel=1e-6, abs=1e-6)
         assert found.rows == sum(len(rows["l2"]) for rows in chosen)
-        assert found.uncertified_rows == len(chosen)
+        assert found.unconverged_rows == len(chosen)
 
 
 def test_ranking_by_hand() -> None:

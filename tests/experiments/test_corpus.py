@@ -398,7 +398,7 @@ def test_large_numbers_are_not_cut() -> None:
                 mlp_start=start,
                 rule=rule,
             )
-            one |= {"l2_std": 32123.0, "rows": 123456, "uncertified_rows": 34567}
+            one |= {"l2_std": 32123.0, "rows": 123456, "unconverged_rows": 34567}
             records.append(one | {"correlation_rows": 98765})
     console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(report(pool(records), Corpus(Path("x.csv"), 1, {}), by_layer=True))

@@ -159,7 +159,7 @@ def test_flows_that_do_not_fit(fields: dict[str, Any], said: str) -> None:
         LayerFlow(**{**about, **FITTING, **fields})
 
 
-@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.certified])
+@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.checked])
 def test_every_field_says_how_it_is_asked_for(name: str) -> None:
     flow = replace(layer_flow(), tensors={})
     with pytest.raises(LigError, match=rf"no '{name}' boundary: name .* in boundaries=\(...\)"):

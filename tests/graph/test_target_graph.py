@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_lig import FlowGraph, LayerFlow, LigError
-from captum_lig.graph import Route
+from captum_lig.graph import CannotCarryWarning, Route
 from tests.helpers.synthetic import signed_flows
 from tests.helpers.target_flows import TARGET, target_flows
 
@@ -430,7 +430,7 @@ def test_a_subgraph_has_the_edges_between_its_tokens() -> None:
 
 
 def _without(graph: FlowGraph, tokens: list[int]) -> Tensor:
-    last = graph.layers[-1].shares("conserve", True)
+    last = graph.layers[-1].shares("chain", True)
     heads = last.all_heads[:1].sum(0)
     # Other heads' parts in the MLP and past it are gone, the shares of what is left are the same.
     return (heads + torch.diag(last.stays))[tokens][:, tokens]
@@ -528,11 +528,11 @@ def test_a_text_of_a_batch() -> None:
     [
         (lambda g: g.relevance(1), r"target=1: the flows are of one number, .*state\(position\)"),
         (lambda g: g.relevance(start=[1.0] * 5), "start=.*of one number"),
-        (lambda g: g.relevance(rule="chain"), "rule='chain'.*leave it out"),
+        (lambda g: g.relevance(rule="conserve"), "rule='conserve'.*leave it out"),
         (lambda g: g.relevance(absolute=True), "absolute=True.*leave it out"),
         (lambda g: g.rollout(rule="product"), "rule='product'.*leave it out"),
-        (lambda g: g.paths(rule="chain"), "rule='chain'.*leave it out"),
-        (lambda g: g.prune(top_k=1, rule="chain"), "rule='chain'.*leave it out"),
+        (lambda g: g.paths(rule="conserve"), "rule='conserve'.*leave it out"),
+        (lambda g: g.prune(top_k=1, rule="conserve"), "rule='conserve'.*leave it out"),
         (lambda g: g.prune(threshold=2), "threshold=2"),
         (lambda g: g.edges("mlp"), "edges of kind 'mlp': use one of attention, feed_forward_heads"),
         (lambda g: g.paths(9), "source=.*9 is out of range"),
@@ -587,11 +587,40 @@ def test_sharing_out_lengths_warns_where_it_says_little(recwarn: pytest.Warnings
         graph.relevance(start=[1.0, 0.0, 0.0, 0.0])
     assert len(found) == 1
     assert found[0].filename == __file__
+
+
+def test_flows_that_cannot_carry_warn_once(recwarn: pytest.WarningsRecorder) -> None:
     flows = [replace(flow, baseline="target_token") for flow in signed_flows(2, 4, 2)]
-    with pytest.warns(UserWarning, match="'target_token' have no self term") as found:
-        FlowGraph(flows).relevance(1)
-    assert len(found) == 1
-    flows = [replace(flow, baseline="target_token+zero_ratio") for flow in flows]
+    with pytest.warns(CannotCarryWarning, match=r"owes itself nothing.*self_term='zero") as found:
+        graph = FlowGraph(flows)
+    assert [one.filename for one in found] == [__file__]
     recwarn.clear()
-    FlowGraph(flows).relevance(1)
+    graph.relevance(1)
+    graph.prune(top_k=2).relevance(1)
+    graph.rollout()
     assert not recwarn.list
+    estimated = [replace(flow, baseline="target_token+zero_ratio") for flow in flows]
+    recwarn.clear()
+    FlowGraph(estimated)
+    FlowGraph(flows[:1])  # one layer has nothing to carry across
+    FlowGraph(target_flows())
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("off_by", [0.45, 0.55])
+def test_flows_composed_far_from_the_direct_maps_warn(
+    off_by: float, recwarn: pytest.WarningsRecorder
+) -> None:
+    """In each row the composed map is ``off_by`` of the direct one away from it."""
+    flows = []
+    for flow in signed_flows(3, 4, 2):
+        flows.append(
+            replace(flow, tensors={**flow.tensors, "layer": flow.compose() / (1 + off_by)})
+        )
+    FlowGraph(flows)
+    if off_by < 0.5:
+        assert not recwarn.list
+    else:
+        (one,) = recwarn.list
+        assert one.category is CannotCarryWarning
+        assert "composed by chain are 55% off the direct ones" in str(one.message)

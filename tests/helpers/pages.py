@@ -17,7 +17,10 @@ from tests.helpers.synthetic import layer_flow
 
 
 def signed(flow: LayerFlow, seed: int = 0) -> LayerFlow:
-    """The flow with signs at random, totals and all; its rows miss them as much as before."""
+    """The flow with signs at random, totals and all; its rows miss them as much as before.
+
+    The direct map is near the one composed by chain.
+    """
     random = torch.Generator().manual_seed(100 * seed + flow.index)
 
     def mixed(values: torch.Tensor) -> torch.Tensor:
@@ -28,18 +31,21 @@ def signed(flow: LayerFlow, seed: int = 0) -> LayerFlow:
     chain = mixed(flow.chain)
     chain = chain * (mlp.transpose(1, 2) / chain.sum(-1))[..., None]
     total = mlp.sum(-1) + residual - flow.delta["mlp"]
-    return replace(
+    made = replace(
         flow,
         attention=attention,
         attention_total=attention.sum(-1) - flow.delta["attention"],
         mlp=mlp,
         residual=residual,
-        layer=flow.layer * (total / flow.layer_total)[..., None],
         layer_total=total,
         mlp_total=total,
         chain=chain,
         chain_total=mlp.transpose(1, 2),
     )
+    noise = torch.rand(flow.layer.shape, generator=random).to(flow.layer.dtype)
+    layer = made.compose("chain") * (0.95 + 0.1 * noise)
+    sums = total + flow.delta["layer"]
+    return replace(made, layer=layer * (sums / layer.sum(-1))[..., None])
 
 
 def graph(
@@ -92,7 +98,7 @@ def header(page: str) -> Any:
 def numbers(page: str) -> dict[tuple[int, str], list[float]]:
     """Every tensor of the page, number by number, from the format's description."""
     data = zlib.decompress(base64.b64decode(Elements(page).text("script", id="page-numbers")))
-    letters = {"float32": "f", "float64": "d", "uint8": "B"}
+    letters = {"float32": "f", "float64": "d", "uint8": "B", "uint32": "I"}
     found = {}
     for tensor in header(page)["tensors"]:
         letter, size, offset = letters[tensor["type"]], tensor["size"], tensor["offset"]

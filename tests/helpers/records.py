@@ -25,7 +25,7 @@ def record(rows: dict[str, list[float]], layer: int = 0, **names: Any) -> dict[s
             "mlp_start": "attention",
             "rule": "chain",
             "rows": len(rows["l2"]),
-            "uncertified_rows": 1,
+            "unconverged_rows": 1,
             "relative_rows": len(there["relative_l2"]),
             "correlation_rows": len(there["pearson"]),
             **numbers,

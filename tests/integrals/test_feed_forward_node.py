@@ -81,7 +81,7 @@ def test_rows_are_refined_and_add_up() -> None:
     model = relevance_models.make(RECIPES["llama"])
     inputs, _ = relevance_models.make_inputs(RECIPES["llama"])
     for flow in LayerFlowIG(model).attribute(inputs, "zero", boundaries=ASKED, tolerance=1e-5):
-        assert {"attention", "mlp", "feed_forward_heads", "chain"} <= set(flow.certified)
+        assert {"attention", "mlp", "feed_forward_heads", "chain"} <= set(flow.checked)
         assert all(bool(rows.all()) for rows in flow.converged.values())
         rows = flow.feed_forward_heads.sum(-1) + flow.feed_forward_token
         assert float((rows - flow.feed_forward).abs().max()) <= 1e-5 * float(flow.mlp_total.max())

@@ -82,3 +82,17 @@ def test_areas_of_known_curves() -> None:
 def test_what_does_not_fit_is_refused(shares: list[float], scale: str, message: str) -> None:
     with pytest.raises(LigError, match=message):
         circuits.circuit_cpr(torch.zeros(3), shares, scale)  # type: ignore[arg-type]
+
+
+def test_means_over_texts() -> None:
+    over = circuits.CircuitsOverTexts()
+    over.update([0.0, 0.5, 1.0], [0.01, 0.1, 1.0])
+    over.update(torch.tensor([1.0, 1.5, 1.0]), [0.01, 0.1, 1.0])
+    found = over.compute()
+    assert found["faithfulness 0.01"].mean == 0.5
+    assert found["faithfulness 0.1"].mean == 1
+    assert found["cpr log"].mean == pytest.approx((0.5 + 1.25) / 2)
+    assert found["cmd log"].mean == pytest.approx((0.5 + 0.25) / 2)
+    linear = (0.09 * 0.25 + 0.9 * 0.75) / 0.99
+    assert found["cpr"].mean == pytest.approx((linear + (0.09 * 1.25 + 0.9 * 1.25) / 0.99) / 2)
+    assert found["cmd"].texts == 2

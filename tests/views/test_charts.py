@@ -102,7 +102,7 @@ def test_a_product_is_compared_at_the_size_it_has() -> None:
 
 
 def test_a_graph_of_few_targets_shows_its_facts() -> None:
-    shown = FlowGraph(flows(2, 6, targets=[2, 4]), TOKENS)._repr_html_()
+    shown = FlowGraph(flows(2, 6, targets=[2, 4], baseline="zero"), TOKENS)._repr_html_()
     assert "layers 0 to 1, 6 tokens" in shown
     assert "<img" not in shown
 
@@ -250,6 +250,7 @@ def test_hostile_tokens_are_text() -> None:
         figure.savefig(io.BytesIO(), dpi=40)
 
 
+@pytest.mark.filterwarnings("ignore::captum_lig.graph.CannotCarryWarning")
 @pytest.mark.parametrize(
     ("draw", "message"),
     [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -47,10 +49,16 @@ def small_flow(error: float = 0.0) -> LayerFlow:
     )
 
 
-def printed(given: Sequence[LayerFlow], tokens: Sequence[str], rule: str = "conserve") -> str:
+def printed(
+    given: Sequence[LayerFlow], tokens: Sequence[str], rule: str = "conserve", **settings: Any
+) -> str:
     file = io.StringIO()
-    Console(file=file, width=80).print(flow_table(given, tokens, rule))
+    Console(file=file, width=80).print(flow_table(given, tokens, rule, **settings))
     return file.getvalue()
+
+
+def in_one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def test_shares_add_up_to_one() -> None:
@@ -76,7 +84,7 @@ def test_summary_numbers() -> None:
     assert summary.total == 3.0
     assert summary.rows == 4 + 2 + 2 + 4  # attention, mlp, layer, chain
     assert summary.completeness_error == pytest.approx(0.0005, rel=1e-3)  # float32
-    assert summary.certified
+    assert summary.converged
     assert summary.via_heads == pytest.approx(6 / 8)
     # target 0 agrees; target 2: direct (1, 0, 1), composed (-1, 1, 2)
     agreement = summarize(small_flow(), "chain").agreement
@@ -104,9 +112,14 @@ def test_padding_counts_for_nothing() -> None:
     assert padded.total == pytest.approx(total[0, :4].mean().item())
 
 
-def test_table_certifies_what_adds_up() -> None:
-    text = printed(flows(3, error=1e-6), list("abcdef"))
-    assert "Certified: each of the 108 rows" in text
+def test_table_says_what_adds_up_and_how_far_maps_are_apart() -> None:
+    given = flows(3, error=1e-6)
+    text = printed(given, list("abcdef"))
+    worst = max(float(f.completeness_error(b).max()) for f in given for b in f.checked)
+    off = statistics.median(float(f.agreement("conserve").mean()) for f in given)
+    said = f"Sums converged to {worst:.0e}: each of the 108 rows adds up to its total. Maps"
+    assert f"{said} composed by conserve are {off:.0%} off the direct maps" in in_one_line(text)
+    assert "not that the map is" in in_one_line(text)
     assert "1e-06" in text
     assert "!" not in text
     assert "via" not in text  # nothing passes the heads on target-token paths
@@ -115,15 +128,13 @@ def test_table_certifies_what_adds_up() -> None:
 def test_table_says_what_does_not_add_up() -> None:
     text = printed([small_flow(error=0.078)], list("abc"))
     assert "0.078 !" in text
-    assert "Not certified" in text
-    assert "1 of 12" in text
-    assert "Certified:" not in text
-    assert "88%" not in text
+    assert "Not all sums converged: 1 of 12 rows" in text
+    assert "Sums converged" not in text
     assert "75%" in text  # via heads
 
 
 def test_links_in_the_table() -> None:
-    text = printed([small_flow()], ["same", "same", "other"], "chain")
+    text = printed([small_flow()], ["same", "same", "other"], "chain", kind="composed")
     assert "same·1 → same·0 (0, +75%)" in text  # told apart by position
     assert "same·0 → other (1, -50%)" in text
 
@@ -135,6 +146,54 @@ def test_table_fits_80_columns_without_colour_codes() -> None:
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "[red]xxxxxx…" in text  # no markup
+
+
+def sink_flow(index: int) -> LayerFlow:
+    """Three tokens; composed and direct say that the first is 80 % of what reaches the others."""
+    matrix = torch.tensor([[[0.0, 0.9, 0.1], [0.9, 0.0, 0.1], [0.7, 0.3, 0.0]]])
+    total = matrix.sum(-1)
+    return LayerFlow(
+        name="block",
+        index=index,
+        targets=torch.arange(3),
+        valid=torch.ones(1, 3, dtype=torch.bool),
+        scalarization="l2",
+        baseline="target_token",
+        attention=matrix[:, None],
+        attention_total=total[:, None],
+        mlp=total[..., None],
+        residual=torch.zeros(1, 3),
+        layer=matrix,
+        layer_total=total,
+        mlp_total=total,
+        chain=matrix[:, None],
+        chain_total=total[:, None],
+    )
+
+
+def test_a_sink_is_named_under_the_table_and_can_be_hidden() -> None:
+    given, tokens = [sink_flow(index) for index in (3, 4, 6)], ["[CLS]", "b", "c"]
+    text = in_one_line(printed(given, tokens))
+    assert "The first token, [CLS], is 80% of what reaches the others in layers 3-4, 6:" in text
+    assert "--hide-first-token" in text
+    assert "[CLS] → b" in text
+    hidden = in_one_line(printed(given, tokens, hide_first_token=True))
+    assert "[CLS] →" not in hidden
+    assert "its links are hidden here" in hidden
+    assert "b → c" in hidden
+    assert "The first token" not in printed([small_flow()], ["[CLS]", "b", "c"])
+
+
+def test_the_table_opens_with_direct_maps_where_composed_ones_are_far_off() -> None:
+    flow = small_flow()  # by chain off by 0 and by sqrt(3), 87 % in the mean
+    text = in_one_line(printed([flow], list("abc"), "chain"))
+    assert "Maps composed by chain are 87% off the direct maps (median layer)" in text
+    assert "so the direct maps are shown" in text
+    assert "b → a (+75%)" in text
+    assert "a → c (+50%)" in text
+    asked = in_one_line(printed([flow], list("abc"), "chain", kind="composed"))
+    assert "a → c (1, -50%)" in asked
+    assert "they do not say what the layers do" in asked
 
 
 def test_a_single_token_has_no_links() -> None:

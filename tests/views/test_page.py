@@ -14,8 +14,8 @@ import torch
 
 from captum_lig import FlowGraph, LigError
 from captum_lig.views.page import page, write_page
-from captum_lig.views.page.numbers import PARTS
-from captum_lig.views.page.write import MODULES
+from captum_lig.views.page.numbers import PARTS, packed_size
+from captum_lig.views.page.write import MODULES, QUESTION_MODULES
 from tests.helpers.pages import Elements, graph, header, numbers
 from tests.helpers.synthetic import ATTACK, flows
 
@@ -30,6 +30,7 @@ def test_numbers_of_the_page_are_those_of_the_graph(dtype: torch.dtype) -> None:
             edges = name in ("attention", "chain", "mlp", "residual", "direct")
             narrow = tensor.to(torch.float32) if edges else tensor
             assert found.pop((place, name)) == narrow.flatten().tolist()
+        assert found.pop((place, "one_source")) == [0] * 5
         for name, errors in layer.errors.items():
             assert found.pop((place, f"error.{name}")) == errors.flatten().tolist()
         for rule in ("conserve", "chain", "product"):
@@ -43,7 +44,7 @@ def test_numbers_of_the_page_are_those_of_the_graph(dtype: torch.dtype) -> None:
 def test_the_header_says_what_the_numbers_are() -> None:
     given = graph(tokens=4, heads=2)
     said = header(page(given, "a title", "chain"))
-    assert (said["format"], said["version"]) == ("captum_lig.page", 3)
+    assert (said["format"], said["version"]) == ("captum_lig.page", 4)
     assert said["title"] == "a title"
     assert said["tokens"] == ["a", "b", "c", "d"]
     assert [rule["name"] for rule in said["rules"]] == ["conserve", "chain", "product"]
@@ -55,15 +56,15 @@ def test_the_header_says_what_the_numbers_are() -> None:
 
 
 def test_what_a_graph_does_not_hold_is_left_out() -> None:
-    given = [replace(flow, layer=None, chain=None) for flow in flows(2)]
-    without = page(FlowGraph(given))
+    given = [replace(flow, layer=None, chain=None) for flow in flows(2, baseline="zero")]
+    without = page(FlowGraph(given), rule="conserve")
     names = {name for _, name in numbers(without)}
     left_out = {"direct", "direct_total", "error.layer", "chain", "error.chain", "chain.heads"}
     assert names.isdisjoint(left_out)
     assert [rule["name"] for rule in header(without)["rules"]] == ["conserve", "product"]
     assert header(without)["layers"][0]["certified"] == ["attention", "mlp"]
-    with pytest.raises(LigError, match="layer 0 has no 'chain' boundary"):
-        page(FlowGraph(given), rule="chain")
+    with pytest.raises(LigError, match=r"layer 0 has no 'chain' boundary.*use rule='conserve'"):
+        page(FlowGraph(given))
 
 
 def test_a_pruned_graph_keeps_its_sums() -> None:
@@ -137,19 +138,52 @@ def test_the_same_graph_gives_the_same_page() -> None:
     assert page(graph()) == page(graph())
 
 
-def test_modules_come_after_what_they_import() -> None:
+@pytest.mark.parametrize("names", [MODULES, QUESTION_MODULES], ids=["lengths", "question"])
+def test_modules_come_after_what_they_import(names: list[str]) -> None:
     folder = files("captum_lig.views.page").joinpath("assets")
-    assert sorted(f"{name}.js" for name in MODULES) == sorted(
-        entry.name for entry in folder.iterdir() if entry.name.endswith(".js")
-    )
     seen: dict[str, set[str]] = {}
-    for name in MODULES:
+    for name in names:
         text = folder.joinpath(f"{name}.js").read_text(encoding="utf-8")
-        for names, module in re.findall(r'^import \{([^}]*)\} from "\./(\w+)\.js";$', text, re.M):
-            assert {one.strip() for one in names.split(",") if one.strip()} <= seen[module]
-        assert len(re.findall(r"^import ", text, re.M)) == len(
-            re.findall(r'^import \{[^}]*\} from "\./\w+\.js";$', text, re.M)
-        )
+        form = r'^import \{([^}]*)\} from "\.\.?/(\w+)\.js";$'
+        for imported, module in re.findall(form, text, re.M):
+            assert {one.strip() for one in imported.split(",") if one.strip()} <= seen[module]
+        assert len(re.findall(r"^import ", text, re.M)) == len(re.findall(form, text, re.M))
         exports = re.findall(r"^export (?:async )?(?:function|class|const) (\w+)", text, re.M)
         assert len(exports) == len(re.findall(r"^export ", text, re.M))
-        seen[name] = set(exports)
+        seen[name.rpartition("/")[2]] = set(exports)
+
+
+def test_every_script_is_in_a_page() -> None:
+    folder = files("captum_lig.views.page").joinpath("assets")
+    there = {f"{e.name}" for e in folder.iterdir() if e.name.endswith(".js")}
+    there |= {f"question/{e.name}" for e in folder.joinpath("question").iterdir()
+              if e.name.endswith(".js")}  # fmt: skip
+    assert there == {f"{name}.js" for name in {*MODULES, *QUESTION_MODULES}}
+
+
+# --- its size -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_the_size_is_known_before_the_page_is_made(top_k: int | None) -> None:
+    given = graph(layers=4, tokens=16, heads=6)
+    given = given if top_k is None else given.prune(top_k=top_k)
+    numbers_of = Elements(page(given)).text("script", id="page-numbers")
+    assert packed_size(given) == pytest.approx(len(numbers_of), rel=0.4)
+
+
+def test_a_page_that_no_browser_opens_is_refused_before_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = graph()
+    monkeypatch.setattr("captum_lig.views.page.write.MOST", packed_size(given) - 1)
+    monkeypatch.setattr("captum_lig.views.page.write.page", None)
+    with pytest.raises(LigError, match=r"a browser opens no page.*prune the graph first"):
+        given.to_html(tmp_path / "flow.html")
+
+
+def test_a_large_page_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = graph()
+    monkeypatch.setattr("captum_lig.io.codec.LARGE", packed_size(given) - 1)
+    with pytest.warns(UserWarning, match="prune the graph first"):
+        given.to_html(tmp_path / "flow.html")

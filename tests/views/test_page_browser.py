@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import math
-import shutil
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from captum_lig import FlowGraph, LayerFlowIG
+from captum_lig import FlowGraph, LayerFlow, LayerFlowIG
 from captum_lig.flow.tokens import readable_token
-from captum_lig.graph import Route
+from captum_lig.graph import CannotCarryWarning, Route
+from tests.helpers.browser import CHROMIUM, NO_CHROMIUM, Opened
 from tests.helpers.models import tiny_bert
 from tests.helpers.models import tokens as text_of
 from tests.helpers.pages import graph
 from tests.helpers.synthetic import ATTACK, flows, layer_flow
-from tests.helpers.target_flows import TARGET, target_flows
 
-CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="there is no Chromium to open the page in: apt-get install chromium"
-)
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-OPTIONS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 PHONE, LAPTOP, WIDE = (390, 844), (1280, 800), (1920, 1080)
 RULES = ["conserve", "chain", "product"]
 
 
-@dataclass
-class Shown:
-    """A page in the browser, and all that it complained about or asked for."""
-
-    tab: Any
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
+class Shown(Opened):
+    """The page of lengths."""
 
     def choose(self, **choices: object) -> None:
         for name, value in choices.items():
@@ -49,20 +39,6 @@ class Shown:
             else:
                 control.select_option(str(value))
         self.settle()
-
-    def settle(self) -> None:
-        """Until what was asked for is drawn: the page draws once a frame."""
-        self.tab.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
-
-    def text(self, selector: str) -> str:
-        return str(self.tab.locator(selector).inner_text())
-
-    def numbers(self, selector: str) -> list[float]:
-        """In full, as they stand behind what a person reads."""
-        found = self.tab.locator(f"{selector} data").evaluate_all(
-            "(all) => all.map((d) => d.value)"
-        )
-        return [float(value) for value in found]
 
     def lines(self) -> list[tuple[int, int, int, list[float]]]:
         """Rows of the table of lines: index of the layer, target, source, numbers."""
@@ -92,15 +68,6 @@ class Shown:
 Opener = Callable[..., Shown]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def show(browser: Any, tmp_path: Path) -> Iterator[Opener]:
     contexts = []
@@ -108,18 +75,12 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Opener]:
     def opened(
         given: FlowGraph, title: str | None = None, size: tuple[int, int] = LAPTOP, **options: Any
     ) -> Shown:
-        path = given.to_html(tmp_path / "flow.html", title, options.pop("rule", "conserve"))
+        rule, hide = options.pop("rule", "chain"), options.pop("hide_first_token", False)
+        path = given.to_html(tmp_path / "flow.html", title, rule, hide_first_token=hide)
         viewport = {"width": size[0], "height": size[1]}
         context = browser.new_context(viewport=viewport, offline=True, **options)
         contexts.append(context)
-        shown = Shown(context.new_page())
-        shown.tab.set_default_timeout(20_000)
-        shown.tab.on("console", lambda message: shown.complaints.append(message.text))
-        shown.tab.on("pageerror", lambda error: shown.complaints.append(str(error)))
-        shown.tab.on("dialog", lambda dialog: shown.complaints.append(dialog.message))
-        shown.tab.on("request", lambda request: shown.requests.append(request.url))
-        shown.tab.goto(path.as_uri())
-        shown.tab.locator("#summary:not(:empty)").wait_for()
+        shown = Shown.of(context, path)
         return shown
 
     yield opened
@@ -167,7 +128,7 @@ def test_graphs_of_other_kinds_open(show: Opener, tmp_path: Path, kind: str) -> 
     shown = show(made)
     shown.choose(threshold=0, target=0)
     for index, target, source, (share, *_) in shown.lines():
-        shares = made.layers[place_of(made, index)].shares("conserve", False)
+        shares = made.layers[place_of(made, index)].shares("chain", False)
         assert close(share, float(shares.matrix[target, source]))
     shown.choose(boundary="attention", head=1)
     shown.tab.locator("#flow").focus()
@@ -200,7 +161,7 @@ def test_lines_of_the_composed_layers(show: Opener, rule: str) -> None:
     given = graph()
     shown = show(given, rule=rule)
     assert shown.tab.locator("#rule").input_value() == rule
-    shown.choose(threshold=0)
+    shown.choose(threshold=0, boundary="composed")
     found = shown.lines()
     assert len(found) == 3 * 5 * 5
     for index, target, source, (share, value) in found:
@@ -277,7 +238,7 @@ def test_threshold_range_and_own_lines(show: Opener) -> None:
     before = shown.picture("#lines")
     shown.choose(threshold=70)
     least = 10 ** (-3 + 3 * 69 / 99)
-    matrices = [layer.shares("conserve", False).matrix for layer in given.layers]
+    matrices = [layer.shares("chain", False).matrix for layer in given.layers]
     expected = sum(int((matrix.abs() >= least).sum()) for matrix in matrices)
     assert len(shown.lines()) == expected
     assert shown.text("#summary").startswith(f"{expected} lines")
@@ -363,7 +324,7 @@ def test_routes_through_a_token_in_the_middle(show: Opener) -> None:
 def test_what_a_pinned_token_carries(show: Opener, rule: str) -> None:
     given = graph(layers=4)
     shown = show(given, rule=rule)
-    shown.choose(target=3)
+    shown.choose(target=3, boundary="composed")
     shown.choose(column=2, threshold=0, last=4)
     below = given.relevance(target=3, rule=rule, layers=(2, 3))
     above = given.contributions(3, rule=rule, layers=(4, 4))
@@ -433,7 +394,7 @@ def test_pointing_shows_numbers(show: Opener) -> None:
     shown.tab.mouse.move(*shown.place(2, 3, 4))
     assert shown.text("#tip").startswith("d 3 entering layer 4")
     layer = given.layers[1]
-    row = layer.shares("conserve", False).matrix[3]
+    row = layer.shares("chain", False).matrix[3]
     total, error, *shares = shown.numbers("#tip")
     assert close(total, float(layer.mlp_sum[3]))
     assert close(error, max(float(errors[..., 3].max()) for errors in layer.errors.values()))
@@ -442,10 +403,10 @@ def test_pointing_shows_numbers(show: Opener) -> None:
     left, right = shown.place(1, 0, 4), shown.place(2, 0, 4)
     shown.tab.mouse.move((left[0] + right[0]) / 2, left[1])  # the first token's line to itself
     assert shown.text("#tip").startswith("layer 3: a 0 → a 0")
-    own = layer.shares("conserve", False)
+    own = layer.shares("chain", False)
     share, value, *parts = shown.numbers("#tip")
     assert close(share, float(own.matrix[0, 0]))
-    assert close(value, share * float(layer.mlp_sum[0]))
+    assert close(value, share * float(layer.chain_sum[0]))
     heads = sorted(own.heads[:, 0, 0].tolist(), key=lambda part: -abs(part))
     exact = [*heads, float(own.residual[0]), float(layer.direct[0, 0] / layer.direct_total[0])]
     assert all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(parts, exact, strict=True))
@@ -496,13 +457,13 @@ def test_the_maps_can_be_used_without_a_pointer(show: Opener) -> None:
         shown.tab.keyboard.press(key)
     assert shown.text("#map-cell").startswith("c 2 from b 1: composed")
     layer = given.layers[1]
-    composed = float(layer.shares("conserve", False).matrix[2, 1])
+    composed = float(layer.shares("chain", False).matrix[2, 1])
     direct = float(layer.direct[2, 1].double() / layer.direct_total[2])
     found = shown.numbers("#map-cell")[:3]
     assert all(map(close, found, [composed, direct, direct - composed]))
 
 
-# --- what is certified, and how far maps are apart ------------------------------------------------
+# --- how sums converged, and how far maps are apart -----------------------------------------------
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -517,32 +478,109 @@ def test_distances_are_those_of_the_flows(show: Opener, rule: str) -> None:
     assert [row[3] for row in rows] == pytest.approx(expected, rel=1e-5)
 
 
-def test_certified_rows(show: Opener) -> None:
+def test_sums_that_converged(show: Opener) -> None:
     shown = show(FlowGraph(flows(2, tokens=6, baseline="zero")))
     # a layer: 2 heads x 6 targets of attention and of the chain, 6 of mlp, 6 direct
-    assert shown.text("#certificate").startswith("Certified: each of the 72 rows")
+    assert shown.text("#certificate").startswith("Sums converged to ")
+    assert "each of the 72 rows adds up. Maps composed by chain are " in shown.text("#certificate")
     assert [row[:2] for row in (shown.numbers("#layers tbody tr:first-child"),)] == [[36, 0]]
     shown.choose(target=0)
-    assert "Certified" in shown.text("#pinned-text")
+    assert "Sums converged" in shown.text("#pinned-text")
     assert "◇" not in shown.text("#legend")
 
 
-def test_rows_that_are_not_certified_are_marked(show: Opener) -> None:
+def test_rows_that_did_not_converge_are_marked(show: Opener) -> None:
     good, bad = flows(2, baseline="zero")
     bad.residual[0, 3] += 0.003 * bad.mlp_total[0, 3] - bad.delta["mlp"][0, 3]
     plain = show(FlowGraph(flows(2, baseline="zero"))).picture("#lines")
     shown = show(FlowGraph([good, bad]))
-    assert shown.text("#certificate").startswith("Not certified: 1 of 72 rows")
+    assert shown.text("#certificate").startswith("Not all sums converged: 1 of 72 rows")
     assert shown.picture("#lines") != plain
-    assert "◇ not certified" in shown.text("#legend")
+    assert "◇ not converged" in shown.text("#legend")
     assert shown.numbers("#layers tbody tr:nth-child(2)")[1:3] == pytest.approx(
         [1, 0.003], rel=1e-3
     )
     shown.choose(target=3)
-    assert "◇ Not certified; completeness errors: attention" in shown.text("#pinned-text")
+    assert "◇ Not converged; completeness errors: attention" in shown.text("#pinned-text")
     assert "mlp 0.00300" in shown.text("#pinned-text")
     shown.choose(target=2)
-    assert "Not certified" not in shown.text("#pinned-text")
+    assert "Not converged" not in shown.text("#pinned-text")
+
+
+@pytest.mark.parametrize("off_by", [0.45, 0.55])
+def test_it_opens_with_the_direct_maps_where_composed_ones_are_far_off(
+    show: Opener, off_by: float
+) -> None:
+    given = []
+    for flow in flows(3, baseline="zero"):
+        direct = flow.compose("chain") / (1 + off_by)
+        maps = {"layer": direct, "layer_total": direct.sum(-1)}
+        given.append(replace(flow, tensors={**flow.tensors, **maps}))
+    whole = of_lengths(given)
+    shown = show(whole)
+    said = shown.text("#certificate")
+    assert f"Maps composed by chain are {100 * off_by:.1f}\u00a0% off the direct maps" in said
+    far = off_by > 0.5
+    assert shown.tab.locator("#boundary").input_value() == ("direct" if far else "composed")
+    assert ("so the page opens with the direct maps" in said) == far
+    assert shown.tab.locator("#certificate").get_attribute("class") == ("bad" if far else "good")
+    shown.choose(boundary="composed")
+    assert ("do not say what the layers do" in shown.text("#certificate")) == far
+    pruned = show(whole.prune(top_k=1))  # cannot add up to the direct maps, and was asked for
+    assert pruned.tab.locator("#boundary").input_value() == "composed"
+
+
+def test_lines_from_the_only_possible_source_are_not_listed(show: Opener) -> None:
+    shown = show(of_lengths([causal(flow) for flow in flows(2, 4)]))
+    shown.choose(threshold=0)
+    links = {(target, source) for _, target, source, _ in shown.lines() if target != source}
+    assert links == {(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)}
+    shown.choose(target=1)
+    assert "one possible source" in shown.text("#pinned-text")
+    shown.choose(target=2)
+    assert "one possible source" not in shown.text("#pinned-text")
+
+
+def test_the_first_token_is_named_where_it_dominates_and_can_be_hidden(show: Opener) -> None:
+    first, last = flows(2, 4, baseline="zero")
+    last.need("chain")[..., 1:] *= 1e-3  # of the rest next to nothing
+    last = replace(last, tensors={**last.tensors, "layer": last.compose("chain")})
+    shown = show(of_lengths([first, last]))
+    parts = [float(graph_part(flow)) for flow in (first, last)]
+    assert parts[0] < 0.5 < parts[1]
+    said = f"is {100 * parts[1]:.1f}\u00a0% of what reaches the others in layer 1: a sink."
+    assert shown.text("#sink").endswith(said)
+    shown.choose(threshold=0)
+    before = shown.lines()
+    shown.choose(hide_first=True)
+    after = shown.lines()
+    assert after == [line for line in before if line[2] != 0 or line[1] == 0]
+    assert len(after) == len(before) - 6
+    assert "hidden here" in shown.text("#sink")
+    assert show(FlowGraph(first)).text("#sink") == ""
+    hidden = show(of_lengths([first, last]), hide_first_token=True)
+    assert hidden.tab.locator("#hide-first").is_checked()
+
+
+def of_lengths(given: list[LayerFlow]) -> FlowGraph:
+    """Their graph; some of them cannot carry, which is what is looked at."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CannotCarryWarning)
+        return FlowGraph(given)
+
+
+def causal(flow: LayerFlow) -> LayerFlow:
+    """The flow with each token's maps 0 at those after it."""
+    mask = torch.ones(flow.valid.shape[1], flow.valid.shape[1]).tril()
+    kept = {name: flow.need(name) * mask for name in ("attention", "chain", "layer")}
+    return replace(flow, tensors={**flow.tensors, **kept})
+
+
+def graph_part(flow: LayerFlow) -> torch.Tensor:
+    """Of what comes to tokens 1 to 3 from others, by the composed map: the part of token 0."""
+    shares = FlowGraph(flow).layers[0].shares("chain", False).matrix.abs()
+    shares.fill_diagonal_(0)
+    return shares[1:, 0].sum() / shares[1:].sum()
 
 
 def test_a_token_that_was_no_target(show: Opener) -> None:
@@ -560,7 +598,7 @@ def test_a_token_that_was_no_target(show: Opener) -> None:
 
 def test_without_a_direct_map_and_a_chain(show: Opener) -> None:
     given = [replace(flow, layer=None, chain=None) for flow in flows(2, baseline="zero")]
-    shown = show(FlowGraph(given))
+    shown = show(FlowGraph(given), rule="conserve")
     assert shown.tab.locator("#rule option").all_inner_texts() == ["conserve", "product"]
     assert shown.tab.locator("#boundary option[value=direct]").is_disabled()
     assert "hold no direct map" in shown.text("#map-text")
@@ -587,51 +625,3 @@ def test_light_and_dark(show: Opener) -> None:
     light.tab.emulate_media(color_scheme="light")
     light.settle()
     assert light.picture("#lines") == drawn
-
-
-# --- a graph with a target ------------------------------------------------------------------------
-
-
-def test_a_target_is_shown_in_its_units(show: Opener) -> None:
-    given = FlowGraph(target_flows(mlp=[True, False, True], first=2), list("abcde"))
-    trace = given.relevance()
-    assert trace.feed_forward is not None
-    shown = show(given)
-    assert shown.text("h1") == f"{TARGET}: +2"
-    assert shown.text("#settings").startswith(f"Relevance to {TARGET}, which changed by 2.00")
-    assert "certified" in shown.text("#certificate").lower()
-    shown.choose(threshold=0)
-    lines = shown.lines()
-    for index, target, source, (share, value) in lines:
-        layer = given.layers[place_of(given, index)]
-        link = float(layer.links(layer.leaving, "conserve", False)[target, source])  # type: ignore[attr-defined]
-        assert math.isclose(value, link, rel_tol=1e-5)
-        assert math.isclose(share, link / 2, rel_tol=1e-5)
-    assert len(lines) == 3 * 25
-    shown.tab.mouse.move(*shown.place(3, 1, 4))
-    assert shown.text("#tip").startswith("b 1 leaving layer 4")
-    relevance, mlp, *_ = shown.numbers("#tip")
-    assert close(relevance, float(trace.tokens[-1, 1]))
-    assert close(mlp, float(trace.feed_forward[-1, 1]))
-    assert shown.complaints == []
-
-
-def test_what_a_pinned_token_carries_is_measured_by_sizes(show: Opener) -> None:
-    given = FlowGraph(target_flows(first=2), list("abcde"))
-    shown = show(given)
-    shown.choose(target=3, threshold=0, count=3)
-    rollout = given.rollout()[3]
-    order = rollout.argsort(descending=True).tolist()
-    found = shown.numbers("#comes-from tbody")
-    assert found == pytest.approx([float(rollout[i]) for i in order], rel=1e-5)
-    for index, target, source, (share, value, _) in shown.lines():
-        layer = given.layers[place_of(given, index)]
-        link = float(layer.links(layer.leaving, "conserve", False)[target, source])  # type: ignore[attr-defined]
-        assert math.isclose(value, link, rel_tol=1e-5)
-        shares = layer.shares("conserve", True).matrix
-        assert math.isclose(share, float(shares[target, source]), rel_tol=1e-5)
-    assert "by sizes" in shown.text("#pinned")
-    for name in ("rule", "head", "boundary"):
-        for option in shown.tab.locator(f"#{name} option:not([disabled])").all():
-            shown.choose(**{name: option.get_attribute("value")})
-    assert shown.complaints == []

@@ -76,6 +76,6 @@ def test_the_script_gives_the_golden_numbers(tmp_path: Path, kind: str) -> None:
         above = made.contributions(1, rule=rule, layers=(4, 4)).tokens[-1].tolist()
         assert found[rule]["carried"][-1] == pytest.approx(above, rel=1e-12, abs=1e-15)
     for place, layer in enumerate(made.layers):
-        parts = list(layer.certificates())
+        parts = list(layer.convergence())
         rows, missed = sum(one.rows for one in parts), sum(one.missed for one in parts)
         assert found["certificates"][place] == [rows, missed, max(one.worst for one in parts)]

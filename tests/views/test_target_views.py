@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.axes import Axes
 
 from captum_lig import FlowGraph, LigError
-from captum_lig.views.page import page
 from captum_lig.views.plots import plot_completeness, plot_graph, plot_shares
-from tests.helpers.page_script import NODE, run_script
-from tests.helpers.pages import Elements, header, numbers
 from tests.helpers.target_flows import TARGET, target_flows
 
 TOKENS = ["the", "keys", "to", "it", "are"]
@@ -42,9 +36,7 @@ def test_the_links_drawn_add_up_to_the_relevances() -> None:
             column, source = np.round(segment[0]).astype(int)
             if value is None:  # drawn as wide as it is, whatever its sign
                 layer = graph.layers[column]
-                value = float(
-                    layer.links(trace.tokens[column + 1], "conserve", False)[source, source]
-                )
+                value = float(layer.links(trace.tokens[column + 1], "chain", False)[source, source])
             arrived[column, source] += value
     np.testing.assert_allclose(arrived, trace.tokens[:3], atol=1e-6)
     assert figure.get_suptitle() == f"{TARGET}: +2"
@@ -112,62 +104,3 @@ def test_a_notebook_names_the_target() -> None:
     assert "change +2" in text
     assert "logit &#x27; are&#x27;" in text
     assert "data:image/png" in text
-
-
-# --- the page -------------------------------------------------------------------------------------
-
-
-def test_the_header_names_the_target() -> None:
-    said = header(page(given(change=-0.5)))
-    assert (said["target"], said["change"]) == (TARGET, -0.5)
-    assert said["title"] == f"{TARGET}: -0.5"
-    assert [one["name"] for one in said["rules"]] == ["edges", "sizes"]
-    assert said["rule"] == "edges"
-    assert header(page(given(), "mine"))["title"] == "mine"
-
-
-def test_numbers_of_the_page_are_those_of_the_graph() -> None:
-    graph = given(mlp=[True, False, True])
-    found = numbers(page(graph))
-    for place, layer in enumerate(graph.layers):
-        tensors = layer.tensors()
-        for name in ("attention", "attention_value"):
-            assert found[place, name] == tensors[name].float().flatten().tolist()
-        for name in ("entering", "leaving"):
-            assert found[place, name] == tensors[name].tolist()
-        assert ((place, "feed_forward_relevance") in found) == (place != 1)
-
-
-@pytest.mark.skipif(NODE is None, reason="there is no node to run the script in")
-@pytest.mark.parametrize("kind", ["whole", "pruned", "words", "no change", "encoder"])
-def test_the_script_gives_the_graph_s_numbers(tmp_path: Path, kind: str) -> None:
-    graph = {
-        "whole": lambda: given(),
-        "pruned": lambda: given().prune(top_k=2),
-        "words": lambda: given().merge_tokens([0, 0, 1, 2, 2]),
-        "no change": lambda: given(change=0.0),
-        "encoder": lambda: given(cross=True),
-    }[kind]()
-    found = run_script(page(graph), tmp_path, {"column": 2, "token": 1})
-    count = len(graph.tokens)
-    for place, layer in enumerate(graph.layers):
-        edges, sizes = found["edges"], found["sizes"]
-        links = layer.links(layer.leaving, "conserve", False)  # type: ignore[attr-defined]
-        size = torch.tensor(edges["size"][place])[:, None]
-        maps = torch.tensor(edges["maps"][place], dtype=torch.float64).reshape(count, count)
-        torch.testing.assert_close(maps * size, links, rtol=1e-5, atol=1e-6)
-        shares = layer.shares("conserve", True)
-        maps = torch.tensor(sizes["maps"][place], dtype=torch.float64).reshape(count, count)
-        torch.testing.assert_close(maps, shares.matrix, rtol=1e-5, atol=1e-7)
-    below = graph.rollout((0, 1))[1].tolist()
-    assert found["sizes"]["carried"][0] == pytest.approx(below, rel=1e-5, abs=1e-7)
-
-
-def test_a_hostile_target_stays_text() -> None:
-    attack = "</script><script>hacked=1</script>"
-    flows = target_flows()
-    for flow in flows:
-        object.__setattr__(flow, "target", attack)
-    document = page(FlowGraph(flows))
-    assert json.loads(Elements(document).text("script", id="page-header"))["target"] == attack
-    assert len([one for one in Elements(document).found if one[0] == "script"]) == 3

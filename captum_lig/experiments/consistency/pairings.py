@@ -120,7 +120,7 @@ class Record:
     rule: str
     rows: int
     """Targets compared."""
-    uncertified_rows: int
+    unconverged_rows: int
     """Of them, those that use a row that is not within tolerance."""
     relative_rows: int
     """Of them, those with a direct row that is not all 0."""
@@ -287,7 +287,7 @@ def _records(maps: LayerMaps) -> list[Record]:
         found = compare_maps(
             maps.direct[layer_baseline], torch.stack(list(composed.values())), maps.visible
         )
-        uncertified = unconverged.sum(-1).tolist()
+        missed = unconverged.sum(-1).tolist()
         for row, pairing in enumerate(composed):
             one = Comparison(*(measure[row] for measure in vars(found).values()))
             records.append(
@@ -296,7 +296,7 @@ def _records(maps: LayerMaps) -> list[Record]:
                     layer_baseline=layer_baseline,
                     **vars(pairing),
                     rows=len(one.l2),
-                    uncertified_rows=uncertified[row],
+                    unconverged_rows=missed[row],
                     relative_rows=int((~one.relative_l2.isnan()).sum()),
                     correlation_rows=int((~one.pearson.isnan()).sum()),
                     **_means_and_stds(vars(one)),

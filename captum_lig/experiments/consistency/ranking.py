@@ -22,7 +22,7 @@ MEASURES = {
 }
 """Measures, and the count of the rows that each is a mean over."""
 
-COUNTS = ("rows", "uncertified_rows", "relative_rows", "correlation_rows")
+COUNTS = ("rows", "unconverged_rows", "relative_rows", "correlation_rows")
 _DESCENDING = ("pearson", "spearman")
 
 
@@ -61,7 +61,7 @@ class Ranked:
     measures: dict[str, tuple[float, float] | None]
     """Mean and deviation over all rows; None if no row has the measure."""
     rows: int
-    uncertified_rows: int
+    unconverged_rows: int
     relative_rows: int
     correlation_rows: int
 

@@ -82,7 +82,7 @@ def _table(ranking: Sequence[Ranked]) -> Table:
             str(one.rank),
             _name(one.pairing),
             *(_over(one.measures[name]) for name in MEASURES),
-            f"{one.correlation_rows}\n{one.uncertified_rows}",
+            f"{one.correlation_rows}\n{one.unconverged_rows}",
             style="italic" if one.is_control else None,
         )
     return table

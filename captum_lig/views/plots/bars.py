@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from captum_lig.errors import LigError
 from captum_lig.flow.axes import FIELDS
+from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.summary import TOLERANCE, row_errors, target_rows
 from captum_lig.views.plots import draw
@@ -29,7 +30,7 @@ EXACT = 1e-9
 
 def plot_shares(
     flows: Sequence[LayerFlow],
-    rule: str = "conserve",
+    rule: str = DEFAULT_RULE,
     *,
     title: str | None = None,
     show: bool = False,
@@ -136,7 +137,7 @@ def plot_completeness(
     Raises:
         LigError: if there is no flow, or none with a boundary that has errors.
     """
-    boundaries = [name for name in FIELDS if any(name in flow.certified for flow in flows)]
+    boundaries = [name for name in FIELDS if any(name in flow.checked for flow in flows)]
     if not boundaries:
         raise LigError("there is no row to show: give flows with a boundary.")
     figure, axes = _figure(len(flows), 1.0, 3.0)
@@ -145,7 +146,7 @@ def plot_completeness(
     for number, boundary in enumerate(boundaries):
         x, y = [], []
         for flow in flows:
-            if boundary not in flow.certified:
+            if boundary not in flow.checked:
                 continue
             texts = [flow.select(text) for text in range(len(flow.valid))]
             errors = [row_errors(one, boundary, target_rows(one)).flatten() for one in texts]

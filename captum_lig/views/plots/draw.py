@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_lig.errors import LigError
+from captum_lig.flow.findings import off_diagonal
 from captum_lig.flow.layer_flow import LayerFlow
-from captum_lig.flow.summary import target_rows
-from captum_lig.flow.tokens import readable_text, readable_token
+from captum_lig.flow.summary import findings, target_rows
+from captum_lig.flow.tokens import numbered_tokens, readable_text
 from captum_lig.views.plots.text import PLAIN, drawable, font_families
 
 COLORS = ListedColormap(colormaps["RdBu_r"](np.linspace(0.07, 0.93, 256)))
@@ -43,10 +44,11 @@ def text_style() -> dict[str, Any]:
     return {**PLAIN, "family": font_families()}
 
 
-def token_labels(tokens: Sequence[str]) -> list[str]:
-    """Tokens as they are drawn."""
+def token_labels(tokens: Sequence[str], positions: Iterable[int] | None = None) -> list[str]:
+    """Tokens as they are drawn, with their positions where two look alike."""
     families = font_families()
-    return [drawable(readable_token(token, LABEL_LENGTH), families) for token in tokens]
+    shown = numbered_tokens(tokens, positions, LABEL_LENGTH)
+    return [drawable(token, families) for token in shown]
 
 
 def symmetric(values: NDArray[Any], quantile: float = 1.0, limit: float | None = None) -> Normalize:
@@ -80,17 +82,36 @@ class Panel:
 
     def without_self(self) -> Panel:
         """The same with self terms in grey."""
+        return self.greyed(self.is_self)
+
+    def greyed(self, cells: NDArray[np.bool_]) -> Panel:
+        """The same with some cells ``(T, S)`` in grey."""
         values = np.ma.array(self.values)
-        values[self.is_self] = np.ma.masked
+        values[cells] = np.ma.masked
         return replace(self, values=values)
 
 
-def make_panel(flow: LayerFlow, values: Tensor, tokens: Sequence[str], title: str = "") -> Panel:
-    """A map of a flow of one text, without padding."""
+def make_panel(
+    flow: LayerFlow,
+    values: Tensor,
+    tokens: Sequence[str],
+    title: str = "",
+    hide_first_token: bool = False,
+) -> Panel:
+    """A map of a flow of one text, without padding; grey where :func:`grey_cells` says so."""
     rows, kept = target_rows(flow), flow.valid[0]
-    names = token_labels([tokens[int(i)] for i in kept.nonzero()])
+    positions = kept.nonzero().flatten().tolist()
+    names = token_labels([tokens[i] for i in positions], positions)
     matrix = values[rows][:, kept].detach().cpu().double().numpy()
-    return Panel(title, matrix, (kept.cumsum(0) - 1)[flow.targets[rows]].cpu().numpy(), names)
+    places = (kept.cumsum(0) - 1)[flow.targets[rows]].cpu().numpy()
+    grey = grey_cells(flow, hide_first_token)[rows][:, kept].cpu().numpy()
+    panel = Panel(title, matrix, places, names)
+    return panel.greyed(grey) if grey.any() else panel
+
+
+def grey_cells(flow: LayerFlow, hide_first_token: bool) -> Tensor:
+    """``(T, S)`` links that are no finding, see :func:`~captum_lig.flow.summary.findings`."""
+    return off_diagonal(flow) & ~findings(flow, hide_first_token)
 
 
 def draw_panels(
@@ -249,6 +270,11 @@ def draw_color_bar(
         bar.ax.yaxis.set_major_formatter(
             lambda share, _: f"{100 * share:+.3g} %" if share else "0 %"
         )
+
+
+def wrapped(text: str, width: int) -> str:
+    """Untrusted text in lines of ``width`` characters that a picture can draw."""
+    return textwrap.fill(drawable(readable_text(text), font_families()), width)
 
 
 def finish(

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_lig.errors import LigError
+from captum_lig.flow.composition import DEFAULT_RULE
+from captum_lig.flow.tokens import TokenIndex
 from captum_lig.graph import FlowGraph, Route
 from captum_lig.graph.trace import shared_out
 from captum_lig.views.plots import draw
@@ -25,12 +27,12 @@ ROUTE_COLOR = "#009E73"
 
 def plot_graph(
     graph: FlowGraph,
-    target: int | Sequence[int] | None = None,
-    source: int | None = None,
+    target: TokenIndex | Sequence[TokenIndex] | None = None,
+    source: TokenIndex | None = None,
     k: int = 3,
     *,
     start: Tensor | Sequence[float] | None = None,
-    rule: str = "conserve",
+    rule: str = DEFAULT_RULE,
     absolute: bool = False,
     title: str | None = None,
     show: bool = False,
@@ -165,7 +167,7 @@ def _draw_nodes(
 def _routes(
     graph: FlowGraph,
     ends: list[int],
-    source: int | None,
+    source: TokenIndex | None,
     relevance: NDArray[np.float64],
     k: int,
     rule: str,
@@ -223,7 +225,8 @@ def _target_caption(graph: FlowGraph, routes: list[Route]) -> str:
 
 
 def _caption(graph: FlowGraph, ends: list[int], routes: list[Route], rule: str) -> str:
-    names = ", ".join(draw.token_labels([graph.tokens[end] for end in ends]))
+    labels = draw.token_labels(graph.tokens)
+    names = ", ".join(labels[end] for end in ends)
     if len(ends) > 8:
         names = f"{len(ends)} tokens"
     text = (
@@ -232,7 +235,7 @@ def _caption(graph: FlowGraph, ends: list[int], routes: list[Route], rule: str) 
         f"{_links_a_layer(graph)}), all heads together, in grey where it stays with its token. "
     )
     if routes:
-        start, end = draw.token_labels([routes[0].labels[0], routes[0].labels[-1]])
+        start, end = labels[routes[0].steps[0].source], labels[routes[0].steps[-1].target]
         text += (
             f"Green: the strongest routes from {start} to {end}, with shares "
             f"{', '.join(f'{route.share:+.2g}' for route in routes)}; h: head. "

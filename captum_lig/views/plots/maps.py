@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_lig.errors import LigError
+from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.summary import one_text, shares, target_rows
+from captum_lig.flow.tokens import TokenIndex, find_tokens
 from captum_lig.views.plots import draw
 
 __all__ = ["plot_compared", "plot_heads", "plot_layers", "plot_map"]
@@ -32,7 +34,7 @@ SHARE = "share of the target's total"
 def plot_map(
     values: Tensor | NDArray[Any],
     tokens: Sequence[str],
-    targets: Sequence[int] | None = None,
+    targets: Sequence[TokenIndex] | None = None,
     *,
     title: str | None = None,
     limit: float | None = None,
@@ -45,7 +47,8 @@ def plot_map(
     Args:
         values: ``(T, S)``.
         tokens: what the sources are called, ``S`` of them.
-        targets: positions of the targets among the tokens; None if every token is a target.
+        targets: which of the tokens the targets are, by what they say or their positions; None if
+            every token is a target.
         title: a title; plain text, whatever it contains.
         limit: where the colours end; None for the largest size in the map.
         percent: label the colours as percentages.
@@ -56,7 +59,8 @@ def plot_map(
         LigError: if the map does not fit the tokens, or holds numbers that are not finite.
     """
     matrix = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, float)
-    rows = list(range(len(tokens))) if targets is None else [int(target) for target in targets]
+    found = find_tokens(range(len(tokens)) if targets is None else targets, tokens, "targets")
+    rows = [int(target) for target in found]
     if matrix.shape != (len(rows), len(tokens)):
         raise LigError(
             f"the map has shape {matrix.shape}, and there are {len(rows)} targets and "
@@ -72,28 +76,30 @@ def plot_map(
 
 def plot_heads(
     flow: LayerFlow,
-    tokens: Sequence[str],
+    tokens: Sequence[str] | None = None,
     rule: str | None = None,
     *,
     title: str | None = None,
     limit: float | None = None,
     show: bool = False,
+    hide_first_token: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """Draw one map a head of one layer.
 
     Args:
         flow: one layer of one text.
-        tokens: the text's tokens, one for each source.
+        tokens: the text's tokens, one for each source; None: as the flow has them.
         rule: None for the attention boundary, each head's rows as shares of its own output; a
             composition rule for what the head carries, as shares of the token leaving the layer.
         title: a title.
         limit: where the colours end; None for the 99th percentile of sizes.
         show: also show the figure through pyplot.
+        hide_first_token: draw the column of the first token in grey.
 
     Raises:
         LigError: if flow and tokens do not fit, for an unknown rule, or a missing boundary.
     """
-    one_text([flow], tokens)
+    tokens = one_text([flow], tokens)
     if rule is None:
         values, size = flow.need("attention")[0], flow.need("attention_total")[0][..., None]
         label = "share of the head's output"
@@ -109,7 +115,7 @@ def plot_heads(
     for head, part in enumerate(parts):
         carried = part[target_rows(flow)].abs().sum(-1).mean().item()
         name = f"head {head}" if rule is None else f"head {head} · {carried:.0%}"
-        panels.append(_panel(flow, part, tokens, name))
+        panels.append(_panel(flow, part, tokens, name, hide_first_token))
     caption = (
         f"Layer {flow.index}, {'attention boundary' if rule is None else f'composed by {rule}'}. "
         f"Baseline {flow.baseline}, scalarization {flow.scalarization}."
@@ -120,29 +126,34 @@ def plot_heads(
 
 def plot_layers(
     flows: Sequence[LayerFlow],
-    tokens: Sequence[str],
+    tokens: Sequence[str] | None = None,
     rule: str | None = None,
     *,
     title: str | None = None,
     limit: float | None = None,
     show: bool = False,
+    hide_first_token: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """Draw one map ``z -> z'`` a layer, as shares of the targets.
 
     Args:
         flows: the flows of one text.
-        tokens: the text's tokens, one for each source.
+        tokens: the text's tokens, one for each source; None: as the flow has them.
         rule: None for the direct map, or a composition rule.
         title: a title.
         limit: where the colours end; None for the 99th percentile of sizes of links between
             different tokens.
         show: also show the figure through pyplot.
+        hide_first_token: draw the column of the first token in grey.
 
     Raises:
         LigError: if flows and tokens do not fit, for an unknown rule, or a missing boundary.
     """
-    one_text(flows, tokens)
-    panels = [_panel(flow, shares(flow, rule), tokens, f"layer {flow.index}") for flow in flows]
+    tokens = one_text(flows, tokens)
+    panels = [
+        _panel(flow, shares(flow, rule), tokens, f"layer {flow.index}", hide_first_token)
+        for flow in flows
+    ]
     caption = (
         f"{'Direct maps' if rule is None else f'Maps composed by {rule}'}. "
         f"Baseline {flows[0].baseline}, scalarization {flows[0].scalarization}."
@@ -152,36 +163,38 @@ def plot_layers(
 
 def plot_compared(
     flow: LayerFlow,
-    tokens: Sequence[str],
-    rule: str = "conserve",
+    tokens: Sequence[str] | None = None,
+    rule: str = DEFAULT_RULE,
     *,
     title: str | None = None,
     limit: float | None = None,
     show: bool = False,
+    hide_first_token: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """Draw the composed map, the direct one, and their difference, on one scale.
 
     Args:
         flow: one layer of one text with all three boundaries.
-        tokens: the text's tokens, one for each source.
+        tokens: the text's tokens, one for each source; None: as the flow has them.
         rule: composition rule.
         title: a title.
         limit: where the colours end; None for the 99th percentile of sizes of links between
             different tokens.
         show: also show the figure through pyplot.
+        hide_first_token: draw the column of the first token in grey.
 
     Raises:
         LigError: if flow and tokens do not fit, for an unknown rule, or a missing boundary.
     """
-    one_text([flow], tokens)
+    tokens = one_text([flow], tokens)
     direct = shares(flow, None)
     total = flow.need("layer_total")[0][:, None]  # scales both, the product rule too
     composed = torch.where(total > 0, flow.compose(rule)[0] / total, 0.0)
     off = flow.agreement(rule)[0, target_rows(flow)].nanmean().item()
     panels = [
-        _panel(flow, composed, tokens, f"composed by {rule}"),
-        _panel(flow, direct, tokens, "direct"),
-        _panel(flow, composed - direct, tokens, "composed - direct"),
+        _panel(flow, composed, tokens, f"composed by {rule}", hide_first_token),
+        _panel(flow, direct, tokens, "direct", hide_first_token),
+        _panel(flow, composed - direct, tokens, "composed - direct", hide_first_token),
     ]
     caption = (
         f"Layer {flow.index}: the composed map is off by "
@@ -191,15 +204,17 @@ def plot_compared(
     return _draw(panels, _scale(panels, limit), title, SHARE, caption, show, columns=3)
 
 
-def _panel(flow: LayerFlow, values: Tensor, tokens: Sequence[str], title: str) -> draw.Panel:
-    """The map without padding, and without self terms where they are 0 by construction."""
-    panel = draw.make_panel(flow, values, tokens, title)
+def _panel(
+    flow: LayerFlow, values: Tensor, tokens: Sequence[str], title: str, hide_first_token: bool
+) -> draw.Panel:
+    """The map without padding; what is 0 or 100 % by construction is grey."""
+    panel = draw.make_panel(flow, values, tokens, title, hide_first_token)
     return panel.without_self() if flow.baseline == "target_token" else panel
 
 
 def _scale(panels: Sequence[draw.Panel], limit: float | None) -> Normalize:
     """Of links alone: self terms of a zero baseline are far larger."""
-    links = [np.asarray(panel.values)[~panel.is_self] for panel in panels]
+    links = [np.ma.compressed(np.ma.array(panel.values)[~panel.is_self]) for panel in panels]
     return draw.symmetric(np.concatenate(links), 0.99, limit)
 
 

@@ -178,10 +178,9 @@ export class FlowView {
     const most = Math.min(8, this.row / 2 - 1.5);
     for (let column = state.first; column <= state.last + 1; column++) {
       for (let token = 0; token < tokens; token++) {
-        const value = carried?.[column][token] ?? this.relevance(column, token);
-        const sized = carried || this.model.page.target !== null;
-        const radius = sized ? 1.2 + most * Math.sqrt(Math.min(1, Math.abs(value))) : 2;
-        context.fillStyle = sized && value !== 0 ? this.sign(value) : this.ink.soft;
+        const value = carried?.[column][token] ?? 0;
+        const radius = carried ? 1.2 + most * Math.sqrt(Math.min(1, Math.abs(value))) : 2;
+        context.fillStyle = carried && value !== 0 ? this.sign(value) : this.ink.soft;
         context.beginPath();
         context.arc(this.x(column), this.y(token), radius, 0, 2 * Math.PI);
         context.fill();
@@ -189,27 +188,7 @@ export class FlowView {
           this.diamond(context, column, token);
         }
       }
-      if (column > state.first && !carried) this.drawMLPs(context, column - 1, most);
     }
-  }
-
-  /** What a token has of the page's target, as a part of the most that any has; 0 without one. */
-  relevance(column, token) {
-    const { page, largest } = this.model;
-    return page.target === null || !largest ? 0 : this.model.relevance(column, token) / largest;
-  }
-
-  /** MLPs that are nodes, as squares in the middle of their layer. */
-  drawMLPs(context, layer, most) {
-    const values = this.model.page.layers[layer].feed_forward_relevance;
-    const { largest } = this.model;
-    values?.forEach((value, token) => {
-      if (value === 0 || !largest) return;
-      const half = 1 + 0.8 * most * Math.sqrt(Math.min(1, Math.abs(value) / largest));
-      context.fillStyle = this.sign(value);
-      const [x, y] = [this.x(layer) + this.pitch / 2, this.y(token)];
-      context.fillRect(x - half, y - half, 2 * half, 2 * half);
-    });
   }
 
   diamond(context, column, token) {

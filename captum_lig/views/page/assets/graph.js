@@ -4,7 +4,7 @@
 
 /**
  * The share of each target that each route carries through one layer: edges times row weights.
- * @param rule {name, edges, absolute}; absolute: of the edges' sizes
+ * @param rule {name, edges}
  * @returns {{heads: Float64Array, residual: Float64Array, size: Float64Array}} `heads` is
  *   [head, target, source]; a share times `size` of its target is the attribution itself
  */
@@ -12,7 +12,6 @@ export function shares(layer, tokens, rule) {
   const weights = layer[`${rule.name}.heads`];
   const heads = Float64Array.from(layer[rule.edges]);
   for (let place = 0; place < heads.length; place++) {
-    if (rule.absolute) heads[place] = Math.abs(heads[place]);
     heads[place] *= weights[Math.floor(place / tokens)];
   }
   return { heads, residual: layer[`${rule.name}.residual`], size: layer[`${rule.name}.size`] };
@@ -82,6 +81,22 @@ export function distances(layer, share, matrix, tokens) {
   return found;
 }
 
+/** The first token's part in what reaches the others from tokens but themselves, by size. */
+export function partOfFirst(matrix, tokens, oneSource) {
+  let first = 0;
+  let whole = 0;
+  for (let target = 1; target < tokens; target++) {
+    if (oneSource?.[target]) continue;
+    for (let source = 0; source < tokens; source++) {
+      if (source === target) continue;
+      const size = Math.abs(matrix[target * tokens + source]);
+      whole += size;
+      if (source === 0) first += size;
+    }
+  }
+  return by(first, whole);
+}
+
 /**
  * Hand what a token carries down to the tokens below it, and its share up to those above.
  * @param matrices composed maps, one a layer
@@ -112,7 +127,7 @@ export function carried(matrices, tokens, pin, first, last) {
   return rows;
 }
 
-/** How a layer's rows are certified: how many there are, how many missed, the worst error. */
+/** How a layer's sums converged: how many rows there are, how many missed, the worst error. */
 export function certificate(layer, tokens, tolerance) {
   const found = { rows: 0, missed: 0, worst: 0, flagged: new Uint8Array(tokens) };
   for (const boundary of layer.certified) {

@@ -9,10 +9,12 @@ import { unpack } from "./numbers.js";
 import {
   cellParts,
   certificateText,
+  distanceText,
   layersTable,
   linesTable,
   mapText,
   settingsText,
+  sinkText,
   summaryText,
 } from "./tables.js";
 import { columnName, element, size, spoken, tokenText } from "./words.js";
@@ -28,11 +30,7 @@ class Page {
     document.querySelector("main").hidden = false;
     if (window.innerWidth <= 600) at("controls").open = false;
     at("title").textContent = page.title;
-    if (page.target !== null) at("maps-title").textContent = "The edges of a layer";
     at("settings").textContent = settingsText(this.model);
-    const verdict = certificateText(this.model);
-    at("certificate").textContent = verdict.text;
-    at("certificate").className = verdict.good ? "good" : "bad";
     this.flow = new FlowView(at("flow"), this.model, {
       pointed: (place, event) => this.tip(place, event),
       pinned: (place) => this.pin(place),
@@ -64,7 +62,6 @@ class Page {
     options("target", [["", "all tokens"], ...tokens]);
     options("source", [["", "any token"], ...tokens]);
     at("boundary").querySelector("[value=direct]").disabled = !this.model.hasDirect;
-    at("boundary").querySelector("[value=attention]").disabled = page.target !== null;
   }
 
   listen() {
@@ -85,6 +82,7 @@ class Page {
     on("source", "change", () => ({ source: number("source") }));
     on("count", "change", () => ({ count: number("count") }));
     on("own", "change", () => ({ own: at("own").checked }));
+    on("hide-first", "change", () => ({ hideFirst: at("hide-first").checked }));
     on("threshold", "input", () => ({ threshold: fromSlider(number("threshold")) }));
     const pinned = () => {
       const token = number("target");
@@ -145,6 +143,7 @@ class Page {
     const { rule } = model;
     const { first, last, pin, source, count, route } = model.state;
     this.showState();
+    this.showVerdict();
     flow.draw();
     if (pin) flow.reveal(pin.column);
     at("summary").textContent = summaryText(model, flow);
@@ -154,6 +153,14 @@ class Page {
     const pinned = [rule, first, last, column, token, source, count, route];
     this.anew("pinned", pinned, () => this.showPinned());
     this.anew("maps", [rule, this.maps.layer, this.look], () => this.showMaps());
+  }
+
+  /** How sums converged never stands alone: how far maps are apart is in the same line. */
+  showVerdict() {
+    const [sums, maps] = [certificateText(this.model), distanceText(this.model)];
+    at("certificate").textContent = `${sums.text} ${maps.text}`.trim();
+    at("certificate").className = sums.good && !maps.far ? "good" : "bad";
+    at("sink").textContent = sinkText(this.model);
   }
 
   /** Make a part of the page again if what it depends on has changed. */
@@ -215,6 +222,7 @@ class Page {
     };
     for (const [id, value] of Object.entries(shown)) at(id).value = String(value);
     at("own").checked = state.own;
+    at("hide-first").checked = state.hideFirst;
     at("head").disabled = state.boundary === "direct";
     at("column").disabled = state.pin === null;
     at("threshold").value = String(toSlider(state.threshold));
@@ -242,7 +250,7 @@ class Page {
       item("positive", `for ${pin ? "the pinned token" : "the target"}, 0 to ${end} or more`),
       item("negative", `against it, 0 to −${end} or more`),
       item("own", `a token to itself, 0 to 100\u00a0% or more`),
-      missed ? element("span", { class: "bad" }, "◇ not certified") : "",
+      missed ? element("span", { class: "bad" }, "◇ not converged") : "",
     );
   }
 

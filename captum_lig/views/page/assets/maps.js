@@ -14,11 +14,7 @@ export class MapsView {
     this.layer = 0;
     this.cell = null;
     this.pointed = pointed;
-    const names = [
-      model.page.target === null ? "Composed" : "All edges",
-      "Direct",
-      "Direct − composed",
-    ];
+    const names = ["Composed", "Direct", "Direct − composed"];
     this.panels = (model.hasDirect ? names : names.slice(0, 1)).map((name) => {
       const canvas = element("canvas");
       const caption = element("figcaption", {}, name);
@@ -85,9 +81,12 @@ export class MapsView {
     const paper = channels(this.ink.paper);
     const positive = channels(this.ink.positive);
     const negative = channels(this.ink.negative);
+    const faint = channels(this.ink.faint);
     matrix.forEach((share, place) => {
-      const part = Math.min(1, Math.abs(share) / this.limit);
-      const full = share < 0 ? negative : positive;
+      const [target, source] = [Math.floor(place / tokens), place % tokens];
+      const grey = share !== 0 && this.model.unlisted(this.layer, target, source);
+      const part = grey ? 1 : Math.min(1, Math.abs(share) / this.limit);
+      const full = grey ? faint : share < 0 ? negative : positive;
       for (let channel = 0; channel < 3; channel++) {
         image.data[4 * place + channel] = paper[channel] + part * (full[channel] - paper[channel]);
       }

@@ -1,6 +1,15 @@
 // What is shown: the state that the controls choose, and what follows from it.
 
-import { attention, carried, certificate, composed, direct, distances, shares } from "./graph.js";
+import {
+  attention,
+  carried,
+  certificate,
+  composed,
+  direct,
+  distances,
+  partOfFirst,
+  shares,
+} from "./graph.js";
 import { strongestRoutes } from "./routes.js";
 import { WHOLE } from "./words.js";
 
@@ -9,6 +18,8 @@ const MOST_LINES = 6000;
 /** The tolerance that rows are held to where the attribution had none, as in the library. */
 const TOLERANCE = 1e-3;
 const LINES_PER_TOKEN = 2;
+/** The first token is a sink where it is more than this part of what the others get. */
+const DOMINATES = 0.5;
 
 export class Model {
   constructor(page) {
@@ -24,11 +35,12 @@ export class Model {
     this.state = {
       first: 0,
       last: this.page.layers.length - 1,
-      boundary: "composed",
+      boundary: this.page.opening ?? "composed",
       rule: this.page.rule,
       head: null,
       threshold: 0,
       own: true,
+      hideFirst: this.page.hide_first_token ?? false,
       pin: null,
       source: null,
       count: 5,
@@ -54,13 +66,9 @@ export class Model {
     return this.page.layers.every((layer) => layer.direct);
   }
 
-  /**
-   * The rule that is at work. What a pinned token carries of a target's relevance is measured by
-   * sizes: signed shares of a relevance near 0 would be many times the whole.
-   */
+  /** The rule that is at work. */
   get rule() {
-    const { rule, pin } = this.state;
-    return this.page.target !== null && pin !== null ? "sizes" : rule;
+    return this.state.rule;
   }
 
   kept(key, make) {
@@ -70,60 +78,20 @@ export class Model {
 
   /** Shares of every layer by the rule. */
   get shares() {
-    return this.sharesBy(this.rule);
-  }
-
-  sharesBy(name) {
-    const rule = this.page.rules.find((one) => one.name === name);
-    return this.kept(`shares ${name}`, () =>
+    const rule = this.page.rules.find(({ name }) => name === this.rule);
+    return this.kept(`shares ${rule.name}`, () =>
       this.page.layers.map((layer) => shares(layer, this.tokens, rule)),
     );
   }
 
   /** The attribution of a line, signed. */
-  value(layer, target, source, share) {
-    if (this.page.target === null) return share * this.map(layer).size[target];
-    const head = this.headOf(layer);
-    const edges = this.sharesBy("edges")[layer];
-    const matrix = this.kept(`edges ${layer} ${head}`, () => composed(edges, this.tokens, head));
-    return matrix[target * this.tokens + source] * edges.size[target];
-  }
-
-  /** Of an attention edge towards a target, what came through the values; null if hidden. */
-  throughValue(layer, target, source) {
-    const { heads, attention_value: values } = this.page.layers[layer];
-    if (values === undefined) return null;
-    const chosen = this.headOf(layer);
-    let sum = 0;
-    for (let head = 0; head < heads; head++) {
-      if (chosen !== null && head !== chosen) continue;
-      sum += values[(head * this.tokens + target) * this.tokens + source];
-    }
-    return sum;
-  }
-
-  /** Relevance of a token to the page's target. */
-  relevance(column, token) {
-    const { layers } = this.page;
-    return column === 0 ? layers[0].entering[token] : layers[column - 1].leaving[token];
-  }
-
-  /** The largest relevance to the page's target in size, which dots are measured by. */
-  get largest() {
-    if (this.page.target === null) return 0;
-    return this.kept("largest", () =>
-      this.page.layers.reduce(
-        (most, layer) =>
-          [...layer.entering, ...layer.leaving].reduce((a, b) => Math.max(a, Math.abs(b)), most),
-        0,
-      ),
-    );
+  value(layer, target, share) {
+    return share * this.map(layer).size[target];
   }
 
   /** What a share is a share of. */
   get whole() {
-    if (this.page.target === null) return WHOLE[this.state.boundary];
-    return this.rule === "edges" ? "the change" : "the sizes into the target";
+    return WHOLE[this.state.boundary];
   }
 
   /** Composed maps of every layer by the rule, all heads. */
@@ -177,9 +145,38 @@ export class Model {
     return all.length ? all.reduce((sum, value) => sum + value, 0) / all.length : Number.NaN;
   }
 
+  /** The same over all layers: the median. */
+  get offBy() {
+    const all = this.page.layers
+      .map((_, number) => this.distance(number))
+      .filter((value) => !Number.isNaN(value))
+      .sort((a, b) => a - b);
+    const half = Math.floor(all.length / 2);
+    return all.length % 2 ? all[half] : (all[half - 1] + all[half]) / 2;
+  }
+
+  /** Where the first token dominates: {part, layers}, the mean part there; null if nowhere. */
+  get sink() {
+    if (this.state.boundary === "attention") return null;
+    const found = [];
+    this.page.layers.forEach((layer, number) => {
+      const part = partOfFirst(this.map(number).matrix, this.tokens, layer.one_source);
+      if (part > DOMINATES) found.push({ index: layer.index, part });
+    });
+    if (found.length === 0) return null;
+    const part = found.reduce((sum, one) => sum + one.part, 0) / found.length;
+    return { part, layers: found.map(({ index }) => index) };
+  }
+
+  /** Whether a link is none to list: it has no other source, or the first token is hidden. */
+  unlisted(layer, target, source) {
+    if (target === source) return false;
+    if (this.state.hideFirst && source === 0) return true;
+    return this.page.layers[layer].one_source?.[target] === 1;
+  }
+
   /** Part of the heads in what reached the targets of a layer. */
   viaHeads(number) {
-    if (this.page.target !== null) return this.page.layers[number].via_heads;
     const { mlp, residual } = this.page.layers[number];
     const sum = (values) => values.reduce((total, value) => total + Math.abs(value), 0);
     const [heads, past] = [sum(mlp), sum(residual)];
@@ -228,6 +225,7 @@ export class Model {
       for (let target = 0, place = 0; target < this.tokens; target++) {
         for (let source = 0; source < this.tokens; source++, place++) {
           if (!own && target === source) continue;
+          if (this.unlisted(layer, target, source)) continue;
           const weight = matrix[place] * values[below ? target : source];
           if (weight === 0 || Math.abs(weight) < threshold) continue;
           look(weight, layer, target, source, matrix[place]);
@@ -255,8 +253,9 @@ export class Model {
     const sizes = [];
     for (let layer = this.state.first; layer <= this.state.last; layer++) {
       this.map(layer).matrix.forEach((share, place) => {
-        const own = place % this.tokens === Math.floor(place / this.tokens);
-        if (!own && share !== 0) sizes.push(Math.abs(share));
+        const [target, source] = [Math.floor(place / this.tokens), place % this.tokens];
+        if (target === source || share === 0) return;
+        if (!this.unlisted(layer, target, source)) sizes.push(Math.abs(share));
       });
     }
     if (sizes.length === 0) return 0;
@@ -289,7 +288,7 @@ export class Model {
     };
     return {
       known: of.known[target] === 1,
-      total: (of.mlp_sum ?? of.leaving)[target],
+      total: of.mlp_sum[target],
       errors: of.certified.map((name) => ({ name, error: worst(name) })),
       flagged: this.certificates[layer].flagged[target] === 1,
       distance: this.distances(layer)?.[target] ?? Number.NaN,

@@ -8,7 +8,6 @@ const BOUNDARIES = {
   mlp: "mlp",
   chain: "chain",
   direct: "direct layer",
-  feed_forward_heads: "MLP",
 };
 
 // --- what the pointer is on -------------------------------------------------------------------
@@ -24,20 +23,8 @@ export function aboutToken(model, { column, token: place }) {
     const end = below ? " of the pinned token" : " to the pinned token";
     lines.push(element("p", {}, `${said} `, number(value, percent(value)), end));
   }
-  if (page.target !== null) lines.push(...relevanceLines(model, column, place));
   if (column > state.first) {
     lines.push(...certificateLines(model, column - 1, place), ...sources(model, column - 1, place));
-  }
-  return lines;
-}
-
-/** Relevance to the page's target of a token, and of its MLP below. */
-function relevanceLines(model, column, place) {
-  const value = model.relevance(column, place);
-  const lines = [element("p", {}, "relevance ", number(value, plain(value)))];
-  const mlp = model.page.layers[column - 1]?.feed_forward_relevance?.[place];
-  if (mlp !== undefined && column > model.state.first) {
-    lines.push(element("p", {}, "its MLP ", number(mlp, plain(mlp))));
   }
   return lines;
 }
@@ -46,11 +33,11 @@ function certificateLines(model, layer, place) {
   const row = model.row(layer, place);
   if (!row.known) return [element("p", {}, "was no target of the attribution")];
   const worst = row.errors.length ? Math.max(...row.errors.map(({ error }) => error)) : Number.NaN;
-  const verdict = row.flagged ? "◇ not certified" : "certified";
+  const verdict = row.flagged ? "◇ not converged" : "sums converged";
   const error = Number.isNaN(worst) ? "completeness error not known" : null;
   const moved = element("p", {}, "moved by ", number(row.total, plain(row.total)), " (its total)");
   return [
-    ...(model.page.target === null ? [moved] : []),
+    moved,
     error === null
       ? element(
           "p",
@@ -73,7 +60,7 @@ function sources(model, layer, target) {
 export function aboutLine(model, { layer, target, source, share, weight }) {
   const { page, state } = model;
   const { boundary, pin } = state;
-  const value = model.value(layer, target, source, share);
+  const value = model.value(layer, target, share);
   const lines = [
     element(
       "p",
@@ -91,7 +78,6 @@ export function aboutLine(model, { layer, target, source, share, weight }) {
       number(value, plain(value)),
     ),
   ];
-  if (page.target !== null) lines.push(...mechanism(model, layer, target, source));
   if (pin && boundary === "composed") {
     lines.push(element("p", {}, number(weight, percent(weight)), " of the pinned token"));
   }
@@ -101,37 +87,13 @@ export function aboutLine(model, { layer, target, source, share, weight }) {
       lines.push(element("p", {}, `head ${part.head}: `, number(part.share, percent(part.share))));
     }
     const past = source === target ? model.shares[layer].residual[target] : 0;
-    const name = page.target === null ? "residual: " : "residual and MLP: ";
-    if (past) lines.push(element("p", {}, name, number(past, percent(past))));
+    if (past) lines.push(element("p", {}, "residual: ", number(past, percent(past))));
   }
   if (boundary === "composed" && state.head === null && page.layers[layer].direct) {
     const direct = model.directMap(layer).matrix[target * model.tokens + source];
     lines.push(element("p", {}, "direct map: ", number(direct, percent(direct))));
   }
   return lines;
-}
-
-/** Through which parts of the heads a line came: their values, or their patterns. */
-function mechanism(model, layer, target, source) {
-  const { page, tokens, state } = model;
-  const { heads, attention } = page.layers[layer];
-  let whole = 0;
-  for (let head = 0; head < heads; head++) {
-    if (state.head !== null && head !== state.head) continue;
-    whole += attention[(head * tokens + target) * tokens + source];
-  }
-  const value = model.throughValue(layer, target, source);
-  if (value === null || (whole === 0 && value === 0)) return [];
-  return [
-    element(
-      "p",
-      {},
-      "through values ",
-      number(value, plain(value)),
-      ", through the pattern ",
-      number(whole - value, plain(whole - value)),
-    ),
-  ];
 }
 
 // --- the pinned token -------------------------------------------------------------------------
@@ -191,10 +153,14 @@ function rowParts(model, layer, place) {
     number(error, plain(error)),
   ]);
   const verdict = row.flagged
-    ? element("strong", { class: "bad" }, "◇ Not certified")
-    : element("strong", { class: "good" }, "Certified");
-  const said = model.page.target === null ? "Moved by " : "Relevance ";
-  const parts = [element("p", {}, said, number(row.total, plain(row.total)), ".")];
+    ? element("strong", { class: "bad" }, "◇ Not converged")
+    : element("strong", { class: "good" }, "Sums converged");
+  const parts = [element("p", {}, "Moved by ", number(row.total, plain(row.total)), ".")];
+  if (model.page.layers[layer].one_source?.[place]) {
+    parts.push(
+      element("p", {}, "It has one possible source: all is that token's by construction."),
+    );
+  }
   if (errors.length)
     parts.push(element("p", {}, verdict, "; completeness errors: ", ...errors, "."));
   if (!Number.isNaN(row.distance)) {

@@ -1,6 +1,11 @@
 // The numbers of the page: typed arrays, out of a header and of deflated bytes in base64.
 
-const TYPES = { float32: Float32Array, float64: Float64Array, uint8: Uint8Array };
+const TYPES = {
+  float32: Float32Array,
+  float64: Float64Array,
+  uint8: Uint8Array,
+  uint32: Uint32Array,
+};
 
 /**
  * Read what the page holds.

@@ -3,23 +3,18 @@
 import { columnName, element, number, percent, plain, quoted, size, token } from "./words.js";
 
 export const MOST_ROWS = 100;
+/** As in captum_lig.flow.findings. */
+const FAR = 0.5;
 
 // --- head of the page -------------------------------------------------------------------------
 
 export function settingsText({ page }) {
   const layers = page.layers.map((layer) => layer.index);
-  if (page.target !== null) {
-    return (
-      `Relevance to ${page.target}, which changed by ${plain(page.change)}, in its units. ` +
-      `${page.layers.length} layers (${layers[0]} to ${layers.at(-1)}), ${page.tokens.length} ` +
-      `tokens, baseline ${page.baseline}.`
-    );
-  }
   const own =
     page.baseline === "target_token"
       ? ": each target's path starts at its own token, so a token owes itself nothing, and what " +
-        "it carries leaves it in every layer. Across layers estimate the self term, or use the " +
-        "baseline zero"
+        "it carries leaves it in every layer. Across layers estimate the self term, or attribute " +
+        "a target"
       : "";
   return (
     `${page.layers.length} layers (${layers[0]} to ${layers.at(-1)}), ${page.tokens.length} ` +
@@ -27,18 +22,41 @@ export function settingsText({ page }) {
   );
 }
 
-export function certificateText({ page, certificates, tolerance }) {
-  const of = page.target === null ? "it" : "the change";
+export function certificateText({ certificates, tolerance }) {
   const rows = certificates.reduce((sum, layer) => sum + layer.rows, 0);
   const missed = certificates.reduce((sum, layer) => sum + layer.missed, 0);
   const worst = Math.max(...certificates.map((layer) => layer.worst));
   if (rows === 0) return { good: false, text: "Nothing is known of the completeness errors." };
   if (missed === 0) {
-    const text = `Certified: each of the ${rows.toLocaleString("en")} rows of attributions adds up to its total, the worst to within ${plain(worst)} of ${of}.`;
+    const text = `Sums converged to ${plain(worst)} of the total: each of the ${rows.toLocaleString("en")} rows adds up.`;
     return { good: true, text };
   }
-  const text = `Not certified: ${missed.toLocaleString("en")} of ${rows.toLocaleString("en")} rows of attributions miss their total by more than ${tolerance} of ${of}, the worst by ${plain(worst)}. Their tokens are marked ◇.`;
+  const text = `Not all sums converged: ${missed.toLocaleString("en")} of ${rows.toLocaleString("en")} rows miss their total by more than ${tolerance} of it, the worst by ${plain(worst)}. Their tokens are marked ◇.`;
   return { good: false, text };
+}
+
+/** How far the composed maps are off the direct ones, and what follows; good sums do not say it. */
+export function distanceText({ offBy, rule, state }) {
+  if (Number.isNaN(offBy)) return { far: false, text: "" };
+  const text = `Maps composed by ${rule} are ${size(offBy)} off the direct maps (median layer)`;
+  if (offBy <= FAR) return { far: false, text: `${text}.` };
+  if (state.boundary === "direct")
+    return { far: true, text: `${text}, so the page opens with the direct maps.` };
+  return { far: true, text: `${text}: they do not say what the layers do.` };
+}
+
+/** The first token where it dominates. */
+export function sinkText({ page, sink, state }) {
+  if (sink === null) return "";
+  const runs = [];
+  for (const layer of sink.layers) {
+    if (runs.length && runs.at(-1)[1] === layer - 1) runs.at(-1)[1] = layer;
+    else runs.push([layer, layer]);
+  }
+  const spans = runs.map(([from, to]) => (from === to ? `${from}` : `${from}–${to}`)).join(", ");
+  const hidden = state.hideFirst ? " (a sink); its lines are hidden here." : ": a sink.";
+  const layers = sink.layers.length > 1 ? "layers" : "layer";
+  return `The first token, ${quoted(page.tokens, 0)}, is ${size(sink.part)} of what reaches the others in ${layers} ${spans}${hidden}`;
 }
 
 // --- under the flow ---------------------------------------------------------------------------
@@ -47,7 +65,7 @@ export function summaryText(model, view) {
   const { state, page, rule } = model;
   const { pin, boundary, head, threshold } = state;
   const of = {
-    composed: page.target === null ? `the layers composed by ${rule}` : "all edges",
+    composed: `the layers composed by ${rule}`,
     direct: "the direct layer maps",
     attention: "the attention boundary",
   }[boundary];
@@ -69,7 +87,7 @@ export function linesTable(model, view) {
   const by = state.pin && state.boundary === "composed" ? "Part of the pinned token" : null;
   const head = ["Layer", "Target", "Source", "Share", "Attribution", ...(by ? [by] : [])];
   const rows = shown.map(({ layer, target, source, share, weight }) => {
-    const value = model.value(layer, target, source, share);
+    const value = model.value(layer, target, share);
     const figures = [number(share, percent(share)), number(value, plain(value))];
     if (by) figures.push(number(weight, percent(weight)));
     return element(
@@ -91,7 +109,7 @@ export function linesTable(model, view) {
 
 export function layersTable(model, current, choose) {
   const { page, certificates } = model;
-  const head = ["Layer", "Rows", "Not certified", "Worst error", "Distance", "Via heads"];
+  const head = ["Layer", "Rows", "Not converged", "Worst error", "Distance", "Via heads"];
   const rows = page.layers.map((layer, place) => {
     const { rows: count, missed, worst } = certificates[place];
     const button = element("button", { type: "button" }, String(layer.index));
@@ -126,8 +144,7 @@ function header(names, words) {
 
 export function mapText(model, maps) {
   const mean = model.distance(maps.layer);
-  const limit = `Colours end at ±${size(maps.limit)} of ${model.page.target === null ? "the target's total" : model.whole}.`;
-  if (model.page.target !== null) return [limit];
+  const limit = `Colours end at ±${size(maps.limit)} of the target's total.`;
   if (!model.hasDirect) {
     return [`${limit} These flows hold no direct map: attribute the boundary "layer" to compare.`];
   }
@@ -149,7 +166,7 @@ export function cellParts(model, maps) {
     token(page.tokens, target),
     " from ",
     token(page.tokens, source),
-    page.target === null ? ": composed " : ": ",
+    ": composed ",
     number(values[0], percent(values[0])),
   ];
   if (values.length > 1) {

@@ -1,6 +1,6 @@
-"""Certified completeness, counted: every layer, head and target of real and random models.
+"""Rows that converged, counted: every layer, head and target of real and random models.
 
-    python -m benchmarks.certify --corpus SENTENCES --sentences 20 --model FOLDER
+    python -m benchmarks.convergence --corpus SENTENCES --sentences 20 --model FOLDER
 
 The corpus is plain text with one sentence a line, or CoNLL-U. Without a model the embedded one is
 taken; ``--random`` adds random models in the shapes of BERT-base, GPT-2, Llama, Qwen3 and Gemma 3.
@@ -60,7 +60,7 @@ def random_models() -> Iterator[tuple[str, nn.Module]]:
         yield name, model
 
 
-def certify(name: str, model: nn.Module, inputs: list[Any]) -> None:
+def count_converged(name: str, model: nn.Module, inputs: list[Any]) -> None:
     """Count the rows within tolerance, print, and name what is not."""
     for baseline in BASELINES:
         rows = missed = 0
@@ -101,12 +101,12 @@ def main() -> None:
     if asked.random:
         ids = torch.randint(3, 200, (1, 16), generator=torch.Generator().manual_seed(1))
         for name, model in random_models():
-            certify(name, model, [ids])
+            count_converged(name, model, [ids])
     if asked.corpus is not None:
         tokenizer, model = load(asked.model)
         texts = spread(asked.corpus, asked.sentences)
         name = Path(str(asked.model)).name if asked.model else EMBEDDED_MODEL
-        certify(name, model, [tokenizer(text, return_tensors="pt") for text in texts])
+        count_converged(name, model, [tokenizer(text, return_tensors="pt") for text in texts])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,101 @@
+"""Which map of a layer says best what an intervention does, over sentences: ours and rivals.
+
+    python -m benchmarks.within_layer --model minilm --corpus en_ewt-ud-dev.conllu \
+        --sentences 300 --out minilm.jsonl
+
+A line of the file for each sentence: a run that was cut off goes on where it stopped, and
+``benchmarks.within_layer.report`` makes the page of what is there. ``--model`` is ``minilm``, or a
+folder with a BERT or a Llama.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import now, say, stamp, use_threads
+from benchmarks.texts import load, sentences
+from benchmarks.within_layer import report
+from benchmarks.within_layer.maps import BASELINES, Maps
+from benchmarks.within_layer.measure import NUMBERS, sentence
+
+
+class Lines:
+    """A file of JSON lines: settings first, then a line a sentence."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                if line.endswith("\n"):  # the last one may have been cut off
+                    kept.append(line)
+        if kept and json.loads(kept[0]) != settings:
+            raise SystemExit(f"{path} is of a run with other settings: {kept[0].strip()}")
+        path.write_text("".join(kept) or json.dumps(settings) + "\n", encoding="utf-8")
+        self.done = {json.loads(line)["sentence"] for line in kept[1:]}
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write the numbers of a sentence."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def run(asked: argparse.Namespace) -> None:
+    """Measure what is not in the file yet."""
+    tokenizer, model = load(None if asked.model == "minilm" else asked.model)
+    count = model.config.num_hidden_layers
+    layers = sorted(asked.layers) if asked.layers else list(range(count))
+    names = ("model", "least", "most", "baselines", "tolerance", "max_steps")
+    settings = {name: getattr(asked, name) for name in names}
+    settings |= {"layers": layers, "numbers": NUMBERS, "corpus": asked.corpus.name}
+    lines = Lines(asked.out, json.loads(json.dumps(settings)))
+    maps = Maps(model, layers, asked.tolerance, asked.max_steps)
+    fitting = 0
+    for number, text in enumerate(sentences(asked.corpus)):
+        if fitting == asked.sentences:
+            break
+        inputs = dict(tokenizer(text, return_tensors="pt"))
+        length = inputs["input_ids"].shape[1]
+        if not asked.least <= length <= asked.most:
+            continue
+        fitting += 1
+        if number in lines.done:
+            continue
+        began = now()
+        found = sentence(model, inputs, maps, asked.baselines)
+        lines.add({"sentence": number, "tokens": length, **found})
+        say(f"{fitting}: {length} tokens, {now() - began:.1f} s {found['seconds']}")
+    if fitting < asked.sentences:
+        say(f"{asked.corpus} has {fitting} sentences of {asked.least} to {asked.most} tokens.")
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="minilm", help="minilm, or a folder")
+    parser.add_argument("--corpus", type=Path, help="CoNLL-U, or lines of text")
+    parser.add_argument("--sentences", type=int, default=300)
+    parser.add_argument("--layers", type=int, nargs="*", help="all, if left out")
+    parser.add_argument("--baselines", nargs="*", choices=BASELINES, default=list(BASELINES))
+    parser.add_argument("--least", type=int, default=6, help="tokens of a sentence")
+    parser.add_argument("--most", type=int, default=40)
+    parser.add_argument("--tolerance", type=float, default=1e-2)
+    parser.add_argument("--max-steps", type=int, default=256)
+    parser.add_argument("--out", type=Path, required=True, help="a file of JSON lines")
+    parser.add_argument("--threads", type=int, default=1)
+    asked = parser.parse_args()
+    use_threads(asked.threads)
+    warnings.filterwarnings("ignore", message=".*not within tolerance.*")
+    torch.manual_seed(0)
+    run(asked)
+    print(f"{stamp()}\n\n{report.text(asked.out)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Sentences with dependency trees, from CoNLL-U."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captum_lig.errors import LigError
+
+__all__ = ["Tree", "read_trees"]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A sentence's words and what they depend on."""
+
+    name: str
+    """The treebank's ``sent_id``."""
+    text: str
+    forms: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
+    """Where each word begins and ends in the text, in characters."""
+    heads: tuple[int, ...]
+    """Index of the word that each depends on; -1 of the root."""
+    relations: tuple[str, ...]
+    """As Universal Dependencies name them, such as ``nsubj``."""
+    parts_of_speech: tuple[str, ...]
+
+    @property
+    def subjects(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of a verb and its nominal subject (``nsubj``, of the active or the passive)."""
+        return tuple(
+            (head, word)
+            for word, (head, relation) in enumerate(zip(self.heads, self.relations, strict=True))
+            if head >= 0
+            and relation.split(":")[0] == "nsubj"
+            and self.parts_of_speech[head] in ("VERB", "AUX")
+        )
+
+    def words_of_tokens(self, offsets: Sequence[tuple[int, int]]) -> list[int | None]:
+        """The word of each token: that which holds most of its characters; None if none does."""
+        found: list[int | None] = []
+        for begin, end in offsets:
+            shared = [min(end, b) - max(begin, a) for a, b in self.spans]
+            best = max(range(len(shared)), key=shared.__getitem__)
+            found.append(best if shared[best] > 0 else None)
+        return found
+
+
+def read_trees(path: str | Path) -> Iterator[Tree]:
+    """The sentences of a CoNLL-U file, with their trees.
+
+    Raises:
+        LigError: if the file is no CoNLL-U or no UTF-8 text, if words do not stand in their text,
+            or if the package ``conllu`` is missing.
+        OSError: if it cannot be read.
+    """
+    try:
+        import conllu
+    except ModuleNotFoundError as error:
+        raise LigError(
+            "conllu is not installed, and treebanks need it: pip install 'captum-lig[corpus]'."
+        ) from error
+    with Path(path).open(encoding="utf-8") as file:
+        try:
+            for sentence in conllu.parse_incr(file):
+                yield _tree(sentence, str(path))
+        except (conllu.exceptions.ParseException, UnicodeDecodeError, KeyError) as error:
+            raise LigError(f"{str(path)!r} is no CoNLL-U: {error}.") from error
+
+
+def _tree(sentence: Any, path: str) -> Tree:
+    about = sentence.metadata or {}
+    name, text = about.get("sent_id") or "", about.get("text")
+    if text is None:
+        raise LigError(f"{path!r}: sentence {name!r} has no '# text', so its words have no place.")
+    words = [token for token in sentence if isinstance(token["id"], int)]
+    number = {token["id"]: index for index, token in enumerate(words)}
+    return Tree(
+        name,
+        text,
+        tuple(token["form"] for token in words),
+        tuple(_spans(sentence, text, f"{path!r}: sentence {name!r}")),
+        tuple(number.get(token["head"], -1) for token in words),
+        tuple(token["deprel"] or "" for token in words),
+        tuple(token["upos"] or "" for token in words),
+    )
+
+
+def _spans(sentence: Any, text: str, where: str) -> Iterator[tuple[int, int]]:
+    """Where words stand; words of a contraction share its characters as they come, if they do."""
+    at, inside, surface = 0, 0, (0, 0)
+    for token in sentence:
+        identity = token["id"]
+        if isinstance(identity, tuple) and identity[1] == ".":
+            continue  # an empty node, which is not in the text
+        if isinstance(identity, int) and identity <= inside:
+            begin = text.find(token["form"], at, surface[1])
+            if begin < 0:
+                yield surface  # "au" for "à le"
+                continue
+            at = begin + len(token["form"])
+            yield begin, at
+            continue
+        begin = text.find(token["form"], max(at, surface[1]))
+        if begin < 0:
+            raise LigError(f"{where}: {token['form']!r} does not stand in {text!r}.")
+        surface = (begin, begin + len(token["form"]))
+        if isinstance(identity, tuple):
+            inside, at = identity[2], begin
+        else:
+            at = surface[1]
+            yield surface

@@ -1,0 +1,222 @@
+"""What nodes write to the residual stream, and what that does to the logits.
+
+In a pre-norm model the tokens that leave the last block are a sum: the embedding, what each head
+adds and what each MLP adds. With the final norm held at what it divides by in the run, logits are
+linear in that sum, so each write has its own part of each logit, and the parts add up to it (direct
+logit attribution; Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lig.cost import Meter
+from captum_lig.errors import LigError
+from captum_lig.model.call import first_tensor
+from captum_lig.model.compare import nearly_equal
+from captum_lig.model.hooks import hooked
+from captum_lig.model.stages import Stages
+from captum_lig.model.written import no_direct_edges, written
+from captum_lig.patching.edges import NAMES
+from captum_lig.patching.nodes import Node
+from captum_lig.patching.runs import Layers, Run
+from captum_lig.patching.two_runs import TwoRuns, two_runs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Unembedding", "Writes", "writes"]
+
+
+@dataclass(frozen=True)
+class Unembedding:
+    """The final norm, held at what it divides by at one token, and the logits behind it."""
+
+    scale: Tensor
+    """``(D,)`` what the norm multiplies by at that token."""
+    centers: bool
+    """Whether the norm takes the mean away before (LayerNorm)."""
+    weight: Tensor
+    """``(V, D)``"""
+    constant: Tensor
+    """``(V,)`` biases, which no write brings."""
+
+    def __call__(self, write: Tensor) -> Tensor:
+        """Parts ``(..., V)`` of the logits that writes ``(..., D)`` bring."""
+        if self.centers:
+            write = write - write.mean(-1, keepdim=True)
+        return (write * self.scale) @ self.weight.T
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What nodes add to the residual stream in two runs."""
+
+    nodes: tuple[Node, ...]
+    """``M`` heads and MLPs."""
+    own: Tensor
+    """``(M, D)`` in the run on the text."""
+    change: Tensor
+    """``(M, D)`` less that in the run on the baseline."""
+    unembedding: Unembedding
+    """Of the run on the text."""
+
+
+def writes(
+    model: nn.Module,
+    inputs: Any,
+    baselines: Any,
+    target: Any,
+    nodes: Sequence[Node],
+    position: int = -1,
+    *,
+    layers: Layers = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Writes:
+    """What heads and MLPs write, and how to read it in the vocabulary.
+
+    Args:
+        model: a pre-norm model that gives logits of a vocabulary.
+        inputs: as in :func:`effects`, of one text.
+        baselines: as in :func:`effects`.
+        target: as in :func:`effects`.
+        nodes: heads and MLPs, each at a token.
+        position: the token whose final norm is held, padding not counted; negative ones from the
+            end.
+        layers: as in :func:`effects`; all of the model's.
+        tokenizer: as in :func:`effects`.
+
+    Raises:
+        LigError: if the residual stream is not a sum, or the logits do not follow from it by a norm
+            and one matrix.
+    """
+    with torch.no_grad(), two_runs(
+        model, inputs, baselines, target, tokenizer=tokenizer, layers=layers
+    ) as question:  # fmt: skip
+        unembedding = _unembedding(question, int(question.runner.positions[position]))
+        found = _written(question, nodes)
+    own, change = (torch.stack([found[node][n] for node in nodes]) for n in range(2))
+    return Writes(tuple(nodes), own, change, unembedding)
+
+
+def _written(question: TwoRuns, nodes: Sequence[Node]) -> dict[Node, tuple[Tensor, Tensor]]:
+    """What each node adds, and by how much it differs from the baseline's run, ``(D,)``."""
+    runner, found = question.runner, {}
+    assert question.baseline is not None
+    below: Tensor | None = None
+    for number, layer in zip(runner.chosen, question.layers, strict=True):
+        block = runner.blocks[number]
+        stages = Stages(block, block.feed_forward, None, Meter())
+        own, other = (
+            {NAMES[place]: run.values[number, place][0] for place in runner.places(number)}
+            for run in (question.input, question.baseline)
+        )
+        if "u" not in own:
+            raise no_direct_edges(block, "it has no heads that can be reached")
+        if below is not None and not nearly_equal(
+            own["z"][runner.positions], below[runner.positions]
+        ):
+            raise no_direct_edges(block, "it does not get the tokens that leave the one below")
+        below = own["y"]
+        nothing = {name: torch.zeros_like(node) for name, node in own.items()}
+        still = {name: node[None] for name, node in nothing.items() if name != "y"}
+        nothing["y"] = stages.output(**still)[0]
+        valid = stages.split.call.valid[0]
+        parts = [written(stages, own, start, valid) for start in (nothing, other)]
+        for node in nodes:
+            if node.layer != layer or node.token is None:
+                continue
+            at = int(runner.positions[node.token])
+            rows = [
+                one.feed_forward if node.head is None else one.heads[node.head] for one in parts
+            ]
+            assert rows[0] is not None
+            assert rows[1] is not None
+            found[node] = rows[0][at], rows[1][at]
+    missing = [node for node in nodes if node not in found]
+    if missing:
+        raise LigError(f"{missing[0].describe()} is no node of the model.")
+    return found
+
+
+def _unembedding(question: TwoRuns, at: int) -> Unembedding:
+    """How the logits of a token follow from the stream that leaves the last block."""
+    model, runner = question.input.call.model, question.runner
+    name = type(model).__name__
+    find = getattr(model, "get_output_embeddings", None)
+    matrix = find() if callable(find) else None
+    if not isinstance(matrix, nn.Linear):
+        raise LigError(f"{name} has no matrix that makes logits of a vocabulary of its last state.")
+    stream = question.input.values[runner.chosen[-1], "leaving"][0, at]
+    norm, logits = _between(question.input, stream, matrix, at)
+    scale, centers, bias = _held(norm, stream)
+    centered = stream - stream.mean() if centers else stream
+    state = centered * scale + bias
+    plain = matrix(state)
+    factor = (logits @ plain) / (plain @ plain)  # some models multiply all logits by a number
+    if not nearly_equal((factor * plain)[None], logits[None]):
+        raise LigError(f"the logits of {name} are not its last state, normed, times one matrix.")
+    weight = factor * matrix.weight
+    constant = bias @ weight.T
+    if matrix.bias is not None:
+        constant = constant + factor * matrix.bias
+    return Unembedding(scale, centers, weight, constant)
+
+
+def _between(run: Run, stream: Tensor, matrix: nn.Linear, at: int) -> tuple[nn.Module, Tensor]:
+    """The norm between a state and the matrix, and the logits ``(V,)`` that the model gives."""
+    model = run.call.model
+    seen: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if len(args) != 1 or not (isinstance(args[0], Tensor) and isinstance(output, Tensor)):
+            return
+        if args[0].dim() == 3 and args[0].shape[1] > at:
+            seen.append((module, args[0][0, at], output[0, at]))
+
+    with hooked([one for one in model.modules() if one is not model], leave=keep):
+        args, kwargs = run.call.arguments()
+        output = model(*args, **kwargs)
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if logits is None:
+        logits = first_tensor(output)
+    state = next((given for module, given, _ in seen if module is matrix), None)
+    if state is not None and logits.dim() == 3:
+        for module, given, got in reversed(seen):
+            if module is matrix or given.shape != stream.shape or got.shape != state.shape:
+                continue
+            if nearly_equal(given[None], stream[None]) and nearly_equal(got[None], state[None]):
+                return module, logits[0, at]
+    raise LigError(
+        f"{type(model).__name__} has no norm between its last block and the matrix of its logits."
+    )
+
+
+def _held(norm: nn.Module, state: Tensor) -> tuple[Tensor, bool, Tensor]:
+    """What a norm multiplies by at a state ``(D,)``, whether it centers, and what it adds.
+
+    Seen from what it makes of a few vectors: nothing has to be known of its class.
+    """
+    width = len(state)
+    signs = torch.ones_like(state)
+    signs[1::2] = -1
+    if width % 2:
+        signs[-3:] = signs.new_tensor([1.0, 1.0, -2.0])
+    far = 1e4 * signs
+    added, one = norm(torch.stack([torch.zeros_like(state), far])[None])[0]
+    weight = (one - added) / signs * signs.square().mean().sqrt()
+    level = norm(torch.full_like(state, 1e4)[None, None])[0, 0] - added
+    centers = bool(level.norm() < 1e-2 * weight.norm())
+    centered = state - state.mean() if centers else state
+    plain, got = weight * centered, norm(state[None, None])[0, 0] - added
+    by = (got @ plain) / (plain @ plain)
+    if not nearly_equal((by * plain)[None], got[None]):
+        raise LigError(
+            f"{type(norm).__name__}, the last norm, is neither a LayerNorm nor an RMSNorm."
+        )
+    return by * weight, centers, added

@@ -1,0 +1,147 @@
+// One plain sentence for each thing that is shown. Tokens are untrusted: they become text alone.
+
+/** A part with its sign: `+12.7`. */
+export function signed(value) {
+  if (Number.isNaN(value)) return "n/a";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  const digits = size >= 999.5 ? size.toFixed(0) : Number(size.toPrecision(3)).toString();
+  return `${value < 0 ? "−" : "+"}${digits.replace("e-", "e−")}`;
+}
+
+/** A share without decimals: `96 %`. */
+export function rounded(share) {
+  if (Number.isNaN(share)) return "n/a";
+  const percent = 100 * share;
+  const text = Math.abs(percent) < 1 && percent !== 0 ? percent.toPrecision(1) : percent.toFixed(0);
+  return `${text.replace("-", "−")}\u00a0%`;
+}
+
+/** A token as the text that it stands for, its direction its own. */
+export function word(labels, at) {
+  return `\u2068${labels[at].replaceAll("␣", " ")}\u2069`;
+}
+
+/** A token in a sentence, with its position. */
+export function quoted(data, at) {
+  return `“${word(data.page.tokens, at)}” (${at})`;
+}
+
+export function nodeName(node) {
+  return node.head === null ? `MLP ${node.index}` : `Head ${node.index}.${node.head}`;
+}
+
+export function nodeTitle(data, node) {
+  return `${nodeName(node)} at ${quoted(data, node.at)}`;
+}
+
+function ofTheChange(data, value) {
+  const share = data.share(value);
+  return Number.isNaN(share) ? signed(value) : `${signed(value)} (${rounded(share)} of the change)`;
+}
+
+export function nodeSentence(data, node) {
+  const part = ofTheChange(data, node.value);
+  if (node.head === null) return `${mlpSentence(data, node, part)}.`;
+  const [first] = data.edgesInto(node);
+  const to = quoted(data, node.at);
+  if (!first) return `${nodeName(node)} brings ${part} to ${to}.`;
+  const sources = mainSources(data, node);
+  const from = sources.map((source) => quoted(data, source)).join(" and ");
+  const verb = sources.length === 1 && sources[0] === node.at ? "at" : "to";
+  const taken =
+    verb === "at"
+      ? `${nodeName(node)} brings ${part} to ${to}, which it takes from there`
+      : `${nodeName(node)} takes ${part} from ${from} to ${to}`;
+  return `${taken}${throughSentence(data.throughPattern(node), node.value)}.`;
+}
+
+function mlpSentence(data, node, part) {
+  const layer = data.page.layers[node.place];
+  const token = layer.mlp_token[node.at];
+  const heads = node.value - token;
+  const where = quoted(data, node.at);
+  const said = `${nodeName(node)} brings ${part} at ${where}`;
+  if (!layer.heads.length) return said;
+  return `${said}; ${signed(token)} of it comes from what was there below, ${signed(heads)} from the heads of its layer`;
+}
+
+/** The sources that bring most of a head's part: one, or the two that it takes to 80 %. */
+function mainSources(data, node) {
+  const [first, second] = data.edgesInto(node);
+  const enough = Math.abs(first.value) >= 0.8 * Math.abs(node.value);
+  return enough || !second ? [first.source] : [first.source, second.source];
+}
+
+/** `; 95 % of it through what it reads there`. */
+function throughSentence(pattern, whole) {
+  if (pattern === null || !whole) return "";
+  const share = pattern / whole;
+  if (share < 0)
+    return `; what it reads brings ${signed(whole - pattern)}, where it looks ${signed(pattern)}`;
+  if (share > 1)
+    return `; where it looks brings ${signed(pattern)}, what it reads ${signed(whole - pattern)}`;
+  return share <= 0.5
+    ? `; ${rounded(1 - share)} of it through what it reads there`
+    : `; ${rounded(share)} of it through where it looks`;
+}
+
+export function edgeSentence(data, edge) {
+  const { node, source, value, read } = edge;
+  const said = `Through ${nodeName(node).replace("Head", "head")} ${quoted(data, node.at)} gets ${ofTheChange(data, value)} from ${quoted(data, source)}`;
+  if (read === null)
+    return `${said}. Whether through what it reads or where it looks is not known.`;
+  return `${said}: ${signed(read)} through what is read there (value), ${signed(value - read)} through where the head looks (query and key).`;
+}
+
+export function depthName(data, depth) {
+  const { layers } = data.page;
+  return depth < layers.length ? `entering layer ${layers[depth].index}` : "at the end";
+}
+
+export function tokenSentence(data, at) {
+  const spans = data.held.filter((one) => one.at === at);
+  const [below, above] = [data.relevance(0, at), data.relevance(data.layers, at)];
+  const first = data.page.layers[0].index;
+  const parts = `It brings ${ofTheChange(data, below)} ${first ? `into layer ${first}` : "into the first layer"}, and holds ${signed(above)} at the end`;
+  if (spans.length === 0) return `${quoted(data, at)}: ${parts.replace("It", "it")}.`;
+  const holds = spans.map(({ from, to }) => {
+    const until = to === data.layers ? "to the end" : `until layer ${data.page.layers[to].index}`;
+    return from === 0 ? until : `from layer ${data.page.layers[from]?.index ?? "the end"} ${until}`;
+  });
+  return `${quoted(data, at)} holds most of the change ${holds.join(" and ")}. ${parts}.`;
+}
+
+/** Where the change is held, over all tokens. */
+export function heldSentence(data) {
+  const { held } = data;
+  const said = held.slice(0, 4).map(({ to, at }) => {
+    const until = to === data.layers ? "to the end" : `until layer ${data.page.layers[to].index}`;
+    return `${quoted(data, at)} ${until}`;
+  });
+  return `Most of it is held by ${said.join(", then by ")}${held.length > 4 ? ", …" : ""}.`;
+}
+
+export function endSentence(data) {
+  const { page } = data;
+  const { favours, change } = page;
+  const for_ = favours
+    ? `; + speaks for ${favours[0]} and − for ${favours[1]}`
+    : "; + makes it larger and − smaller";
+  return `The number: ${page.target}. From ${page.other} to the text it changes by ${signed(change)}${for_}.`;
+}
+
+/** How well sums converged, and what that does not say. */
+export function sumsSentence({ sums }) {
+  const off =
+    sums === null
+      ? "How well sums converged is not known."
+      : `Sums converged to ${sums === 0 ? "0" : Number(sums.toPrecision(1)).toExponential(0).replace("e-", "e−")} of the change.`;
+  return `${off} That says that sums converged, not that the explanation is right: patching tests that.`;
+}
+
+export function edgesSentence({ edges }) {
+  const all = edges.all.toLocaleString("en");
+  if (edges.kept >= edges.all) return `All ${all} edges of attention are in this file.`;
+  return `Of ${all} edges of attention the ${edges.kept.toLocaleString("en")} strongest are in this file, those of at least ${edges.cutoff.toPrecision(2)}: ${rounded(edges.share)} of the sizes of all.`;
+}

@@ -87,8 +87,10 @@ def circuit_cmd(
 
 
 class CircuitsOverTexts(OverTexts):
-    """Faithfulness over texts: at each share, as ``"faithfulness 0.001"``, and the areas, ``"cmd"``,
-    ``"cpr"``, ``"cmd log"`` and ``"cpr log"``.
+    """Faithfulness of circuits over texts, and the areas.
+
+    Names are ``"faithfulness 0.001"`` for each share, and ``"cmd"``, ``"cpr"``, ``"cmd log"`` and
+    ``"cpr log"``.
     """
 
     def update(

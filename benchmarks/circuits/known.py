@@ -24,9 +24,9 @@ __all__ = ["heads_found"]
 def heads_found(net: Net, case: Case, graph: FlowGraph) -> dict[str, list[list[float]]]:
     """Of each head at the last token, ``(L, H)``: its relevance and what it does.
 
-    ``"to_answer"``: attention to the tokens that are the answer itself. ``"to_changed"``: to those
-    that the counterfactual exchanges. ``"direct"``: what its output adds to the number directly,
-    the final norm's scale held; ``"promotes"``: 1 where it promotes the answer most of all tokens.
+    ``"to_answer"``, ``"to_foil"``: attention to tokens that are the answer, or the other word.
+    ``"to_changed"``: to those that the counterfactual exchanges. ``"answer"``, ``"foil"``: what its
+    output adds directly to their logits, above the mean of all words; the final norm's scale held.
     """
     ids, other = (x["input_ids"][0] for x in (case.inputs, case.baseline))
     answer, foil = case.words[:2]
@@ -41,9 +41,10 @@ def heads_found(net: Net, case: Case, graph: FlowGraph) -> dict[str, list[list[f
     found = {
         "relevance": graph.relevance().heads[:, :, -1],
         "to_answer": patterns[..., ids == answer].sum(-1),
+        "to_foil": patterns[..., ids == foil].sum(-1),
         "to_changed": patterns[..., ids != other].sum(-1),
-        "direct": logits[..., answer] - logits[..., foil],
-        "promotes": (logits.argmax(-1) == answer).double(),
+        "answer": logits[..., answer] - logits.mean(-1),
+        "foil": logits[..., foil] - logits.mean(-1),
     }
     return {name: [[round(x, 4) for x in row] for row in v.tolist()] for name, v in found.items()}
 

@@ -23,6 +23,8 @@ __all__ = ["CHANCE", "EDGE_METHODS", "NODE_METHODS", "OURS", "measured"]
 
 OURS = "flows towards the target"
 CHANCE = "chance"
+SIZE = ", size over tokens"
+"""Of an edge at all tokens: not the sum over tokens, in which opposite values cancel."""
 EDGE_METHODS: dict[str, Callable[[Question], Tensor]] = {
     "EAP": partial(edge_rivals.eap_ig, steps=1),
     "EAP-IG, 5": partial(edge_rivals.eap_ig, steps=5),
@@ -77,14 +79,17 @@ def measured(net: Net, case: Case, kinds: tuple[str, ...], orders: tuple[Order, 
 
     if of_edge_kinds := [kind for kind in kinds if kind.startswith("edges")]:
         by_position = [kind.endswith("by position") for kind in of_edge_kinds]
-        keep = 10**9 if any(by_position) else 1
-        direct = scored(f"{OURS}, edges", partial(lig.direct_edges, *about[1:], keep=keep))
+        direct = scored(f"{OURS}, edges", partial(lig.direct_edges, *about[1:], keep=10**9))
         gradients = {name: scored(name, partial(m, question)) for name, m in EDGE_METHODS.items()}
         for kind, each in zip(of_edge_kinds, by_position, strict=True):
             with circuits.of_edges(*about, by_position=each) as edges:
                 scores = {OURS: edges.scores(direct)}
                 for name, own in gradients.items():
                     scores[name] = edges.flat(own if each else own.sum(-1))
+                if not each:
+                    scores[OURS + SIZE] = edges.scores(direct, "size")
+                    name, own = list(gradients.items())[-1]
+                    scores[name + SIZE] = edges.flat(own.norm(dim=-1))
                 curves(kind, edges, scores | chance(case, edges.count))
     if of_node_kinds := [kind for kind in kinds if kind.startswith("nodes")]:
         graph = FlowGraph(scored(f"{OURS}, nodes", partial(lig.attribute, *about[1:])))

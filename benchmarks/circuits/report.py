@@ -103,8 +103,8 @@ def of_heads(texts: list[dict[str, Any]]) -> str:
         for name in texts[0]["heads"]
     }
     change = sum(one["input"] - one["baseline"] for one in texts) / len(texts)
-    header = ["head", "part of the change", "attends to the answer", "to what is exchanged"]
-    header += ["adds directly", "promotes the answer most"]
+    header = ["head", "part of the change", "attends to the answer", "to the other word"]
+    header += ["to what is exchanged", "adds to the answer", "to the other word"]
     rows = list(strongest(means, change))
     return f"**Strongest heads at the last token**\n\n{table(header, rows)}"
 
@@ -118,8 +118,6 @@ def strongest(means: dict[str, torch.Tensor], change: float) -> Iterator[list[st
         yield [
             f"{at[0]}.{at[1]}",
             f"{own['relevance'] / change:+.0%}",
-            f"{own['to_answer']:.0%}",
-            f"{own['to_changed']:.0%}",
-            f"{own['direct']:+.2f}",
-            f"{own['promotes']:.0%}",
+            *(f"{own[name]:.0%}" for name in ("to_answer", "to_foil", "to_changed")),
+            *(f"{own[name]:+.2f}" for name in ("answer", "foil")),
         ]

@@ -14,10 +14,12 @@ computed layer by layer. Nothing kept is the counterfactual run, all kept the te
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from captum_lig._arguments import brief
 from captum_lig.circuits.curve import Circuits, Curve, circuits_at_once
 from captum_lig.circuits.order import Order
 from captum_lig.errors import LigError
@@ -32,6 +34,7 @@ from captum_lig.patching.two_runs import TwoRuns
 
 __all__ = ["EdgeCircuits"]
 
+OverTokens = Literal["sum", "size"]
 FLOATS_AT_ONCE = 2**25
 """Numbers that writers write in all circuits of one pass, by default."""
 
@@ -176,27 +179,32 @@ class EdgeCircuits(Circuits):
             return edges[..., self.reads]
         return edges[..., self.reads, :].flatten(-2)
 
-    def scores(self, edges: DirectEdges) -> Tensor:
+    def scores(self, edges: DirectEdges, over_tokens: OverTokens = "sum") -> Tensor:
         """The values ``(M,)`` of direct edges of the same text.
 
-        By position those that they do not keep are 0.
+        Args:
+            edges: of this model and text. At each token those that they do not keep are 0.
+            over_tokens: of an edge that is one at all tokens: ``"sum"``, the sum of its values, in
+                which opposite ones cancel; or ``"size"``, the root of the sum of their squares.
 
         Raises:
-            LigError: for edges of another model.
+            LigError: for edges of another model, and sums where each token is needed.
         """
+        if over_tokens not in ("sum", "size"):
+            raise LigError(f"over_tokens={brief(over_tokens)}: give 'sum' or 'size'.")
         if edges.writers != self.writers or edges.readers != self.readers:
             raise LigError(
                 f"the edges are of {len(edges.writers)} writers and {len(edges.readers)} readers, "
                 f"and the model has {len(self.writers)} and {len(self.readers)}: give edges of "
                 "this model, as LayerFlowIG.direct_edges makes them."
             )
-        if not self.by_position:
+        if not self.by_position and over_tokens == "sum":
             return self.flat(edges.sums.cpu())
         if bool((edges.position < 0).any()):
             raise LigError("the edges are sums over positions: give them before summed().")
         values = torch.zeros(*self.reads.shape, len(self.positions), dtype=torch.float64)
         values[edges.writer.cpu(), edges.reader.cpu(), edges.position.cpu()] = edges.value.cpu()
-        return self.flat(values)
+        return self.flat(values if self.by_position else values.norm(dim=-1))
 
     def curve(
         self,
@@ -208,8 +216,9 @@ class EdgeCircuits(Circuits):
         """Circuits that keep the best shares of the edges.
 
         Args:
-            scores: of all edges: :class:`DirectEdges`, or ``(W, R)``, by position ``(W, R, N)``;
-                what is no edge is not looked at.
+            scores: of all edges: :class:`DirectEdges` (by their sums over tokens), what
+                :meth:`scores` gives, or ``(W, R)``, by position ``(W, R, N)``; what is no edge is
+                not looked at.
             shares: parts of all edges, from 0 to 1.
             order: ``"size"``, the largest absolute values first; or ``"signed"``.
             show_progress: show a bar over circuits.
@@ -218,7 +227,9 @@ class EdgeCircuits(Circuits):
             LigError: for scores, shares or an order that do not fit, and if the circuit of all
                 edges does not give what the model gives, or that of none the counterfactual's.
         """
-        each = self.scores(scores) if isinstance(scores, DirectEdges) else self.flat(scores)
+        if isinstance(scores, DirectEdges):
+            scores = self.scores(scores)
+        each = scores if scores.dim() == 1 else self.flat(scores)
         return self.curve_of(each, shares, order, show_progress)
 
     def _check_none(self, none: float) -> None:

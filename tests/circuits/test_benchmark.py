@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -238,6 +239,8 @@ def test_heads_are_told_by_what_they_do(question: Any) -> None:
     net, case = question.net, question.case
     other = case.baseline["input_ids"]
     graph = FlowGraph(LayerFlowIG(net.model).attribute(case.inputs, other, case.read))
+    # Words that stand in the text, so that something can attend to them.
+    case = replace(case, words=tuple(case.inputs["input_ids"][0, [2, 4]].tolist()))
     found = known.heads_found(net, case, graph)
     ids = case.inputs["input_ids"][0]
     with torch.no_grad():
@@ -252,17 +255,21 @@ def test_heads_are_told_by_what_they_do(question: Any) -> None:
                 norm = net.inner.norm
                 scale = (stream[-1][0, -1].square().mean() + norm.variance_epsilon).rsqrt()
                 logits = net.model.lm_head(norm.weight * wrote * scale)
-                direct = float(logits[case.words[0]] - logits[case.words[1]])
-                assert found["direct"][layer][head] == pytest.approx(direct, abs=1e-4)
-                assert found["promotes"][layer][head] == float(logits.argmax() == case.words[0])
-    changed = (ids != other[0]).double()
+                for name, word in zip(("answer", "foil"), case.words, strict=True):
+                    above = float(logits[word] - logits.mean())
+                    assert found[name][layer][head] == pytest.approx(above, abs=1e-4)
     net.model.set_attn_implementation("eager")
     with torch.no_grad():
         patterns = net.model(**case.inputs, output_attentions=True).attentions
     net.model.set_attn_implementation("sdpa")
-    for layer, pattern in enumerate(patterns):
-        expected = (pattern[0, :, -1].double() @ changed).tolist()
-        assert found["to_changed"][layer] == pytest.approx(expected, abs=1e-4)
+    kinds = {"to_changed": ids != other[0], "to_answer": ids == case.words[0]}
+    kinds["to_foil"] = ids == case.words[1]
+    for name, chosen in kinds.items():
+        for layer, pattern in enumerate(patterns):
+            expected = (pattern[0, :, -1].double() @ chosen.double()).tolist()
+            assert found[name][layer] == pytest.approx(expected, abs=1e-4)
+    trace = graph.relevance()
+    assert found["relevance"][1][2] == pytest.approx(float(trace.heads[1, 2, -1]), abs=1e-4)
 
 
 def test_tables_hold_means_over_prompts() -> None:

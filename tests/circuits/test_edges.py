@@ -132,6 +132,22 @@ def test_edges_of_the_library_are_ranked_as_they_are() -> None:
             assert found.curve(edges, shares=[0.1, 1.0]).count == found.count == len(scores)
 
 
+def test_size_over_tokens_does_not_cancel() -> None:
+    model = models.tiny_llama(layers=1)
+    edges = LayerFlowIG(model).direct_edges(INPUTS, OTHER, number)
+    with circuits.of_edges(model, INPUTS, OTHER, number) as found:
+        sizes = found.scores(edges, "size")
+        squares = torch.zeros(found.reads.shape, dtype=torch.float64)
+        for w, r, value in zip(edges.writer, edges.reader, edges.value, strict=True):
+            squares[w, r] += value**2
+        torch.testing.assert_close(sizes, squares[found.reads].sqrt())
+        assert not torch.allclose(sizes, found.scores(edges).abs())
+        curve = found.curve(sizes, shares=[0.2, 1.0])
+        assert curve.kept == found.curve(squares, shares=[0.2, 1.0]).kept
+        with pytest.raises(LigError, match="over_tokens='mean'"):
+            found.scores(edges, "mean")  # type: ignore[arg-type]
+
+
 def test_padding_is_left_as_it_is() -> None:
     """A text with padding before it gives what it gives without."""
     model = models.tiny_gpt2(layers=LAYERS)
@@ -158,6 +174,7 @@ def test_padding_is_left_as_it_is() -> None:
 def refusals() -> Iterator[tuple[str, Callable[[circuits.EdgeCircuits], object]]]:
     yield r"kept has the shape \(1, 3\): give \(C, ", lambda c: c.values(torch.ones(3).bool())
     yield r"give \(W, R\) = ", lambda c: c.curve(torch.ones(2, 3))
+    yield r"scores have the shape \(5,\)", lambda c: c.curve(torch.ones(5))
     yield "order='best'", lambda c: c.curve(torch.ones(c.reads.shape), order="best")  # type: ignore[arg-type]
     yield r"shares=\[2\]", lambda c: c.curve(torch.ones(c.reads.shape), shares=[2])
 

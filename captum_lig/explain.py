@@ -23,7 +23,7 @@ __all__ = ["Explanation", "explain"]
 
 def explain(
     text: str,
-    model: str | Path | None = None,
+    model: str | Path | Pretrained | None = None,
     *,
     layers: Sequence[int] | None = None,
     baseline: str | float | None = None,
@@ -33,14 +33,17 @@ def explain(
     tolerance: float | None = 1e-3,
     self_term: str | None = None,
     influence: bool = False,
+    dtype: str | None = None,
+    device: str | None = None,
     show_progress: bool = False,
 ) -> Explanation:
     """Attribute the layers of a model for a text.
 
     Args:
         text: the text; the tokenizer adds its special tokens, and they are kept.
-        model: ``"minilm"`` (None), ``"smollm2"``, a model on the Hugging Face hub or a folder.
-            It is loaded in float32. Of an encoder-decoder the encoder is explained.
+        model: ``"minilm"`` (None), ``"smollm2"``, a model on the Hugging Face hub, a folder, or
+            what :func:`captum_lig.pretrained.load.load_model` gave, for text after text. Of an
+            encoder-decoder the encoder is explained.
         layers: indices of the layers to attribute, None for all.
         baseline: what the paths start from: ``"target_token"``, ``"zero"``, a number, or
             ``"padding"``: the tokens as they are when all but special tokens and the first are
@@ -56,6 +59,8 @@ def explain(
             None, see :meth:`LayerFlow.with_self_term`.
         influence: also attribute the boundary ``"influence"``, how much each source moves a target,
             whichever way; more work, see :meth:`LayerFlowIG.attribute`.
+        dtype: ``"float32"`` (None) or ``"float64"``, of a model by name.
+        device: such as ``"cuda"``, of a model by name.
         show_progress: show a progress bar over the layers.
 
     Returns:
@@ -68,8 +73,9 @@ def explain(
     """
     if not text.strip():
         raise LigError(f"the text {text!r} is empty: give at least one word.")
-    loaded = load_model(model)
-    encoding = loaded.encode(text)
+    loaded = model if isinstance(model, Pretrained) else load_model(model, dtype, device)
+    place = next((parameter.device for parameter in loaded.network.parameters()), None)
+    encoding = {name: x.to(place) for name, x in loaded.encode(text).items()}
     engine = LayerFlowIG(
         loaded.network, layer=None if layers is None else list(layers), scalarization=scalarization
     )

@@ -1,11 +1,11 @@
 """Remake the pictures of the documentation, all of them or those that are named.
 
     make pictures
-    python docs/pictures.py [why] [charts] [flow] [page] [gallery]
+    python docs/pictures.py [why] [charts] [flow] [page] [lengths] [gallery]
     python docs/pictures.py [minilm] [smollm2] [mgm] [sapiens] [vit] [picture]
 
 Charts are what the code blocks of docs/charts.md save; the picture of the README is of
-its question; the screenshot is of the page that the command writes, in Chromium; the gallery's
+its question; the screenshots are of the pages that commands write, in Chromium; the gallery's
 are in docs/gallery.py. Pictures of other programs are made by hand, see BY_HAND; no other picture
 in docs/images comes from anywhere else.
 """
@@ -90,33 +90,50 @@ def flow(folder: Path) -> None:
 
 
 def page(folder: Path) -> None:
-    """The interactive page, with a pinned token, its routes and what it comes from."""
-    chromium = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
-    if chromium is None:
-        print(
-            "docs/images/page.png: left as it is, there is no Chromium (apt-get install chromium)"
-        )
-        return
-    from playwright.sync_api import sync_playwright
+    """The page of the README's question, with its strongest head selected."""
+    answer = ask("The capital of France is", "smollm2", "The capital of Italy is")
+    answer.check()
+    file, *_ = answer.save(folder / "why")
+    screenshot("page", file, "#s=23.4.4", lambda tab: tab.locator("#sentence").wait_for(), 1090)
 
+
+def lengths(folder: Path) -> None:
+    """The page of lengths, with a pinned token, its routes and what it comes from."""
     explanation = explain(SENTENCE, baseline="zero")
     tokens = explanation.tokens
     graph = FlowGraph(explanation.flows, tokens)
     file = graph.to_html(folder / "flow.html", title=SENTENCE)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        )
-        tab = browser.new_page(viewport={"width": 1280, "height": 960}, offline=True)
-        tab.goto(file.resolve().as_uri())
+
+    def pin(tab: Any) -> None:
         tab.locator("#summary:not(:empty)").wait_for()
         tab.locator("#target").select_option(str(tokens.index("cream")))
         tab.locator("#source").select_option(str(tokens.index("ice")))
         tab.locator("#routes li").first.wait_for()
+
+    screenshot("lengths", file, "", pin, 960)
+
+
+def screenshot(
+    name: str, file: Path, fragment: str, prepare: Callable[[Any], None], height: int
+) -> None:
+    """A picture of a page in Chromium."""
+    chromium = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
+    if chromium is None:
+        print(f"docs/images/{name}.png: as it was, for want of Chromium: apt-get install chromium")
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--no-first-run"]
+        )
+        tab = browser.new_page(viewport={"width": 1280, "height": height}, offline=True)
+        tab.goto(file.resolve().as_uri() + fragment)
+        prepare(tab)
         tab.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
-        tab.screenshot(path=folder / "page.png")
+        tab.screenshot(path=file.with_suffix(".png"))
         browser.close()
-    keep(folder / "page.png", "page")
+    keep(file.with_suffix(".png"), name)
 
 
 def example(name: str) -> Callable[[Path], None]:
@@ -143,6 +160,7 @@ GALLERY = ("minilm", "smollm2", "mgm", "sapiens", "vit", "picture")
 PICTURES: dict[str, Callable[[Path], None]] = {
     "charts": charts,
     "flow": flow,
+    "lengths": lengths,
     "page": page,
     "why": why,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     save_tiny_bert(folder)
     return folder
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter,
+) -> Generator[None, object, object]:
+    """Say at the end, in one line, how to get what tests were skipped for want of."""
+    done = yield
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    without = sum("Chromium" in reason for reason in skipped)
+    if without:
+        terminalreporter.write_line(
+            f"{without} tests of the page in a browser were skipped: install Chromium "
+            "(apt-get install chromium) and run them again.",
+            red=True,
+            bold=True,
+        )
+    return done

@@ -19,6 +19,7 @@ from benchmarks.within_layer.maps import OURS, Maps
 from benchmarks.within_layer.measure import LATER, NUMBERS, sentence
 from captum_lig.metrics import interventions, map_agreement
 from captum_lig.metrics.block import cases
+from captum_lig.model.select import Finder
 from tests.helpers import models
 
 COUNT = 5
@@ -126,7 +127,7 @@ def twin(request: pytest.FixtureRequest) -> Twin:
 
 
 def of(twin: Twin, rival: Any, baseline: Any = "target_token") -> Tensor:
-    with cases(twin.model, twin.inputs, baseline, [1]) as ((_, (case,)),):
+    with cases(Finder(twin.model, [1]), twin.inputs, baseline) as ((case,),):
         found: Tensor = rival(rivals.Layer(case))
     return found.detach()
 
@@ -152,7 +153,7 @@ def test_residual_and_norm(twin: Twin) -> None:
 
 
 def test_parts_add_up_to_what_leaves_the_attention(twin: Twin) -> None:
-    with cases(twin.model, twin.inputs, "zero", [1]) as ((_, (case,)),):
+    with cases(Finder(twin.model, [1]), twin.inputs, "zero") as ((case,),):
         parts, whole = rivals.Layer(case).with_residual()
     assert torch.allclose(whole, twin.after_attention(), atol=1e-9)
     constant = whole - parts.sum(1)
@@ -214,7 +215,7 @@ def found() -> dict[str, Any]:
     inputs = {"input_ids": models.tokens(model, 1, COUNT)}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not within tolerance.*")
-        return sentence(model, inputs, Maps(model, [1], 0.9, 16), ["target_token", "zero"])
+        return sentence(inputs, Maps(model, [1], 0.9, 16), ["target_token", "zero"])
 
 
 def test_a_sentence(found: dict[str, Any]) -> None:
@@ -228,7 +229,7 @@ def test_a_sentence(found: dict[str, Any]) -> None:
     model = models.tiny_llama()
     inputs = {"input_ids": models.tokens(model, 1, COUNT)}
     (truth,) = interventions(model, inputs, "zero", [1])
-    with cases(model, inputs, "zero", [1]) as ((_, (case,)),):
+    with cases(Finder(model, [1]), inputs, "zero") as ((case,),):
         right = map_agreement(rivals.attention(rivals.Layer(case)), truth)
     numbers = found["numbers"]["zero"]["1"]["attention"]["all"]
     assert numbers == [pytest.approx(right[name], abs=1e-5) for name in NUMBERS]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, BertModel, BertTokenizerFast
 from typer.testing import CliRunner, Result
 
 from captum_lig import LayerFlowIG
-from captum_lig import explain as explain_module
 from captum_lig.cli import app, parse_baseline, parse_layers
 from captum_lig.errors import LigError
 from captum_lig.explain import explain
@@ -39,7 +42,7 @@ def sentence(result: Result) -> str:
 
 
 def test_table_and_files(tiny: Path, tmp_path: Path) -> None:
-    outputs = [tmp_path / "new" / name for name in ("f.json", "f.safetensors", "f.png", "f.pdf")]
+    outputs = [tmp_path / name for name in ("f.json", "f.safetensors", "f.png", "f.pdf")]
     options = [part for path in outputs for part in ("--out", path)]
     result = run(TEXT, "--model", tiny, *options)
     assert result.exit_code == 0, result.output
@@ -49,7 +52,7 @@ def test_table_and_files(tiny: Path, tmp_path: Path) -> None:
     assert max(map(len, result.stdout.splitlines())) < 200
     assert "\x1b" not in result.output
     for path in outputs:
-        assert f"wrote {path}" in result.stdout.replace("\n", "")
+        assert f"wrote {path}\n" in result.stderr
     assert outputs[2].read_bytes()[:4] == b"\x89PNG"
     assert outputs[3].read_bytes()[:4] == b"%PDF"
 
@@ -73,7 +76,7 @@ def test_the_page(tiny: Path, tmp_path: Path) -> None:
     assert said["tokens"] == TOKENS
     assert [layer["index"] for layer in said["layers"]] == [1, 2]
     assert said["rule"] == "chain"
-    assert f"wrote {out}" in result.stdout.replace("\n", "")
+    assert result.stderr == f"wrote {out}\n"
 
 
 def test_options_reach_the_result(tiny: Path, tmp_path: Path) -> None:
@@ -190,7 +193,7 @@ def test_the_first_token_is_hidden_if_asked_for(tiny: Path, tmp_path: Path) -> N
     assert "[CLS] →" not in result.stdout
     assert "hidden" in result.stdout
     assert header(page.read_text())["hide_first_token"]
-    assert result.stderr == ""
+    assert result.stderr == f"wrote {page}\n"
 
 
 def test_flows_of_the_command_are_those_of_the_library(tiny: Path, tmp_path: Path) -> None:
@@ -214,11 +217,19 @@ def test_flows_of_the_command_are_those_of_the_library(tiny: Path, tmp_path: Pat
         (["the", "--baseline", "mean"], "--baseline 'mean' is unknown: use target_token, zero"),
         (["the", "--baseline", "inf"], "--baseline 'inf' is unknown"),
         (["the", "--scalarization", "max"], "scalarization 'max' is unknown: use one of"),
-        (["the", "--rule", "sum"], "--rule 'sum' is unknown: use one of conserve, chain, product"),
+        (["the", "--rule", "sum"], "rule 'sum' is unknown: use one of conserve, chain, product"),
         (["the", "--steps", "0"], "n_steps=0"),
         (["the", "--method", "simpson"], "method 'simpson' is unknown: use one of"),
-        (["the", "--out", "flow.csv"], "--out 'flow.csv' has no known suffix: use one of .json"),
-        (["the", "--out", "flow"], "--out 'flow' has no known suffix"),
+        (["the", "--out", "flow.xml"], "--out 'flow.xml' has no known suffix: use one of .json"),
+        (["the", "--out", "no/flow"], "--out 'no/flow': there is no folder 'no': make it first"),
+        (["the", "--out", "no/f.png"], "--out 'no/f.png': there is no folder 'no': make it first"),
+        (["the", "--format", "xml"], "--format 'xml' is unknown: use one of table, json, jsonl"),
+        (["the", "--device", "moon"], "device 'moon' cannot be used"),
+        (["the", "--dtype", "half"], "dtype 'half' is unknown: use one of float32, float64"),
+        (["the", "--self-term", "guess"], "self_term='guess' is unknown"),
+        (["the", "--file", "x.txt"], "give either TEXT or --file"),
+        ([], "give either TEXT or --file"),
+        (["--file", "nowhere.txt"], "--file 'nowhere.txt' cannot be read (No such file"),
         (["the", "--layers", "0,2", "--out", "f.html"], "--layers '0,2' leaves some out: name a"),
     ],
 )
@@ -238,23 +249,211 @@ def test_limit_of_the_tokenizer_counts_too(tiny: Path, tmp_path: Path) -> None:
     assert "takes 6 at most" in sentence(run("the " * 5, "--model", folder))
 
 
-def test_outputs_are_checked_before_the_work(
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*arguments: object, **options: object) -> None:
+        raise AssertionError("the weights were loaded before everything was looked at")
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", never)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--scalarization", "max"],
+        ["--rule", "sum"],
+        ["--steps", "0"],
+        ["--method", "simpson"],
+        ["--tolerance", "2"],
+        ["--self-term", "guess"],
+        ["--baseline", "mean"],
+        ["--layers", "first"],
+        ["--device", "moon"],
+        ["--dtype", "half"],
+        ["--format", "xml"],
+    ],
+    ids=lambda given: given[0],
+)
+@pytest.mark.usefixtures("unloaded")
+def test_settings_are_checked_before_a_model_is_loaded(tiny: Path, given: list[str]) -> None:
+    sentence(run("the", "--model", tiny, *given))
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_outputs_are_checked_before_a_model_is_loaded(tiny: Path, tmp_path: Path) -> None:
+    file, folder = tmp_path / "file", tmp_path / "folder.png"
+    file.write_text("")
+    folder.mkdir()
+    for out, said in (
+        (file / "flow.json", f"there is no folder '{file}': make it first"),
+        (folder, "cannot be written (it is a folder)"),
+        (file, "is a file, and a name without a suffix is of a folder"),
+    ):
+        assert f"--out '{out}'" in (found := sentence(run("the", "--model", tiny, "--out", out)))
+        assert said in found
+    good = tmp_path / "flow.json"
+    assert "flow.xml" in sentence(run("the", "--out", good, "--out", "flow.xml"))
+    assert not good.exists()  # a look leaves nothing behind
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_texts_are_checked_before_a_model_is_loaded(tiny: Path, tmp_path: Path) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("the cat\n\n" + "the " * 15)
+    assert "line 3: the text has 17 tokens" in sentence(run("--file", file, "--model", tiny))
+
+
+def test_a_name_without_a_suffix_is_a_folder(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "found"
+    first = run("the cat", "--model", tiny, "--out", folder, "--out", tmp_path / "f.csv")
+    assert first.exit_code == 0, first.output
+    names = ["explain.html", "explain.json", "explain.png"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert f"{folder} will be made.\n" in first.stderr
+    again = run("the cat", "--model", tiny, "--out", folder / "explain.png", "--layers", "0")
+    assert again.stderr == (
+        f"{folder / 'explain.png'} will be replaced.\nwrote {folder / 'explain.png'}\n"
+    )
+
+
+FORMS = ("json", "jsonl", "csv", "parquet")
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    file = tmp_path / "texts.jsonl"
+    rows: list[dict[str, Any]] = [
+        {"text": "the cat", "layers": "1", "baseline": "zero"},
+        {"text": "the mat"},
+        {"text": "the cats sat"},
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    return file
+
+
+def test_many_texts_load_the_model_once(
+    tiny: Path, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    loading = AutoModel.from_pretrained
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        loads.append(arguments)
+        return loading(*arguments, **options)
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", counted)
+    outs = [part for form in FORMS[1:] for part in ("--out", tmp_path / f"all.{form}")]
+    result = run("--file", three, "--model", tiny, "--layers", "0", "--format", "json", *outs)
+    assert result.exit_code == 0, result.output
+    assert len(loads) == 1
+    found = json.loads(result.stdout)
+    assert [one["line"] for one in found] == [1, 2, 3]
+    assert [one["text"] for one in found] == ["the cat", "the mat", "the cats sat"]
+    assert [[layer["index"] for layer in one["layers"]] for one in found] == [[1], [0], [0]]
+    assert [one["settings"]["baseline"] for one in found] == [
+        "zero",
+        "target_token",
+        "target_token",
+    ]
+    lines = (tmp_path / "all.jsonl").read_text().splitlines()
+    assert [json.loads(line)["tokens"] for line in lines] == [one["tokens"] for one in found]
+
+    rows = list(csv.DictReader((tmp_path / "all.csv").open()))
+    table = pyarrow.parquet.read_table(tmp_path / "all.parquet").to_pylist()
+    assert [{name: str(value) for name, value in row.items()} for row in table] == rows
+    expected: Any = explain("the cat", tiny, layers=[1], baseline="zero").flows[0]
+    own = [row for row in table if row["line"] == 1]
+    assert len(own) == 4 * 4
+    for row in own:
+        at = (0, row["target"], row["source"])
+        assert row["direct"] == pytest.approx(float(expected.layer[at]))
+        assert row["composed"] == pytest.approx(float(expected.compose()[at]))
+        assert row["total"] == pytest.approx(float(expected.layer_total[0, row["target"]]))
+
+
+def test_one_text_in_every_form(tiny: Path) -> None:
+    given = ("the cat", "--model", tiny, "--layers", "0", "--format")
+    document = json.loads(run(*given, "json").stdout)
+    assert document["format"] == "captum_lig.flow"
+    (line,) = run(*given, "jsonl").stdout.splitlines()
+    assert json.loads(line)["tokens"] == document["tokens"]
+    rows = list(csv.DictReader(run(*given, "csv").stdout.splitlines()))
+    assert len(rows) == 4 * 4
+    assert "line" not in rows[0]
+    table = pyarrow.parquet.read_table(io.BytesIO(run(*given, "parquet").stdout_bytes))
+    assert table.num_rows == len(rows)
+
+
+def test_texts_from_standard_input(tiny: Path) -> None:
+    base = ("--model", str(tiny), "--layers", "0", "--format", "jsonl")
+    given = 'the cat\r\n\n{"text": "the mat"}\n{x}\n'
+    many = CliRunner().invoke(app, ["explain", "--file", "-", *base], input=given)
+    assert many.exit_code == 0, many.output
+    found = [json.loads(line) for line in many.stdout.splitlines()]
+    assert [(one["line"], one["text"]) for one in found] == [
+        (1, "the cat"),
+        (3, "the mat"),
+        (4, "{x}"),
+    ]
+    one = CliRunner().invoke(app, ["explain", "-", *base], input="the cat\nthe mat\n")
+    assert json.loads(one.stdout)["text"] == "the cat\nthe mat"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "holds no text: give one a line"),
+        ("[1]", "line 1: '[1]' is no JSON object"),
+        ("the cat", "line 1: 'the cat' is no JSON"),
+        ('{"layers": "0"}', "has no text: write it under 'text'"),
+        ('{"text": "the", "layer": "0"}', "'layer' is no key: use text, layers, baseline"),
+        ('{"text": "the", "layers": [0]}', "'layers' is [0], and should be of type str"),
+        ('\n{"text": "the", "layers": "x"}', "line 2: --layers 'x' is no list of layers"),
+        ('{"text": " "}', "line 1: the text ' ' is empty"),
+    ],
+)
+@pytest.mark.usefixtures("unloaded")
+def test_lines_that_do_not_work(tiny: Path, tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text(content)
+    assert said in sentence(run("--file", file, "--model", tiny))
+
+
+def test_a_file_of_one_text_is_none_of_many(tiny: Path, three: Path, tmp_path: Path) -> None:
+    for name in ("f.html", "f.json", "f.png", "f.safetensors"):
+        said = sentence(run("--file", three, "--model", tiny, "--out", tmp_path / name))
+        assert "is of one text, and --file is of many: use one of .jsonl, .csv, .parquet" in said
+    folder = tmp_path / "found"
+    result = run("--file", three, "--model", tiny, "--layers", "0", "--out", folder)
+    assert result.exit_code == 0, result.output
+    kinds = ("html", "json", "png")
+    expected = sorted(f"explain-{number}.{kind}" for number in (1, 2, 3) for kind in kinds)
+    assert sorted(path.name for path in folder.iterdir()) == expected
+    assert load_flows(folder / "explain-2.json").text == "the mat"
+
+
+def test_a_large_file_is_told_before_the_work(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(*arguments: object, **options: object) -> None:
-        raise AssertionError("worked before it looked at --out")
+    monkeypatch.setattr("captum_lig.io.codec.LARGE", 1000)
+    out = tmp_path / "f.json"
+    result = run("the cat", "--model", tiny, "--out", out)
+    assert result.exit_code == 0, result.output
+    said, wrote = result.stderr.splitlines()
+    assert said.startswith(f"captum-lig: {out} will be up to 0 MB: keep fewer layers")
+    assert wrote == f"wrote {out}"
 
-    monkeypatch.setattr(explain_module, "explain", never)
-    file = tmp_path / "file"
-    file.write_text("")
-    folder = tmp_path / "folder.png"
-    folder.mkdir()
-    for out in (file / "flow.json", folder):
-        said = sentence(run("the", "--model", tiny, "--out", out))
-        assert f"--out '{out}' cannot be written" in said
-    good = tmp_path / "flow.json"
-    assert "flow.csv" in sentence(run("the", "--out", good, "--out", "flow.csv"))
-    assert not good.exists()  # a look leaves nothing behind
+
+def test_precision_and_device_reach_the_model(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.json"
+    result = run("the", "--model", tiny, "--dtype", "float64", "--device", "cpu", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert load_flows(out).flows[0].need("layer").dtype == torch.float64
+
+
+def test_nothing_but_results_is_on_standard_output(tiny: Path, tmp_path: Path) -> None:
+    given = ("the cat", "--model", tiny, "--layers", "0", "--format", "csv")
+    assert run(*given, "--out", tmp_path / "new").stdout == run(*given).stdout
 
 
 def test_an_older_file_survives_bad_input(tiny: Path, tmp_path: Path) -> None:
@@ -332,8 +531,30 @@ def test_help_has_an_example_and_every_option() -> None:
     assert result.exit_code == 0
     for words in ("captum-lig explain", "--model", "--layers", "--baseline", "--scalarization"):
         assert words in result.stdout
-    for words in ("--rule", "--steps", "--out", "target_token", "conserve", ".safetensors"):
+    for words in (
+        "--file",
+        "--format",
+        "--device",
+        "--dtype",
+        "--rule",
+        "--steps",
+        "--out",
+        "target_token",
+        "conserve",
+        ".safetensors",
+    ):
         assert words in result.stdout
+
+
+def test_help_does_not_import_torch() -> None:
+    program = "import sys; from captum_lig.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    program += "print(sorted({'torch', 'transformers', 'captum', 'numpy'} & set(sys.modules)))"
+    for command in ([], ["why"], ["explain"], ["inspect"], ["consistency"]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *command, "--help"], capture_output=True, text=True
+        )
+        assert "Usage: " in done.stdout
+        assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_version() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -75,7 +77,61 @@ def test_a_text_from_elsewhere(gpt2: Path, way: str, tmp_path: Path) -> None:
     given = None if way == "--file" else TEXT + "\r\n"
     result = run(*where, "--model", gpt2, "--format", "json", given=given)
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["text"] == TEXT
+    found = json.loads(result.stdout)
+    assert (found if way == "-" else found[0])["text"] == TEXT
+
+
+def test_each_line_has_its_own_question(gpt2: Path, tmp_path: Path) -> None:
+    file, table = tmp_path / "texts.jsonl", tmp_path / "all.csv"
+    asked: list[dict[str, Any]] = [
+        {"against": OTHER},
+        {"target": " cat", "foil": " dog"},
+        {"answer": " on"},
+        {"position": 3},
+        {"chat": True},
+        {"similar_to": "a dog"},
+    ]
+    file.write_text("\n".join(json.dumps({"text": TEXT, **one}) for one in asked))
+    result = run("--file", file, "--model", gpt2, "--format", "jsonl", "--check", "--out", table)
+    assert result.exit_code == 0, result.output
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    for line, (one, options) in enumerate(zip(found, asked, strict=True), 1):
+        expected = why(TEXT, gpt2, **options)
+        assert (one["line"], one["target"], one["change"]) == (
+            line,
+            expected.target,
+            expected.change,
+        )
+    rows = list(csv.DictReader(table.open()))
+    assert {int(row["line"]) for row in rows} == {1, 2, 3, 4, 5, 6}
+    heads = [row for row in rows if row["line"] == "1" and row["kind"] == "head"]
+    expected = why(TEXT, gpt2, OTHER)
+    for row, part in zip(heads, expected.strongest_heads(20), strict=True):
+        assert (int(row["layer"]), int(row["head"])) == (part.layer, part.head)
+        assert float(row["part"]) == pytest.approx(part.value)
+    effects = {
+        (row.node.layer, row.node.head, row.node.position): row.out
+        for row in expected.check().rows
+        if row.node.kind == "heads"
+    }
+    patched = [row for row in heads if row["taken_out"]]
+    assert len(patched) >= 8
+    for row in patched:
+        at = (int(row["layer"]), int(row["head"]), int(row["position"]))
+        assert float(row["taken_out"]) == pytest.approx(effects[at])
+
+
+def test_a_line_that_fails_leaves_the_others(
+    gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text(f"{TEXT}\nthe\n{OTHER}\n")  # one token alone is its own padding
+    result = run("--file", file, "--model", gpt2, "--format", "json")
+    assert result.exit_code == 2
+    assert [one["line"] for one in json.loads(result.stdout)] == [1, 3]
+    first, last = result.stderr.splitlines()
+    assert first.startswith("captum-lig: line 2: padding in place of the text's words leaves it")
+    assert last == "captum-lig: 1 of 3 texts could not be explained."
 
 
 def test_check_shows_both_effects(gpt2: Path) -> None:
@@ -88,20 +144,19 @@ def test_check_shows_both_effects(gpt2: Path) -> None:
 
 
 def test_files_are_told_and_so_is_what_they_replace(gpt2: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "found"
+    folder, page = tmp_path / "found", tmp_path / "page.html"
     arguments = (TEXT, "--model", gpt2, "--against", OTHER, "--out", folder)
-    first = run(*arguments)
+    first = run(*arguments, "--out", page, "--out", tmp_path / "n.json")
     assert first.exit_code == 0, first.output
-    said = first.stdout.replace("\n", "")
-    assert f"made the folder {folder}" in said
     names = ("why.html", "why.png", "why.json")
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
-    for name in names:
-        assert f"wrote {folder / name}" in said
+    files = [*(folder / name for name in names), page, tmp_path / "n.json"]
+    wrote = [f"wrote {path}" for path in files]
+    assert first.stderr.splitlines() == [f"{folder} will be made.", *wrote]
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     again = run(*arguments, "--format", "json")
-    assert "made the folder" not in again.stderr
-    for name in names:
-        assert f"wrote over {folder / name}" in again.stderr.replace("\n", "")
+    replaced = ", ".join(str(folder / name) for name in names)
+    assert again.stderr.splitlines() == [f"{replaced} will be replaced.", *wrote[:3]]
     assert json.loads(again.stdout)["text"] == TEXT
 
 
@@ -113,9 +168,11 @@ def test_files_are_told_and_so_is_what_they_replace(gpt2: Path, tmp_path: Path) 
         ([TEXT, "--file", "x.txt"], "give either TEXT or --file"),
         (["--file", "nowhere.txt"], "nowhere.txt"),
         ([TEXT, "--out", "no/where"], "there is no folder 'no': make it first"),
+        ([TEXT, "--out", "x.xml"], "--out 'x.xml' has no known suffix: use one of .html"),
         ([TEXT, "--against", "the cat"], 'the text has 6 tokens and the one it is compared with 2'),
         ([TEXT, "--target", " cat", "--label", "joy"], "are different questions"),
         ([TEXT, "--target", " catdog"], "is 3 tokens"),
+        ([TEXT, "--tolerance", "-1"], "tolerance=-1"),
     ],
 )  # fmt: skip
 def test_bad_input_is_a_sentence(gpt2: Path, given: list[str], said: str) -> None:
@@ -125,7 +182,9 @@ def test_bad_input_is_a_sentence(gpt2: Path, given: list[str], said: str) -> Non
 def test_out_is_looked_at_before_the_work(gpt2: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    assert "is a file: give a folder" in sentence(run(TEXT, "--model", "nobody", "--out", file))
+    assert "is a file, and a name without a suffix is of a folder" in sentence(
+        run(TEXT, "--model", "nobody", "--out", file)
+    )
     sentence(run("", "--model", gpt2, "--out", tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 

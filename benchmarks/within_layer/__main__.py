@@ -68,7 +68,7 @@ def run(asked: argparse.Namespace) -> None:
         if number in lines.done:
             continue
         began = now()
-        found = sentence(model, inputs, maps, asked.baselines)
+        found = sentence(inputs, maps, asked.baselines)
         lines.add({"sentence": number, "tokens": length, **found})
         say(f"{fitting}: {length} tokens, {now() - began:.1f} s {found['seconds']}")
     if fitting < asked.sentences:

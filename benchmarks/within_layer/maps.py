@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from captum_lig import LayerFlowIG
+from captum_lig.metrics import Intervening
 from captum_lig.prediction import layer_baselines
 
 BASELINES = ("target_token", "padding", "zero")
@@ -21,6 +22,7 @@ class Maps:
         self.settings = {"tolerance": tolerance, "max_steps": most}
         self.rows, self.missed = 0, 0
         """Of all texts so far: certified rows, and those that are not within tolerance."""
+        self.truth = Intervening(model, layers)
         self.l2, self.projection = (LayerFlowIG(model, layers, s) for s in ("l2", "projection"))
 
     def start(self, inputs: dict[str, Tensor], baseline: str) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.common import now
 from benchmarks.within_layer.maps import Maps
 from benchmarks.within_layer.rivals import FROM_BASELINE, RIVALS, Layer
-from captum_lig.metrics import Interventions, interventions, map_agreement
+from captum_lig.metrics import Interventions, map_agreement
 from captum_lig.metrics.block import cases
 
 NUMBERS = tuple(
@@ -36,9 +36,7 @@ def numbers_of(score: Tensor, effects: Interventions) -> dict[str, list[float | 
     return found
 
 
-def sentence(
-    model: nn.Module, inputs: dict[str, Tensor], maps: Maps, baselines: list[str]
-) -> dict[str, Any]:
+def sentence(inputs: dict[str, Tensor], maps: Maps, baselines: list[str]) -> dict[str, Any]:
     """By baseline, layer and map; rows missed, of how many; and seconds by what they went into."""
     spent: dict[str, float] = {}
 
@@ -50,7 +48,7 @@ def sentence(
     for baseline in baselines:
         start = maps.start(inputs, baseline)
         began = now()
-        truths = interventions(model, inputs, start, list(layers))
+        truths = maps.truth.sources(inputs, start)
         clock("interventions", began)
         began = now()
         before = maps.missed, maps.rows
@@ -58,8 +56,8 @@ def sentence(
         rows[baseline] = [maps.missed - before[0], maps.rows - before[1]]
         clock(f"maps from {baseline}", began)
         began = now()
-        with cases(model, inputs, start, list(layers)) as blocks:
-            ran = [Layer(texts[0]) for _, texts in blocks]
+        with cases(maps.truth.finder, inputs, start) as blocks:
+            ran = [Layer(texts[0]) for texts in blocks]
             shared = shared or [{name: rival(x) for name, rival in RIVALS.items()} for x in ran]
             beside = [{name: rival(x) for name, rival in FROM_BASELINE.items()} for x in ran]
         clock("rivals", began)

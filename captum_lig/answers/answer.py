@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["FILES", "Answer", "Run"]
 
 FILES = ("why.html", "why.png", "why.json")
-"""What :meth:`Answer.save` writes: the page, the picture and the numbers."""
+"""What :meth:`Answer.save` writes to a folder: the page, the picture and the numbers."""
+PICTURES = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -174,36 +175,52 @@ class Answer:
             ]
         return found
 
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write the page, the picture and the numbers, over what is there.
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the page, the picture and the numbers to a folder, or one of them to a file.
 
         Args:
-            folder: where; it is made, if the one that it lies in is there.
+            path: a file whose suffix is ``.html``, ``.json``, or that of a picture, ``.png``,
+                ``.pdf`` or ``.svg``; a name without a suffix is a folder for :data:`FILES`, which
+                is made if the one that it lies in is there. What is there is replaced.
 
         Returns:
-            The paths of :data:`FILES`.
+            The paths of what was written.
 
         Raises:
-            LigError: if that cannot be written.
+            LigError: if that cannot be written, or for another suffix.
         """
-        from captum_lig.views.plots.prediction import plot_prediction
-
-        folder = Path(folder)
-        written_page, picture, numbers = (folder / name for name in FILES)
-        title = f"{self.model}: “{self.text}”, {self.target}"
+        path = Path(path)
+        folder = not path.suffix or path.is_dir()
+        paths = [path / name for name in FILES] if folder else [path]
         try:
-            folder.mkdir(exist_ok=True)
-            write_answer(self, written_page)
-            figure, _ = plot_prediction(self.graph, title=title)
-            figure.savefig(picture, dpi=200)
-            written = json.dumps(self.numbers(), ensure_ascii=False, indent=1, allow_nan=False)
-            numbers.write_text(written + "\n", encoding="utf-8")
+            if folder:
+                path.mkdir(exist_ok=True)
+            for one in paths:
+                self._write(one)
         except OSError as error:
             raise LigError(
-                f"folder {str(folder)!r} cannot be written to ({error.strerror}): make it, or "
-                "choose another."
+                f"{str(path)!r} cannot be written to ({error.strerror}): choose another place, in "
+                "a folder that is there."
             ) from error
-        return [written_page, picture, numbers]
+        return paths
+
+    def _write(self, path: Path) -> None:
+        """One file."""
+        suffix = path.suffix.lower()
+        title = f"{self.model}: “{self.text}”, {self.target}"
+        if suffix == ".html":
+            write_answer(self, path)
+        elif suffix in PICTURES:
+            from captum_lig.views.plots.prediction import plot_prediction
+
+            figure, _ = plot_prediction(self.graph, title=title)
+            figure.savefig(path, dpi=200)
+        elif suffix == ".json":
+            written = json.dumps(self.numbers(), ensure_ascii=False, indent=1, allow_nan=False)
+            path.write_text(written + "\n", encoding="utf-8")
+        else:
+            known = ", ".join((".html", ".json", *PICTURES))
+            raise LigError(f"{str(path)!r} has no known suffix: use one of {known}, or none.")
 
     def to_pandas(self) -> Any:
         """A table (``pandas.DataFrame``), a row for each token at each depth, head and MLP.

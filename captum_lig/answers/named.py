@@ -26,7 +26,7 @@ from captum_lig.prediction.words import of_one_token
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Asked", "Named", "asked", "token_of"]
+__all__ = ["Asked", "Named", "asked", "class_number", "token_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,9 @@ def asked(
         return _given(wanted.target, network, tokenizer)
     assert scores is not None
     if kind == "classes":
-        number = _class(wanted.label if wanted.target is None else wanted.target, scores, names)
+        label: Any = wanted.label if wanted.target is None else wanted.target
+        count = scores.shape[1]
+        number = int(scores[0].argmax()) if label is None else class_number(label, names, count)
         words = f'"{names.get(number, number)}"'
         return Asked(Named(class_logit(number), f"logit of the class {words}"), [number])
     first, second = _pair(wanted, scores, network, tokenizer)
@@ -123,13 +125,16 @@ def _given(target: Any, network: nn.Module, tokenizer: PreTrainedTokenizerBase) 
     return Asked(Named(target, read_target(target, network, 1, tokenizer).words), [])
 
 
-def _class(label: Any, scores: Tensor, names: Mapping[int, str]) -> int:
-    if label is None:
-        return int(scores[0].argmax())
+def class_number(label: str | int, names: Mapping[int, str], count: int) -> int:
+    """The number of a class by its number or name.
+
+    Raises:
+        LigError: if the model has no such class.
+    """
     numbers = {name: number for number, name in names.items()}
     number = numbers.get(label) if isinstance(label, str) else label
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(scores[0]):
-        known = ", ".join(map(repr, list(numbers)[:20])) or f"0 to {len(scores[0]) - 1}"
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
+        known = ", ".join(map(repr, list(numbers)[:20])) or f"0 to {count - 1}"
         raise LigError(f"label {label!r} is no class of the model: it knows {known}.")
     return number
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_lig.answers.says import Said
-from captum_lig.answers.screen import checked_section
+from captum_lig.answers.screen import agreement
 from captum_lig.answers.words import quoted
 from captum_lig.errors import LigError
 from captum_lig.flow.tokens import readable_text
@@ -78,7 +78,7 @@ def _known(answer: Any) -> tuple[str, Known]:
         )
     checked, checked_says = None, []
     if a.checked is not None:
-        checked_says = checked_section(a.checked, 0).notes[1:]
+        checked_says = agreement(a.checked)
         checked = [
             {
                 "kind": row.node.kind,

@@ -12,11 +12,13 @@ from captum_lig.answers.words import word_of
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.graph import FlowGraph, Trace
 from captum_lig.graph.target_layer import TargetLayer
+from captum_lig.patching import Node
 
 __all__ = [
     "Held",
     "Part",
     "held_at",
+    "node_of",
     "strongest_heads",
     "strongest_mlps",
     "strongest_tokens",
@@ -149,6 +151,13 @@ def worst_sum_error(flows: Sequence[LayerFlow]) -> float:
         gap, scale = (sums - change).abs(), flow.need("scale").double()
         worst = max(worst, float(torch.where(gap > 0, gap / scale, 0.0).max()))
     return worst
+
+
+def node_of(part: Part) -> Node:
+    """What patching calls a part."""
+    kinds: dict[str, Literal["tokens", "heads", "feed_forward"]]
+    kinds = {"token": "tokens", "head": "heads", "MLP": "feed_forward"}
+    return Node(kinds[part.kind], part.layer or 0, part.position, part.head)
 
 
 def _change(graph: FlowGraph) -> float:

@@ -5,30 +5,41 @@ from __future__ import annotations
 import html
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from captum_lig.answers.parts import Held, Part
+from captum_lig.answers.parts import Held, Part, node_of
 from captum_lig.answers.says import Said
-from captum_lig.answers.words import at, error_percent, percent, probability, quoted, signed
+from captum_lig.answers.words import (
+    at,
+    error_percent,
+    part_of,
+    percent,
+    probability,
+    quoted,
+    signed,
+)
 from captum_lig.flow.tokens import readable_text
 from captum_lig.patching import Check
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 __all__ = [
     "Screened",
     "Section",
+    "agreement",
     "as_html",
     "as_rich",
     "as_text",
-    "checked_section",
     "sections",
 ]
 
 WIDTH = 80
+SAID = 3
+"""So many of the most likely of each text are shown."""
 AGREE = 0.5
 """Where the two effects of nodes correlate less, no one number can be both."""
 
@@ -88,47 +99,51 @@ def sections(answer: Any, count: int) -> list[Section]:
     if a.hints:
         found.append(Section("", notes=[f"Note: {hint}" for hint in a.hints]))
     if a.change:
-        found += [_tokens(a, count), _heads(a, count), _mlps(a, count), _trust(a)]
+        found += [_tokens(a, count), _heads(a, count), _mlps(a, count)]
+    notes = _trust(a) if a.change else []
     if a.checked is not None:
-        found.append(checked_section(a.checked, count))
+        notes += _checked(a, a.checked)
+    notes.append(f"{a.seconds:.1f} s, {a.attribution_seconds:.1f} s of them for the parts.")
+    found.append(Section("", notes=notes))
     return [one for one in found if one.rows or one.notes]
 
 
 def _question(a: Screened) -> Section:
-    other = "padding in place of its words" if a.against is None else f'"{_line(a.against)}"'
+    other = "padding in its place" if a.against is None else f'"{_line(a.against)}"'
     rows = [("the text", f'"{_line(a.text)}"'), ("compared with", other)]
     if a.continuation is not None:
-        rows.append(("continued with", f'"{_line(a.continuation)}"'))
+        rows.append(("continued with", quoted(a.continuation, 200)))
     verb = "say that" if a.says.options else "give that number"
     return Section(f"Why does {_line(a.model)} {verb}?", rows=rows, left=2)
 
 
 def _predictions(a: Screened) -> Section:
-    if not a.says.options:
-        return Section("")
+    """What is most likely for either text, and what the question is about."""
     rows = []
+    kept = {one.number for said in (a.says, a.would_say) for one in said.options[:SAID]}
     for one in a.says.options:
         there = a.would_say.of(one.number)
         assert there is not None
-        rows.append((one.words, probability(one.probability), probability(there.probability)))
+        if one.number in kept or one.words in (a.favours or ()):
+            rows.append((one.words, probability(one.probability), probability(there.probability)))
     what = "The model says" if a.continuation is None else "Before it, the model says"
-    other = "after the padding" if a.against is None else "after the other text"
-    return Section("", (what, "after the text", other), rows)
+    return Section("", (what, "after the text", f"after {_other(a)}"), rows)
+
+
+def _other(a: Screened) -> str:
+    return "padding" if a.against is None else "the other text"
 
 
 def _explained(a: Screened) -> Section:
-    other = "padding" if a.against is None else "the other text"
-    notes = [
-        f"Explained: {a.target}. It is {signed(a.says.value)} for the text and "
-        f"{signed(a.would_say.value)} for {other}, a change of {signed(a.change)}."
-    ]
+    values = f"{signed(a.says.value)} for the text, {signed(a.would_say.value)} for {_other(a)}"
+    said = f"Explained: {a.target}: {values}, a change of {signed(a.change)}."
     if not a.change:
-        notes.append("It is the same for both, so there is nothing to explain.")
+        said += " So there is nothing to explain."
     elif a.favours is not None:
-        notes.append(f"Below, + speaks for {a.favours[0]} and - for {a.favours[1]}.")
+        said += f" + speaks for {a.favours[0]}, - for {a.favours[1]}."
     else:
-        notes.append("Below, + makes it larger and - makes it smaller.")
-    return Section("", notes=notes)
+        said += " + makes it larger, - smaller."
+    return Section("", notes=[said])
 
 
 def _tokens(a: Screened, count: int) -> Section:
@@ -137,7 +152,7 @@ def _tokens(a: Screened, count: int) -> Section:
         other = a.other_tokens[part.position]
         same = other == a.tokens[part.position]
         instead = "" if same else quoted(other)
-        rows.append((at(part.token, part.position), instead, *_numbers(part)))
+        rows.append((at(part.token, part.position), instead, *_numbers(a, part)))
     held = a.held()
     parts = [
         f"{quoted(one.token)} ({one.position}) "
@@ -146,8 +161,7 @@ def _tokens(a: Screened, count: int) -> Section:
     ]
     more = ", ..." if len(held) > 4 else ""
     notes = [f"Most of it is held by {', then by '.join(parts)}{more}."] if len(held) > 1 else []
-    header = ("Words it came from", "instead of", "part", "of the change")
-    return Section("", header, rows, notes, left=2)
+    return Section("", ("Words it came from", "instead of", "part", "share"), rows, notes, left=2)
 
 
 def _heads(a: Screened, count: int) -> Section:
@@ -155,89 +169,84 @@ def _heads(a: Screened, count: int) -> Section:
     for part in a.strongest_heads(count):
         assert part.source is not None
         source = at(a.tokens[part.source], part.source)
-        rows.append((part.name, at(part.token, part.position), source, *_numbers(part)))
-    header = ("Attention heads", "writing at", "reading from", "part", "of the change")
+        where = (part.name, at(part.token, part.position), source)
+        rows.append((*where, *_numbers(a, part), *_effects(a, part)))
+    header = ("Heads", "writing at", "reading from", "part", "share", *_effect_names(a))
     return Section("", header, rows, left=3)
 
 
 def _mlps(a: Screened, count: int) -> Section:
     rows = [
-        (part.name, at(part.token, part.position), *_numbers(part))
+        (part.name, at(part.token, part.position), *_numbers(a, part), *_effects(a, part))
         for part in a.strongest_mlps(count)
     ]
-    return Section("", ("MLPs", "writing at", "part", "of the change"), rows, left=2)
+    return Section("", ("MLPs", "at", "part", "share", *_effect_names(a)), rows, left=2)
 
 
-def _trust(a: Screened) -> Section:
+def _effect_names(a: Screened) -> tuple[str, ...]:
+    return () if a.checked is None else ("taken out", "put in")
+
+
+def _effects(a: Screened, part: Part) -> tuple[str, ...]:
+    """What patching found of a part; empty where it was not patched."""
+    if a.checked is None:
+        return ()
+    row = next((one for one in a.checked.rows if one.node == node_of(part)), None)
+    if row is None:
+        return "", ""
+    return part_of(row.out, a.change), part_of(row.into, a.change)
+
+
+def _trust(a: Screened) -> list[str]:
     notes = [
-        "A head takes something from one token to another, an MLP works on one. (3): the token's "
-        "position in the text. head 23.4: head 4 of layer 23. All count from 0.",
-        "A part is how much of the change comes through it, in the unit of the number that is "
-        "explained. The parts of the words add up to the change. Those of heads and MLPs do not: "
-        "what goes through one head may go on through others and through MLPs.",
-        f"How well it adds up: at each depth the tokens' parts add up to the change to within "
-        f"{error_percent(a.sum_error)} of it.",
+        f"The words' parts add up to the change, to within {error_percent(a.sum_error)} at every "
+        "depth. Those of heads and MLPs overlap: one reads what another wrote. (3) is a position, "
+        "head 2.1 is head 1 of layer 2; all count from 0."
     ]
-    if a.against is None:
+    if a.against is None and a.checked is None:
         notes.append(
-            "Without another text the comparison is with padding. Then what taking a head out of "
-            "the text does can have little to do with what putting it into the padding does, and "
-            "no one number can be both. "
-            + (
-                "Compare with another text (against), or check, which shows both."
-                if a.checked is None
-                else "Below are both. A comparison with another text (against) says more."
-            )
+            "Compared with padding, taking a part out of the text and putting it into the padding "
+            "can have little to do with each other, and no one number is both: --check, or check() "
+            "in Python, shows them. A second text (--against) says more."
         )
-    notes.append(f"{a.seconds:.1f} s, {a.attribution_seconds:.1f} s of them for the parts.")
-    return Section("", notes=notes)
+    return notes
 
 
-def checked_section(check: Check, count: int) -> Section:
-    """What patching showed."""
-    rows = []
-    notes = []
+def _checked(a: Screened, check: Check) -> list[str]:
+    return [
+        f"taken out: what the number loses if this alone is as with {_other(a)}. put in: what "
+        f"the number of {_other(a)} gains if this alone is as with the text.",
+        *agreement(check),
+    ]
+
+
+def agreement(check: Check) -> list[str]:
+    """How far what was attributed is what patching finds, in sentences."""
     names = {"tokens": "tokens", "heads": "heads", "feed_forward": "MLPs", "attention": "attention"}
+    notes: list[str] = []
+    means, apart = [], []
     for kind in check.kinds:
-        best = [row for row in check.rows if row.node.kind == kind and row.strongest]
-        if kind == "tokens":  # a token is nearly the same at many depths
-            best = list({row.node.token: row for row in reversed(best)}.values())[::-1]
-        for row in best[:count]:
-            numbers = (row.attributed, row.out, row.into)
-            position = row.node.token
-            where = "" if position is None else at(check.labels[position], position)
-            named = {
-                "tokens": f"token into layer {row.node.layer}",
-                "heads": f"head {row.node.layer}.{row.node.head}",
-                "attention": f"attention {row.node.layer}",
-                "feed_forward": f"MLP {row.node.layer}",
-            }[kind]
-            rows.append((named, where, *map(signed, numbers)))
         one = check.correlation(kind)
         if math.isnan(one.mean):
             notes.append(f"{names[kind]}: {one.reason}, so nothing can be correlated.")
             continue
-        said = (
-            f"{names[kind]}: parts correlate with the mean of both effects at {one.mean:.2f}, the "
-            f"two effects with each other at {one.agreement:.2f} ({one.nodes} of them: the "
-            "strongest, and as many at random)"
-        )
+        means.append(f"{names[kind]} {one.mean:.2f} ({one.agreement:.2f})")
         if one.agreement < AGREE:
-            said += (
-                f". So no one number can be both: parts correlate at {one.out:.2f} with taking out "
-                f"and at {one.into:.2f} with putting in"
+            apart.append(
+                f"For {names[kind]} taking out and putting in have little to do with each other, "
+                f"and no one number is both: parts correlate at {one.out:.2f} with taking out, at "
+                f"{one.into:.2f} with putting in."
             )
-        notes.append(said + ".")
-    header = ("Checked by patching", "at", "part", "taken out", "put in")
-    explained = (
-        "taken out: what the number loses if this alone is set to its value in the other text. put "
-        "in: what the other text's number gains if this alone is set to its value in the text."
-    )
-    return Section("", header, rows, [explained, *notes], left=2)
+    if means:
+        notes.append(
+            "Parts correlate with the mean of both effects (and these with each other), over the "
+            f"strongest and as many at random: {', '.join(means)}."
+        )
+    return [*notes, *apart]
 
 
-def _numbers(part: Part) -> tuple[str, str]:
-    return signed(part.value), percent(part.share)
+def _numbers(a: Screened, part: Part) -> tuple[str, str]:
+    return part_of(part.value, a.change), percent(part.share)
 
 
 def _line(text: str) -> str:
@@ -245,6 +254,9 @@ def _line(text: str) -> str:
 
 
 # --- drawn ----------------------------------------------------------------------------------------
+
+_JOINED = "\ue000"
+"""Stands for a space at which no line ends."""
 
 
 def as_rich(found: Sequence[Section]) -> RenderableType:
@@ -262,7 +274,7 @@ def as_rich(found: Sequence[Section]) -> RenderableType:
             table = Table(
                 box=box.SIMPLE_HEAD if section.header else None,
                 show_header=bool(section.header),
-                padding=(0, 1),
+                padding=(0, 1, 0, 0),
                 pad_edge=False,
                 show_edge=False,
             )
@@ -273,9 +285,22 @@ def as_rich(found: Sequence[Section]) -> RenderableType:
             for row in section.rows:
                 table.add_row(*(Text(cell, overflow="fold") for cell in row))
             shown.append(table)
-        shown += [Text(note) for note in section.notes]
+        shown += [_Note(note) for note in section.notes]
         shown.append(Text())
     return Group(*shown[:-1])
+
+
+class _Note:
+    """A sentence, wrapped; the space that a token begins with stays with it."""
+
+    def __init__(self, words: str) -> None:
+        self._words = re.sub(r'(?<!\S)" (?=\S)', f'"{_JOINED}', words)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        for line in Text(self._words).wrap(console, options.max_width):
+            yield Text(line.plain.rstrip().replace(_JOINED, " "))
 
 
 def as_text(found: Sequence[Section], width: int = WIDTH) -> str:

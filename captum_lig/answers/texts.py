@@ -75,11 +75,20 @@ def read_texts(
             f"the text {wanted.text!r} gives model {name!r} no token of its own: give at least one "
             "word."
         )
-    if most is not None and len(ids) > most:
-        raise LigError(
-            f"the text has {len(ids)} tokens, special ones included, and model {name!r} takes "
-            f"{most} at most: shorten the text or split it."
-        )
+    counts = {"the text": len(ids)}
+    with quiet():
+        if wanted.similar_to is not None:
+            counts["similar_to"] = len(tokenizer(wanted.similar_to)["input_ids"])
+        if wanted.answer is not None:
+            more = len(tokenizer(wanted.answer, add_special_tokens=False)["input_ids"])
+            counts["the text with its answer"] = len(ids) + more
+    counts["the text and what is generated"] = len(ids) + (wanted.generate or 0)
+    for what, count in counts.items():
+        if most is not None and count > most:
+            raise LigError(
+                f"{what} has {count} tokens, special ones included, and model {name!r} takes "
+                f"{most} at most: shorten the text or split it."
+            )
     if wanted.against is None:
         return Texts(encoding, _padded(encoding["input_ids"], inside, tokenizer))
     other = _read(wanted.against, wanted, tokenizer)[0]["input_ids"]

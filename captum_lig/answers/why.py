@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from captum_lig.answers.answer import Answer, Run
-from captum_lig.answers.named import Asked, asked, token_of
-from captum_lig.answers.says import Said, both_said, both_scores
-from captum_lig.answers.subject import Subject, subject_of
-from captum_lig.answers.texts import Texts, read_texts
-from captum_lig.answers.wanted import Kind, Wanted
-from captum_lig.errors import LigError
-from captum_lig.flow.tokens import TokenIndex, find_token
-from captum_lig.graph import FlowGraph
-from captum_lig.layer_flow_ig import LayerFlowIG
-from captum_lig.model.inputs import ModelCall
-from captum_lig.prediction.baselines import input_baseline
-from captum_lig.prediction.bound_target import named_output
-from captum_lig.prediction.targets import Target, target_value
-from captum_lig.prediction.words import token_ids
-from captum_lig.pretrained.load import quiet
+from captum_lig.answers.answer import Answer
+from captum_lig.answers.asker import TOLERANCE, Asker
+from captum_lig.answers.wanted import Wanted
+from captum_lig.flow.tokens import TokenIndex
+from captum_lig.prediction.targets import Target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TOLERANCE", "why"]
-
-TOLERANCE = 1e-2
-"""The parts are shown with three digits, of sums that are as a rule ten times nearer than this."""
+__all__ = ["why"]
 
 
 def why(
@@ -104,180 +87,8 @@ def why(
         >>> answer.strongest_tokens(1)[0].token
         'guitar'
     """
-    began = time.perf_counter()
+    asker = Asker(model, tokenizer, dtype, device)
     wanted = Wanted(
         text, against, target, foil, label, similar_to, answer, generate, position, chat
     )
-    wanted.check()
-    subject = subject_of(model, similar_to is not None, tokenizer, dtype, device)
-    kind = wanted.kind(subject.kind, subject.name)
-    texts = read_texts(wanted, subject.tokenizer, subject.name, subject.most_tokens)
-    tokens = subject.tokenizer.convert_ids_to_tokens(texts.ids)
-    wanted = replace(wanted, position=find_token(wanted.position, tokens, "position"))
-    if kind in ("causal", "masked"):
-        _check_tokens(wanted, texts, subject.tokenizer)
-    network = subject.load(kind or "sentence", dtype, device)
-    device_of = next((p.device for p in network.parameters()), torch.device("cpu"))
-    texts = texts.to(device_of)
-    if isinstance(wanted.target, Target):
-        call = ModelCall.of(network, texts.encoding)
-        wanted = replace(wanted, target=wanted.target.placed(call, subject.tokenizer))
-    if kind is None:
-        kind = wanted.kind(_kind_when_run(network, texts), subject.name)
-        assert kind is not None
-    where = _position(wanted, kind, texts, subject.tokenizer)
-
-    continuation = _continuation(wanted, network, texts, subject)
-    if continuation is not None:
-        texts = texts.followed_by(continuation)
-        where = -len(continuation) - 1
-    other = _other(network, texts, subject.tokenizer, len(continuation or ()))
-    scores = None
-    if kind != "sentence":
-        scores = both_scores(network, kind, texts.encoding, other["input_ids"], where)
-    names = subject.class_names
-    hints = _hints(wanted, scores, subject.tokenizer)
-    about = asked(wanted, kind, where, scores, continuation, names, network, subject.tokenizer)
-    says, would_say = _said(scores, kind, about, names, network, texts, other, subject.tokenizer)
-
-    start = time.perf_counter()
-    result: Any = LayerFlowIG(network).attribute(
-        texts.encoding,
-        other,
-        about.target,
-        tokenizer=subject.tokenizer,
-        show_progress=show_progress,
-        tolerance=tolerance,
-        **settings,
-    )
-    tokens = subject.tokenizer.convert_ids_to_tokens(texts.ids)
-    graph = FlowGraph(result, tokens)
-    done = time.perf_counter()
-    assert graph.change is not None
-    return Answer(
-        text=text,
-        against=against,
-        model=subject.name,
-        target=about.target.words,
-        tokens=list(tokens),
-        other_tokens=subject.tokenizer.convert_ids_to_tokens(other["input_ids"][0].tolist()),
-        says=says,
-        would_say=would_say,
-        change=graph.change,
-        flows=result,
-        graph=graph,
-        seconds=done - began,
-        attribution_seconds=done - start,
-        run=Run(network, texts.encoding, other, about.target, subject.tokenizer, where),
-        favours=about.favours,
-        continuation=None if continuation is None else subject.tokenizer.decode(continuation),
-        hints=hints,
-    )
-
-
-def _check_tokens(wanted: Wanted, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Whether tokens and positions exist, before the model is loaded."""
-    for value in (wanted.target, wanted.foil):
-        if isinstance(value, str):
-            token_of(value, tokenizer)
-    count = len(texts.ids)
-    if isinstance(wanted.position, int) and not -count <= wanted.position < count:
-        raise LigError(
-            f"position {wanted.position} does not exist: the text has {count} tokens, 0 to "
-            f"{count - 1}."
-        )
-
-
-def _position(wanted: Wanted, kind: Kind, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Where a token is predicted."""
-    if wanted.position is not None or kind != "masked":
-        return -1 if wanted.position is None else int(wanted.position)
-    masks = [n for n, i in enumerate(texts.ids) if i == tokenizer.mask_token_id]
-    if len(masks) != 1:
-        raise LigError(
-            f"the text has {len(masks)} masks: write one {tokenizer.mask_token} where a token is "
-            "to be filled in, or give position."
-        )
-    return masks[0]
-
-
-def _kind_when_run(network: nn.Module, texts: Texts) -> Kind:
-    """What a model is for, seen from what it gives."""
-    call = ModelCall.of(network, texts.encoding)
-    args, kwargs = call.arguments()
-    with torch.no_grad():
-        output = network(*args, **kwargs)
-    logits = output if isinstance(output, Tensor) else named_output(output, "logits")
-    if not isinstance(logits, Tensor):
-        return "sentence"
-    return "causal" if logits.dim() == 3 else "classes"
-
-
-def _continuation(wanted: Wanted, network: Any, texts: Texts, subject: Subject) -> list[int] | None:
-    """The tokens at the end that are explained: given, or what the model goes on with."""
-    if wanted.answer is not None:
-        return token_ids(wanted.answer, network, subject.tokenizer)
-    if wanted.generate is None:
-        return None
-    with quiet(), torch.no_grad():
-        whole = network.generate(**texts.encoding, max_new_tokens=wanted.generate, do_sample=False)
-    new = whole[0, len(texts.ids) :].tolist()
-    special = set(subject.tokenizer.all_special_ids)
-    while new and new[-1] in special:
-        new.pop()
-    if not new:
-        raise LigError(f"{subject.name} ends the text at once: there is nothing to explain.")
-    return [int(i) for i in new]
-
-
-def _other(
-    network: nn.Module, texts: Texts, tokenizer: PreTrainedTokenizerBase, fixed: int
-) -> dict[str, Tensor]:
-    """What the model is called with for the other text, or for padding."""
-    start: Any = texts.other
-    filled: Any = input_baseline(network, texts.encoding, start, tokenizer=tokenizer, fixed=fixed)
-    if torch.equal(filled["input_ids"], texts.encoding["input_ids"]):
-        raise LigError(
-            "padding in place of the text's words leaves it as it is: give a text of more tokens, "
-            "or another text to compare with."
-        )
-    return dict(filled)
-
-
-def _hints(wanted: Wanted, scores: Tensor | None, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Tokens that were given without a space, where the one with it is the likelier one."""
-    found = []
-    for value in (wanted.target, wanted.foil):
-        if scores is None or not isinstance(value, str) or value[:1].isspace():
-            continue
-        try:
-            given, spaced = token_of(value, tokenizer), token_of(f" {value}", tokenizer)
-        except LigError:
-            continue
-        if given != spaced and bool(scores[0, spaced] > scores[0, given]):
-            found.append(
-                f'"{value}" is another token than " {value}", with a space, which the model finds '
-                "more likely."
-            )
-    return found
-
-
-def _said(
-    scores: Tensor | None,
-    kind: Kind,
-    about: Asked,
-    names: Any,
-    network: nn.Module,
-    texts: Texts,
-    other: dict[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[Said]:
-    """What the model says of both texts."""
-    with torch.no_grad():
-        values = [
-            float(target_value(network, about.target, inputs, tokenizer=tokenizer)[0])
-            for inputs in (texts.encoding, other)
-        ]
-    if scores is None:
-        return [Said((), value) for value in values]
-    return both_said(scores, kind, about.options, values, names, tokenizer)
+    return asker.answer(asker.prepare(wanted), tolerance, show_progress, **settings)

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 from captum_lig.flow.tokens import decode_bytes, readable_text
 
-__all__ = ["at", "error_percent", "percent", "probability", "quoted", "signed", "word_of"]
+__all__ = [
+    "at",
+    "error_percent",
+    "part_of",
+    "percent",
+    "probability",
+    "quoted",
+    "signed",
+    "word_of",
+]
 
 
 def word_of(token: str, limit: int | None = None) -> str:
@@ -23,8 +34,15 @@ def at(token: str, position: int) -> str:
 
 
 def signed(value: float) -> str:
-    """A number with its sign."""
-    return f"{value:+.3g}" if abs(value) < 1000 else f"{value:+.0f}"
+    """A number with its sign, to three digits."""
+    return f"{value:+#.3g}".removesuffix(".") if abs(value) < 1000 else f"{value:+.0f}"
+
+
+def part_of(value: float, whole: float) -> str:
+    """A number with its sign, with the decimals that three digits of another number have."""
+    if not whole or not math.isfinite(whole):
+        return signed(value)
+    return f"{value:+.{min(max(2 - math.floor(math.log10(abs(whole))), 0), 12)}f}"
 
 
 def percent(share: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from captum_lig.cli import collector
 from captum_lig.cli.consistency import consistency
 from captum_lig.cli.explain import explain
 from captum_lig.cli.inspect import inspect
@@ -33,6 +34,7 @@ def _show_version(wanted: bool) -> None:
 
 def main() -> None:
     """Run the command line."""
+    collector.begin()
     app()
 
 

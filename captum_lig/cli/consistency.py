@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from captum_lig.cli import collector
+from captum_lig.cli.messages import note, one_sentence
 from captum_lig.cli.options import (
     Layers,
     Model,
@@ -17,7 +19,7 @@ from captum_lig.cli.options import (
     option,
     parse_layers,
 )
-from captum_lig.cli.outputs import one_sentence
+from captum_lig.cli.outputs import check_place
 
 __all__ = ["consistency"]
 
@@ -62,12 +64,15 @@ def consistency(
     """
     with one_sentence():
         indices = parse_layers(layers)
+        check_place(out)
 
         from rich.console import Console
 
         from captum_lig.experiments.consistency import pool, run_corpus
         from captum_lig.experiments.consistency.ranking import check_measure
         from captum_lig.experiments.consistency.table import report
+
+        collector.loaded()
 
         check_measure(rank_by)
         result = run_corpus(
@@ -85,4 +90,4 @@ def consistency(
         )
         pooled = pool(result.records())
         Console(highlight=False).print(report(pooled, result, rank_by, by_layer))
-        typer.echo(f"wrote {out}")
+        note(f"wrote {out}")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from captum_lig.cli import collector
+from captum_lig.cli.messages import note, one_sentence, status
 from captum_lig.cli.options import (
+    Device,
+    Dtype,
+    File,
+    Format,
     Layers,
     Model,
     Scalarization,
@@ -19,21 +26,31 @@ from captum_lig.cli.options import (
     parse_baseline,
     parse_layers,
 )
-from captum_lig.cli.outputs import (
-    DATA_SUFFIXES,
-    PAGE_SUFFIX,
-    SUFFIXES,
-    check_outputs,
-    one_sentence,
-    tell,
-)
+from captum_lig.cli.outputs import LIST_SUFFIXES, PAGE_SUFFIX, PICTURE_SUFFIXES, planned
+from captum_lig.cli.results import Results, check_format
+from captum_lig.cli.texts import Line, read_lines
 from captum_lig.errors import LigError
+
+if TYPE_CHECKING:
+    from captum_lig.pretrained.load import Checkpoint
 
 __all__ = ["explain"]
 
+DATA_SUFFIXES = (".json", ".safetensors")
+FILES = ("explain.html", "explain.png", "explain.json")
+SUFFIXES = (*DATA_SUFFIXES, *PICTURE_SUFFIXES, PAGE_SUFFIX, *LIST_SUFFIXES)
+OUT = f"A folder gets page, picture and numbers; a file is {', '.join(SUFFIXES)}."
+SMALLER = "keep fewer layers (--layers), or write .safetensors, a fifth of .json."
+BOUNDARIES = ("attention", "mlp", "layer")
+KEYS = {"layers": str, "baseline": str}
+
 
 def explain(
-    text: Annotated[str, typer.Argument(help="The text to explain.", metavar="TEXT")],
+    text: Annotated[
+        str | None,
+        typer.Argument(help="The text; - for standard input.", metavar="TEXT", show_default=False),
+    ] = None,
+    file: File = None,
     model: Model = None,
     layers: Layers = "all",
     baseline: Annotated[
@@ -78,8 +95,11 @@ def explain(
     ] = False,
     out: Annotated[
         list[Path] | None,
-        option("FILE", f"File to write: {', '.join(SUFFIXES)}. May be repeated.", False),
+        option("DIR|FILE", f"Folder or file to write; may be repeated. {OUT}", False),
     ] = None,
+    format: Format = "table",
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Attribute every layer for TEXT: a table here, data, pictures and a page with --out.
 
@@ -88,70 +108,97 @@ def explain(
     [bold]captum-lig explain "The cat sat on the mat" --out flow.json --out flow.html[/bold]
     """
     with one_sentence():
-        from captum_lig.flow.findings import KINDS
-        from captum_lig.flow.layer_flow import RULES
+        outs = out or []
+        check_format(format, outs)
+        lines = read_lines(text, file, {"layers": layers, "baseline": baseline}, KEYS)
+        asked = [_read(line) for line in lines]
+        outputs = planned(outs, SUFFIXES, FILES, [line.number for line in lines])
+        for line, given in zip(lines, asked, strict=True):
+            _check_page(outputs.single[line.number], line.options["layers"], given["layers"])
 
-        outputs = out or []
-        before = {path for path in outputs if path.exists()}
-        check_outputs(outputs)
-        if rule not in RULES:
-            raise LigError(f"--rule {rule!r} is unknown: use one of {', '.join(RULES)}.")
-        if show is not None and show not in KINDS:
-            raise LigError(f"--show {show!r} is unknown: use one of {', '.join(KINDS)}.")
-        indices, start = (
-            parse_layers(layers),
-            None if baseline is None else parse_baseline(baseline),
-        )
-        _check_page(outputs, layers, indices)
+        with status("Reading the texts"):
+            from captum_lig.cli.forms import FlowForms
+            from captum_lig.explain import explain as run
+            from captum_lig.flow.composition import find_rule
+            from captum_lig.flow.findings import KINDS
+            from captum_lig.flow.self_term import check_estimate
+            from captum_lig.integrals.scalarization import check
+            from captum_lig.integrals.settings import Settings
+            from captum_lig.pretrained.load import check_place, find_model, load_model
 
-        from rich.console import Console
-
-        from captum_lig.explain import explain as run
-        from captum_lig.io.flows import save_flows
-        from captum_lig.views.flow_table import flow_table
-
-        result = run(
-            text,
-            model,
-            layers=indices,
-            baseline=start,
-            scalarization=scalarization,
-            n_steps=steps,
-            method=method,
-            tolerance=tolerance,
-            self_term=self_term,
-            influence=show == "influence",
-            show_progress=sys.stderr.isatty(),
-        )
-        Console(highlight=False).print(
-            flow_table(
-                result.flows, result.tokens, rule, kind=show, hide_first_token=hide_first_token
-            )
-        )
-        title = f"{result.model}: “{result.text}”"
-        for path in outputs:
-            if path.suffix.lower() in DATA_SUFFIXES:
-                save_flows(result, path)
-            elif path.suffix.lower() == PAGE_SUFFIX:
-                from captum_lig.graph import CannotCarryWarning, FlowGraph
-
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", CannotCarryWarning)  # the page says it
-                    graph = FlowGraph(result.flows, result.tokens)
-                graph.to_html(path, title, rule, hide_first_token=hide_first_token)
-            else:
-                from captum_lig.views.plots import plot_flow
-
-                figure, _ = plot_flow(
-                    result.flows,
-                    result.tokens,
-                    rule,
-                    title,
-                    kind=show,
-                    hide_first_token=hide_first_token,
+            find_rule(rule)
+            if show is not None and show not in KINDS:
+                raise LigError(f"--show {show!r} is unknown: use one of {', '.join(KINDS)}.")
+            check(scalarization)
+            Settings.checked(steps, method, tolerance)
+            if self_term is not None:
+                for given in asked:
+                    check_estimate(self_term, given["baseline"] or "target_token", BOUNDARIES)
+            check_place(dtype, device)
+            found = find_model(model)
+            for line, given in zip(lines, asked, strict=True):
+                _check_text(found, line)
+                for path in outputs.single[line.number]:
+                    _tell_size(path, found, line, given["layers"])
+        outputs.announce()
+        with status("Loading the model"):
+            loaded = load_model(found, dtype, device)
+        collector.loaded()
+        results = Results(format, outputs, file is not None, FlowForms.columns)
+        for line, given in zip(lines, asked, strict=True):
+            try:
+                result = run(
+                    line.options["text"],
+                    loaded,
+                    **given,
+                    scalarization=scalarization,
+                    n_steps=steps,
+                    method=method,
+                    tolerance=tolerance,
+                    self_term=self_term,
+                    influence=show == "influence",
+                    show_progress=sys.stderr.isatty(),
                 )
-                figure.savefig(path, dpi=200)
-            tell(path, path in before)
+            except LigError as error:
+                raise line.named(error) from error
+            results.add(FlowForms(result, rule, show, hide_first_token), line.number)
+        results.close()
+
+
+def _read(line: Line) -> dict[str, Any]:
+    """The settings of one text."""
+    layers, baseline = line.options["layers"], line.options["baseline"]
+    try:
+        if not line.options["text"].strip():
+            raise LigError(f"the text {line.options['text']!r} is empty: give at least one word.")
+        start = None if baseline is None else parse_baseline(str(baseline))
+        return {"layers": parse_layers(str(layers)), "baseline": start}
+    except LigError as error:
+        raise line.named(error) from error
+
+
+def _check_text(found: Checkpoint, line: Line) -> None:
+    try:
+        found.encode(line.options["text"])
+    except LigError as error:
+        raise line.named(error) from error
+
+
+def _tell_size(path: Path, found: Checkpoint, line: Line, layers: list[int] | None) -> None:
+    """Say before the work that a file will be large."""
+    from captum_lig.io.codec import LARGE
+
+    depth = getattr(found.config, "num_hidden_layers", None)
+    heads = getattr(found.config, "num_attention_heads", None)
+    if path.suffix.lower() not in DATA_SUFFIXES or depth is None or heads is None:
+        return
+    tokens = found.count_tokens(line.options["text"])
+    numbers = (len(layers) if layers else depth) * (2 * heads + 1) * tokens**2
+    size = numbers * (22 if path.suffix.lower() == ".json" else 4)
+    if size > LARGE:
+        note(f"captum-lig: {path} will be up to {size / 1e6:,.0f} MB: {SMALLER}")
+    # It is said again where the file is written.
+    warnings.filterwarnings("ignore", message=f"{re.escape(repr(str(path)))} will be about")
 
 
 def _check_page(paths: list[Path], given: str, indices: list[int] | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,10 @@ from captum_lig.errors import LigError
 
 __all__ = [
     "EMBEDDED",
+    "Device",
+    "Dtype",
+    "File",
+    "Format",
     "Layers",
     "Model",
     "Scalarization",
@@ -34,6 +39,17 @@ Model = Annotated[
     option(
         "NAME|FOLDER", "minilm, smollm2, a name on the Hugging Face hub, or a folder.", EMBEDDED
     ),
+]
+File = Annotated[
+    Path | None,
+    option(
+        "FILE", "One text a line, or in a .jsonl file one object a line with its options.", False
+    ),
+]
+Device = Annotated[str | None, option("NAME", "Where the model runs, such as cuda.", "cpu")]
+Dtype = Annotated[str | None, option("float32|float64", "Precision of the model.", "float32")]
+Format = Annotated[
+    str, option("table|json|jsonl|csv|parquet", "What is printed on standard output.")
 ]
 Layers = Annotated[str, option("LIST|all", "Layers to look at, such as 0,2,4-5.")]
 Scalarization = Annotated[str, option("l2|projection", "What is attributed of an output vector.")]

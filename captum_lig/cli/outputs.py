@@ -1,86 +1,124 @@
-"""What a command writes, looked at before the work and told after it."""
+"""Where a command writes to: looked at before the work, and told before and after it.
+
+A path with a suffix is a file of that kind; one without is a folder, which is made if the one that
+it lies in is there. Nothing else is made, and what is replaced is named first.
+"""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
+from captum_lig.cli.messages import note
 from captum_lig.errors import LigError
 
-__all__ = [
-    "DATA_SUFFIXES",
-    "PAGE_SUFFIX",
-    "SUFFIXES",
-    "check_folder",
-    "check_outputs",
-    "one_sentence",
-    "tell",
-]
+__all__ = ["LIST_SUFFIXES", "PAGE_SUFFIX", "PICTURE_SUFFIXES", "Outputs", "check_place", "planned"]
 
-DATA_SUFFIXES = (".json", ".safetensors")
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 PAGE_SUFFIX = ".html"
-SUFFIXES = (*DATA_SUFFIXES, *PICTURE_SUFFIXES, PAGE_SUFFIX)
+LIST_SUFFIXES = (".jsonl", ".csv", ".parquet")
+"""Files that hold the results of any number of texts."""
 
 
-def check_outputs(paths: list[Path], suffixes: tuple[str, ...] = SUFFIXES) -> None:
-    """Fail before the work rather than after it."""
-    for path in paths:
-        if path.suffix.lower() not in suffixes:
-            use = "one of " * (len(suffixes) > 1) + ", ".join(suffixes)
-            raise LigError(f"--out {str(path)!r} has no known suffix: use {use}.")
-        new = not os.path.lexists(path)
-        try:
-            if not path.parent.is_dir():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                typer.echo(f"made the folder {path.parent}")
-            path.open("ab").close()
-        except OSError as error:
-            raise LigError(
-                f"--out {str(path)!r} cannot be written ({error.strerror}): choose another path."
-            ) from error
-        if new:
-            path.unlink()
+@dataclass(frozen=True)
+class Outputs:
+    """The files that a command will write."""
+
+    lists: list[Path]
+    """Those that hold the results of all texts."""
+    single: dict[int | None, list[Path]]
+    """Those of one text alone, by its line; None for a text that was given alone."""
+
+    @property
+    def files(self) -> list[Path]:
+        """All of them."""
+        return [*self.lists, *(path for paths in self.single.values() for path in paths)]
+
+    def announce(self) -> None:
+        """Say what will be made and replaced, before the work."""
+        files = self.files
+        for folder in dict.fromkeys(file.parent for file in files):
+            if not folder.is_dir():
+                note(f"{folder} will be made.")
+        old = [str(file) for file in files if os.path.lexists(file)]
+        if old:
+            more = f" and {len(old) - 3} more" if len(old) > 3 else ""
+            note(f"{', '.join(old[:3])}{more} will be replaced.")
 
 
-def check_folder(folder: Path) -> bool:
-    """Whether a folder for several files will be made; fail before the work rather than after it.
+def planned(
+    given: Sequence[Path],
+    suffixes: Sequence[str],
+    in_folder: Sequence[str] = (),
+    lines: Sequence[int | None] = (None,),
+) -> Outputs:
+    """What will be written; fail before the work rather than after it.
+
+    Args:
+        given: what stands behind ``--out``.
+        suffixes: of files that the command writes.
+        in_folder: names of the files of one text that it writes to a folder; none if it takes none.
+        lines: of the texts; ``name-3.html`` is of line 3.
 
     Raises:
-        LigError: if it cannot be written to, or the folder that it lies in is not there.
+        LigError: for an unknown suffix, a place that cannot be written to, or a file of one text
+            where there are more.
     """
-    named = f"--out {str(folder)!r}"
+    lists: list[Path] = []
+    single: dict[int | None, list[Path]] = {line: [] for line in lines}
+    for path in dict.fromkeys(given):
+        suffix = path.suffix.lower()
+        if suffix in suffixes:
+            check_place(path)
+            if suffix in LIST_SUFFIXES:
+                lists.append(path)
+            elif lines[0] is not None:
+                more = [one for one in suffixes if one in LIST_SUFFIXES]
+                raise LigError(
+                    f"--out {str(path)!r} is of one text, and --file is of many: use one of "
+                    f"{', '.join(more)} for all of them, or a name without a suffix for a folder."
+                )
+            else:
+                single[None].append(path)
+        elif in_folder and (not path.suffix or path.is_dir()):
+            _check_folder(path)
+            for line, paths in single.items():
+                number = "" if line is None else f"-{line}"
+                paths += [path / f"{Path(n).stem}{number}{Path(n).suffix}" for n in in_folder]
+        else:
+            known = "one of " * (len(suffixes) > 1) + ", ".join(suffixes)
+            folder = ", or a name without one for a folder" if in_folder else ""
+            raise LigError(f"--out {str(path)!r} has no known suffix: use {known}{folder}.")
+    return Outputs(lists, {line: list(dict.fromkeys(paths)) for line, paths in single.items()})
+
+
+def _check_folder(folder: Path) -> None:
     if folder.is_dir():
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise LigError(f"{named} cannot be written to: choose another folder.")
-        return False
-    if os.path.lexists(folder):
-        raise LigError(f"{named} is a file: give a folder.")
-    if not folder.parent.is_dir():
-        raise LigError(f"{named}: there is no folder {str(folder.parent)!r}: make it first.")
-    if not os.access(folder.parent, os.W_OK | os.X_OK):
-        raise LigError(f"{named} cannot be made there: choose another folder.")
-    return True
+            raise LigError(f"--out {str(folder)!r} cannot be written to: choose another folder.")
+    elif os.path.lexists(folder):
+        raise LigError(
+            f"--out {str(folder)!r} is a file, and a name without a suffix is of a folder: choose "
+            "another name."
+        )
+    else:
+        check_place(folder)
 
 
-def tell(path: Path, was_there: bool, err: bool = False) -> None:
-    """Say that a file was written, and whether over another."""
-    typer.echo(f"{'wrote over' if was_there else 'wrote'} {path}", err=err)
+def check_place(path: Path) -> None:
+    """Whether a file or a folder can be made there.
 
-
-@contextmanager
-def one_sentence() -> Iterator[None]:
-    """Bad input is one sentence on stderr and exit code 2, not a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # for tokens the terminal cannot show
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        yield
-    except (LigError, OSError) as error:
-        typer.echo(f"captum-lig: {error}", err=True)
-        raise typer.Exit(2) from error
+    Raises:
+        LigError: if it cannot.
+    """
+    what = f"--out {str(path)!r}"
+    if path.is_dir():
+        raise LigError(f"{what} cannot be written (it is a folder): choose another path.")
+    if not path.parent.is_dir():
+        raise LigError(f"{what}: there is no folder {str(path.parent)!r}: make it first.")
+    if not os.access(path.parent, os.W_OK | os.X_OK) or (
+        path.exists() and not os.access(path, os.W_OK)
+    ):
+        raise LigError(f"{what} cannot be written (permission denied): choose another path.")

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from captum_lig.cli.options import option
-from captum_lig.cli.outputs import check_folder, one_sentence, tell
+from captum_lig.cli import collector
+from captum_lig.cli.messages import note, one_sentence, status
+from captum_lig.cli.options import Device, Dtype, File, Format, option
+from captum_lig.cli.outputs import LIST_SUFFIXES, PAGE_SUFFIX, PICTURE_SUFFIXES, planned
+from captum_lig.cli.results import Results, check_format
+from captum_lig.cli.texts import Line, read_lines
 from captum_lig.errors import LigError
+
+if TYPE_CHECKING:
+    from captum_lig.answers.asker import Asker, Prepared
 
 __all__ = ["why"]
 
-FORMATS = ("table", "json")
 FOR = "SmolLM2, with --similar-to MiniLM"
+FILES = ("why.html", "why.png", "why.json")
+SUFFIXES = (PAGE_SUFFIX, *PICTURE_SUFFIXES, ".json", *LIST_SUFFIXES)
+OUT = f"A folder gets page, picture and numbers; a file is {', '.join(SUFFIXES)}."
+KEYS: dict[str, type] = {
+    "against": str,
+    "target": str,
+    "foil": str,
+    "label": str,
+    "similar_to": str,
+}
+KEYS |= {"answer": str, "generate": int, "position": str, "chat": bool}
 
 
 def why(
@@ -48,14 +65,13 @@ def why(
         int | None, option("N", "Explain N tokens that the model goes on with.", False)
     ] = None,
     position: Annotated[
-        int | None, option("N", "Token after which to look, from 0.", "the last one")
+        str | None,
+        option("N|TOKEN", "After which token to look: its number from 0, or itself.", "the last"),
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="TEXT is said by a user, in the model's chat template.")
     ] = False,
-    file: Annotated[
-        Path | None, option("FILE", "Read TEXT from a file; - for standard input.", False)
-    ] = None,
+    file: File = None,
     model: Annotated[
         str | None, option("smollm2|minilm|NAME|FOLDER", "The model to ask.", FOR)
     ] = None,
@@ -63,17 +79,15 @@ def why(
         bool, typer.Option("--check", help="Patch the strongest parts, and show what happened.")
     ] = False,
     out: Annotated[
-        Path | None,
-        option("DIR", "Folder for the page, the picture and the numbers.", False),
+        list[Path] | None,
+        option("DIR|FILE", f"Folder or file to write; may be repeated. {OUT}", False),
     ] = None,
     tolerance: Annotated[
         float, option("X", "Largest error of the sums, relative to the change.")
     ] = 1e-2,
-    format: Annotated[str, option("table|json", "What is printed.")] = "table",
-    device: Annotated[str | None, option("NAME", "Where the model runs.", "cpu")] = None,
-    dtype: Annotated[
-        str | None, option("float32|float64", "Precision of the model.", "float32")
-    ] = None,
+    format: Format = "table",
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Why does a model say what it says of TEXT, and not what it says of another?
 
@@ -82,58 +96,55 @@ def why(
     [bold]captum-lig why "The capital of France is" --against "The capital of Italy is"[/bold]
     """
     with one_sentence():
-        if format not in FORMATS:
-            raise LigError(f"--format {format!r} is unknown: use one of {', '.join(FORMATS)}.")
-        text = _text(text, file)
-        made = out is not None and check_folder(out)
+        asked: dict[str, Any] = {"against": against, "target": target, "foil": foil, "label": label}
+        asked |= {"similar_to": similar_to, "answer": answer, "generate": generate}
+        asked |= {"position": position, "chat": chat}
+        outs = out or []
+        check_format(format, outs)
+        lines = read_lines(text, file, asked, KEYS)
+        numbers = [line.number for line in lines]
+        outputs = planned(outs, SUFFIXES, FILES, numbers)
 
-        from captum_lig.answers import why as ask
+        with status("Reading the texts"):
+            from captum_lig._arguments import fraction
+            from captum_lig.answers.asker import Asker
+            from captum_lig.cli.forms import AnswerForms
 
-        found = ask(
-            text,
-            model,
-            against,
-            target=target,
-            foil=foil,
-            label=int(label) if label is not None and label.isdecimal() else label,
-            similar_to=similar_to,
-            answer=answer,
-            generate=generate,
-            position=position,
-            chat=chat,
-            dtype=dtype,
-            device=device,
-            tolerance=tolerance,
-            show_progress=sys.stderr.isatty(),
-        )
-        if check:
-            found.check(show_progress=sys.stderr.isatty())
-        if format == "json":
-            typer.echo(json.dumps(found.numbers(), ensure_ascii=False, indent=1))
-        else:
-            found.show()
-        if out is not None:
-            before = set(out.iterdir()) if out.is_dir() else set()
-            paths = found.save(out)
-            if made:
-                typer.echo(f"made the folder {out}", err=format == "json")
-            for path in paths:
-                tell(path, path in before, err=format == "json")
+            fraction("tolerance", tolerance)
+            asker = Asker(model, dtype=dtype, device=device)
+            questions = [_prepared(asker, line) for line in lines]
+        outputs.announce()
+        with status("Loading the model"):
+            for question in questions:
+                asker.load(question)
+        collector.loaded()
+        results = Results(format, outputs, file is not None, AnswerForms.columns)
+        failed = 0
+        for line, question in zip(lines, questions, strict=True):
+            try:
+                found = asker.answer(question, tolerance, show_progress=sys.stderr.isatty())
+                if check:
+                    found.check(show_progress=sys.stderr.isatty())
+            except LigError as error:
+                if line.number is None:
+                    raise
+                note(f"captum-lig: {line.named(error)}")
+                failed += 1
+            else:
+                results.add(AnswerForms(found), line.number)
+        results.close()
+        if failed:
+            raise LigError(f"{failed} of {len(lines)} texts could not be explained.")
 
 
-def _text(text: str | None, file: Path | None) -> str:
-    """The text, from wherever it comes; line breaks at its end do not count."""
-    if (text is None) == (file is None):
-        raise LigError("give either TEXT or --file, - for standard input.")
-    if text == "-" or file == Path("-"):
-        return sys.stdin.read().rstrip("\r\n")
-    if file is not None:
-        try:
-            return file.read_text(encoding="utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise LigError(
-                f"--file {str(file)!r} is not UTF-8 (byte {error.start + 1}): give it in that "
-                "encoding."
-            ) from error
-    assert text is not None
-    return text
+def _prepared(asker: Asker, line: Line) -> Prepared:
+    from captum_lig.answers.wanted import Wanted
+
+    asked = dict(line.options)
+    for name in ("label", "position"):
+        if isinstance(asked[name], str) and re.fullmatch(r"-?[0-9]+", asked[name]):
+            asked[name] = int(asked[name])
+    try:
+        return asker.prepare(Wanted(**asked))
+    except LigError as error:
+        raise line.named(error) from error

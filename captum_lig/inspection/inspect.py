@@ -27,7 +27,8 @@ from captum_lig.model.split import SplitBlock
 from captum_lig.model.validate import tokens_first
 from captum_lig.paths.baselines import Start
 from captum_lig.paths.choose import choose_structure, inspect_structure, make_path
-from captum_lig.pretrained.load import load_model
+from captum_lig.pretrained.load import Checkpoint, check_place, find_model, load_network
+from captum_lig.pretrained.made_up import made_up_inputs
 
 __all__ = ["inspect_model", "inspect_pretrained"]
 
@@ -86,21 +87,32 @@ def inspect_model(
     )
 
 
-def inspect_pretrained(model: str | Path | None, text: str) -> ModelReport:
+def inspect_pretrained(
+    model: str | Path | None, text: str, dtype: str | None = None, device: str | None = None
+) -> ModelReport:
     """Load a model and inspect it.
 
     Args:
-        model: a model on the Hugging Face hub or a folder; None is the embedded model. It is
-            loaded in float32. Of an encoder-decoder the encoder is inspected.
+        model: a model on the Hugging Face hub or a folder; None is the embedded model. Of an
+            encoder-decoder the encoder is inspected. One without a tokenizer runs on made-up
+            inputs, and the report says on which.
         text: what it is run on.
+        dtype: ``"float32"`` (None) or ``"float64"``.
+        device: such as ``"cuda"``.
 
     Raises:
         LigError: if the model cannot be loaded, or if the text has less than two tokens or more
             than the model takes.
     """
-    loaded = load_model(model)
-    report = inspect_model(loaded.network, loaded.encode(text))
-    return replace(report, name=loaded.name, text=text)
+    check_place(dtype, device)
+    found = find_model(model, without_tokenizer=True)
+    if isinstance(found, Checkpoint):
+        inputs, made_up = found.encode(text), ""
+    else:
+        inputs, made_up = made_up_inputs(found)
+    loaded = load_network(found, dtype, device)
+    report = inspect_model(loaded, {name: x.to(device or "cpu") for name, x in inputs.items()})
+    return replace(report, name=found.name, text="" if made_up else text, made_up=made_up)
 
 
 def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
@@ -125,6 +137,7 @@ def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
             return replace(
                 report,
                 boundaries=("layer", "influence"),
+                feed_forward=_feed_forward(finder, call),
                 forward_error={"block": _gap(attended[kept][:, 0], split.output[kept])},
                 not_supported="no attention was reached in it, so it has no attention and mlp "
                 "boundaries.",
@@ -163,7 +176,17 @@ def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
             choose_structure(split, start, kept)
     except Exception as error:  # an unknown block may raise anything when called again
         return replace(report, not_supported=_sentence(error, call))
-    return replace(report, boundaries=("attention", "mlp", "layer", "influence"))
+    boundaries = ("attention", "mlp", "layer", "influence")
+    return replace(report, boundaries=boundaries, feed_forward=_feed_forward(finder, call))
+
+
+def _feed_forward(finder: Finder, call: BlockCall) -> str | None:
+    """Name of a block's MLP in it; empty if none is found, None if that could not be seen."""
+    try:
+        found = finder.feed_forward(call)
+    except Exception:  # an unknown block may raise anything when called again
+        return None
+    return "" if found is None else found.name
 
 
 def _attention(split: SplitBlock, kept: Tensor, attended: Tensor) -> AttentionReport:

@@ -73,6 +73,9 @@ class BlockReport(Short):
     not_supported: str | None = None
     """Why the other boundaries cannot, in a sentence."""
     attention: AttentionReport | None = None
+    feed_forward: str | None = None
+    """Name inside the block of the module whose output is the MLP's, a node of its own with a
+    target; ``""``: none was found."""
     norm: Norm | None = None
     """Of the residual stream before the attention; None: no closed form reproduces the keys."""
     keys_know_position: bool | None = None
@@ -122,6 +125,9 @@ class ModelReport:
     name: str = ""
     """What the user calls the model."""
     text: str = ""
+    """What it was run on; empty if it has no tokenizer."""
+    made_up: str = ""
+    """What it was run on instead, in words."""
 
     @property
     def not_supported(self) -> tuple[str, ...]:

@@ -55,12 +55,14 @@ from captum_lig.io.json_numbers import (
 )
 
 __all__ = [
+    "LARGE",
     "VERSION",
     "Axed",
     "Document",
     "Section",
     "check_suffix",
     "damaged",
+    "document_to_json",
     "load_document",
     "save_document",
     "stored",
@@ -115,9 +117,9 @@ def save_document(document: Document, path: Path, kind: str) -> Path:
     suffix = check_suffix(path)
     warn_if_large(path, _size(document, suffix))
     arrays: dict[str, Tensor] = {}
-    content = _encoded(document, None if suffix == ".json" else arrays)
+    content = document_to_json(document, kind, None if suffix == ".json" else arrays)
     try:
-        text = json.dumps({"format": kind, "version": VERSION, **content}, allow_nan=False)
+        text = json.dumps(content, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise LigError(f"{str(path)!r}: {error}; give facts in JSON's types.") from error
     with writing(path) as beside:
@@ -128,6 +130,19 @@ def save_document(document: Document, path: Path, kind: str) -> Path:
 
             save_file(arrays, beside, metadata={"captum_lig": text})
     return path
+
+
+def document_to_json(
+    document: Document, kind: str, arrays: dict[str, Tensor] | None = None
+) -> dict[str, Any]:
+    """A document in JSON's types.
+
+    Args:
+        document: what to write.
+        kind: name of the format.
+        arrays: gets the numbers, by key; None leaves them in the document.
+    """
+    return {"format": kind, "version": VERSION, **_encoded(document, arrays)}
 
 
 def load_document(path: Path, kind: str, holds: str) -> Document:

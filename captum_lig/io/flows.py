@@ -26,12 +26,13 @@ from captum_lig.io.codec import (
     Document,
     Section,
     damaged,
+    document_to_json,
     load_document,
     save_document,
     take,
 )
 
-__all__ = ["FORMAT", "load_flows", "save_flows"]
+__all__ = ["FORMAT", "flows_to_json", "load_flows", "save_flows"]
 
 FORMAT = "captum_lig.flow"
 
@@ -60,12 +61,16 @@ def save_flows(explanation: Explanation, path: str | Path) -> Path:
             is not a token for each source.
         OSError: if the file cannot be written.
     """
-    path = Path(path)
-    _check_flows(explanation)
-    head = {name: getattr(explanation, name) for name in ("model", "text", "settings")}
-    head["tokens"] = list(explanation.tokens)
-    layers = [_section(flow) for flow in explanation.flows]
-    return save_document(Document(Section(head), layers), path, FORMAT)
+    return save_document(_document(explanation), Path(path), FORMAT)
+
+
+def flows_to_json(explanation: Explanation) -> dict[str, Any]:
+    """What :func:`save_flows` writes to a ``.json`` file, in JSON's types.
+
+    Raises:
+        LigError: as :func:`save_flows`.
+    """
+    return document_to_json(_document(explanation), FORMAT)
 
 
 def load_flows(path: str | Path) -> Explanation:
@@ -93,6 +98,13 @@ def load_flows(path: str | Path) -> Explanation:
         )
         _check_flows(explanation)
     return explanation
+
+
+def _document(explanation: Explanation) -> Document:
+    _check_flows(explanation)
+    head = {name: getattr(explanation, name) for name in ("model", "text", "settings")}
+    head["tokens"] = list(explanation.tokens)
+    return Document(Section(head), [_section(flow) for flow in explanation.flows])
 
 
 def _check_flows(explanation: Explanation) -> None:

@@ -44,6 +44,7 @@ from captum_lig.metrics.statistics import (
 from captum_lig.metrics.texts import FRACTIONS, Erasure, ErasureOverTexts, erasure
 from captum_lig.metrics.treebank import Tree, read_trees
 from captum_lig.metrics.within_layer import (
+    Intervening,
     Interventions,
     MapAgreement,
     edge_interventions,
@@ -64,6 +65,7 @@ __all__ = [
     "Erasure",
     "ErasureOverTexts",
     "Interval",
+    "Intervening",
     "Interventions",
     "MapAgreement",
     "NodeAgreement",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_lig.attribution.lengths import Baselines, one_for_each
 from captum_lig.cost import Meter
@@ -20,7 +20,7 @@ from captum_lig.errors import LigError
 from captum_lig.model.call import BlockCall
 from captum_lig.model.compare import nearly_equal
 from captum_lig.model.inputs import ModelCall
-from captum_lig.model.select import Finder, Layer
+from captum_lig.model.select import Finder
 from captum_lig.model.split import SplitBlock
 from captum_lig.paths.baselines import Start, start_of
 
@@ -65,29 +65,27 @@ class Case:
 
 @contextmanager
 def cases(
-    model: nn.Module,
+    finder: Finder,
     inputs: Any,
     baselines: Baselines,
-    layers: Layer | list[Layer] | None,
     additional_forward_args: object = None,
-) -> Iterator[list[tuple[BlockCall, list[Case]]]]:
-    """The blocks that are meant, each with its texts, in the context in which they can be run."""
-    with Finder(model, layers).blocks(
-        ModelCall.of(model, inputs, additional_forward_args)
-    ) as calls:
+) -> Iterator[list[list[Case]]]:
+    """The texts in each of the blocks that are meant, in the context in which they can be run."""
+    call = ModelCall.of(finder.model, inputs, additional_forward_args)
+    with finder.blocks(call) as calls:
         starts = one_for_each(baselines, calls)
         found = []
-        for call, baseline in zip(calls, starts, strict=True):
-            half = call.hidden.dtype not in (torch.float32, torch.float64)
-            own = call.in_dtype(torch.float32) if half else call
-            batch, length = call.hidden.shape[:2]
-            every = torch.arange(length, device=call.hidden.device)
+        for block, baseline in zip(calls, starts, strict=True):
+            half = block.hidden.dtype not in (torch.float32, torch.float64)
+            own = block.in_dtype(torch.float32) if half else block
+            batch, length = block.hidden.shape[:2]
+            every = torch.arange(length, device=block.hidden.device)
             texts = []
             for text in range(batch):
-                rows = call.valid[text].nonzero().squeeze(-1)
+                rows = block.valid[text].nonzero().squeeze(-1)
                 start = start_of(baseline, own.hidden[text], text, batch, every).select(rows)
                 texts.append(Case(own, SplitBlock(own, text, Meter()), start, text, rows))
-            found.append((own, texts))
+            found.append(texts)
         yield found
 
 
@@ -271,21 +269,20 @@ def _confirmed(case: Case, out: Tensor, into: Tensor, pairs: int = 4) -> bool:
         base = case.baseline(j)
         without, alone = split.z.clone(), base.clone()
         without[i], alone[i] = base[i], split.z[i]
-        ends = split.whole(torch.stack([split.z, without, alone, base]))[:, rows[j]]
-        for effect, (end, edited) in ((out, (0, 1)), (into, (2, 3))):
-            expected = ends[end] - effect[j, i] if edited == 1 else ends[edited] + effect[j, i]
-            actual = ends[edited] if edited == 1 else ends[end]
-            if not nearly_equal(expected[None], actual[None], split.output):
+        runs = torch.stack([split.z, without, base, alone])
+        whole, less, nothing, one = split.whole(runs)[:, rows[j]]
+        for found, right in ((whole - out[j, i], less), (nothing + into[j, i], one)):
+            if not nearly_equal(found[None], right[None], split.output):
                 return False
     return True
 
 
 @torch.no_grad()
-def edge_effects_of(case: Case) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+def edge_effects_of(case: Case) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """What one head's view of one source does to one target, two ways; head after head.
 
     Yields:
-        The head, and what :func:`source_effects` returns.
+        For each head what :func:`source_effects` returns.
 
     Raises:
         LigError: if queries, keys and values of the block cannot be had.
@@ -323,4 +320,4 @@ def edge_effects_of(case: Case) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
             if len(row):
                 found[row, source] = sign * (end[row] - after(split, len(row), at))
             effects.append(found)
-        yield head, effects[0], effects[1], split.output[rows] - start
+        yield effects[0], effects[1], split.output[rows] - start

@@ -65,7 +65,7 @@ def _completeness(errors: Tensor) -> Completeness:
 
 
 def flow_completeness(flow: LayerFlow) -> dict[str, Completeness]:
-    """The errors of all certified rows of a flow, padding left out, by field.
+    """The errors of all checked rows of a flow, padding left out, by field.
 
     See :meth:`LayerFlow.completeness_error`, which says what each is relative to.
     """

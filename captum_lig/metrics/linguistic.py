@@ -36,13 +36,17 @@ def word_map(matrix: Tensor, tree: Tree, offsets: Sequence[tuple[int, int]]) -> 
         ``(..., W, W)``
 
     Raises:
-        LigError: if the map does not fit the tokens, or a word has no token.
+        LigError: if the map does not fit the tokens, or a word has no token of its own: see
+            :meth:`Tree.joined`.
     """
     groups = tree.words_of_tokens(offsets)
     lost = set(range(len(tree.forms))) - set(groups)
     if lost:
         word = min(lost)
-        raise LigError(f"no token stands for word {word}, {tree.forms[word]!r}: other text?")
+        raise LigError(
+            f"no token stands for word {word}, {tree.forms[word]!r}: join it with the one that has "
+            "its token, tree.joined(offsets)."
+        )
     # Tokens of no word are words of their own for now.
     alone = count(len(tree.forms))
     own = [next(alone) if word is None else word for word in groups]

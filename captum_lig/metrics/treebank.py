@@ -48,6 +48,54 @@ class Tree:
             found.append(best if shared[best] > 0 else None)
         return found
 
+    def joined(self, offsets: Sequence[tuple[int, int]]) -> Tree:
+        """The tree in which words without a token of their own are one with the word that has it.
+
+        A tokenizer may have one token for a full stop and a quotation mark, or for "cannot". The
+        joined word depends on what its first member outside of it depends on.
+
+        Args:
+            offsets: where each token begins and ends in the text, in characters.
+
+        Raises:
+            LigError: if no token holds a word.
+        """
+        own = set(self.words_of_tokens(offsets))
+        joins = list(range(len(self.forms)))
+        for word, (begin, end) in enumerate(self.spans):
+            if word not in own:
+                shared = [min(end, b) - max(begin, a) for a, b in offsets]
+                token = max(range(len(shared)), key=shared.__getitem__, default=-1)
+                if token < 0 or shared[token] <= 0:
+                    raise LigError(
+                        f"no token stands for word {word}, {self.forms[word]!r}: are these the "
+                        f"offsets of {self.text!r}?"
+                    )
+                (owner,) = self.words_of_tokens([offsets[token]])
+                assert owner is not None
+                joins[word] = owner
+        kept = [word for word in range(len(joins)) if joins[word] == word]
+        members = [[word for word in range(len(joins)) if joins[word] == one] for one in kept]
+        # The member that ties the joined word to the rest: the others depend on it.
+        ties = [
+            next((w for w in some if self.heads[w] < 0 or joins[self.heads[w]] != one), one)
+            for one, some in zip(kept, members, strict=True)
+        ]
+        spans = [
+            (min(self.spans[w][0] for w in some), max(self.spans[w][1] for w in some))
+            for some in members
+        ]
+        heads = [self.heads[tie] for tie in ties]
+        return Tree(
+            self.name,
+            self.text,
+            tuple(self.text[begin:end] for begin, end in spans),
+            tuple(spans),
+            tuple(kept.index(joins[head]) if head >= 0 else -1 for head in heads),
+            tuple(self.relations[tie] for tie in ties),
+            tuple(self.parts_of_speech[tie] for tie in ties),
+        )
+
 
 def read_trees(path: str | Path) -> Iterator[Tree]:
     """The sentences of a CoNLL-U file, with their trees.

@@ -14,6 +14,7 @@ one target (path patching, Goldowsky-Dill et al. 2023, arXiv:2304.05969).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +28,10 @@ from captum_lig.flow.compare_maps import compare_maps
 from captum_lig.integrals.scalarization import unit
 from captum_lig.metrics.block import Case, cases, edge_effects_of, source_effects
 from captum_lig.metrics.statistics import OverTexts, mean_over
-from captum_lig.model.select import Layer
+from captum_lig.model.select import Finder, Layer
 
 __all__ = [
+    "Intervening",
     "Interventions",
     "MapAgreement",
     "edge_interventions",
@@ -89,18 +91,61 @@ class Interventions:
         return found
 
 
+class Intervening:
+    """Interventions in the layers of a model, on one text after the other.
+
+    Args:
+        model: a Transformer, in evaluation mode.
+        layer: as :class:`LayerFlowIG` takes it; None for every block.
+    """
+
+    def __init__(self, model: nn.Module, layer: Layer | Sequence[Layer] | None = None) -> None:
+        self.finder = Finder(model, layer)
+
+    def sources(
+        self,
+        inputs: Any,
+        baselines: Baselines = "target_token",
+        additional_forward_args: object = None,
+        *,
+        show_progress: bool = False,
+    ) -> list[Interventions]:
+        """See :func:`interventions`."""
+        with cases(self.finder, inputs, baselines, additional_forward_args) as found:
+            return [
+                _stacked([(case, [source_effects(case)]) for case in texts], False)
+                for texts in tqdm(found, desc="layers", unit="layer", disable=not show_progress)
+            ]
+
+    def edges(
+        self,
+        inputs: Any,
+        baselines: Baselines = "target_token",
+        additional_forward_args: object = None,
+        *,
+        show_progress: bool = False,
+    ) -> list[Interventions]:
+        """See :func:`edge_interventions`."""
+        with cases(self.finder, inputs, baselines, additional_forward_args) as found:
+            return [
+                _stacked([(case, list(edge_effects_of(case))) for case in texts], True)
+                for texts in tqdm(found, desc="layers", unit="layer", disable=not show_progress)
+            ]
+
+
 def interventions(
     model: nn.Module,
     inputs: Any,
     baselines: Baselines = "target_token",
-    layer: Layer | list[Layer] | None = None,
+    layer: Layer | Sequence[Layer] | None = None,
     additional_forward_args: object = None,
     *,
     show_progress: bool = False,
 ) -> list[Interventions]:
     """What each source does to each target of each layer, by intervening.
 
-    About ``3 S`` to ``4 S`` runs of a layer of ``S`` tokens. With baselines that targets share,
+    About ``3 S`` to ``4 S`` runs of a layer of ``S`` tokens. For many texts use
+    :class:`Intervening`, which looks at the model's blocks once. With baselines that targets share,
     these are whole runs of the unmodified block. With ``"target_token"``, where every target has
     another baseline, keys, values and what follows the attention are its own code, and whole runs
     of some pairs confirm the rest; where they do not, or the block has no attention that opens,
@@ -121,18 +166,15 @@ def interventions(
     Raises:
         LigError: as :meth:`LayerFlowIG.attribute`.
     """
-    with cases(model, inputs, baselines, layer, additional_forward_args) as found:
-        return [
-            _stacked([(case, [source_effects(case)]) for case in texts], False)
-            for _, texts in tqdm(found, desc="layers", unit="layer", disable=not show_progress)
-        ]
+    one = Intervening(model, layer)
+    return one.sources(inputs, baselines, additional_forward_args, show_progress=show_progress)
 
 
 def edge_interventions(
     model: nn.Module,
     inputs: Any,
     baselines: Baselines = "target_token",
-    layer: Layer | list[Layer] | None = None,
+    layer: Layer | Sequence[Layer] | None = None,
     additional_forward_args: object = None,
     *,
     show_progress: bool = False,
@@ -144,13 +186,8 @@ def edge_interventions(
     follows the attention. Arguments and errors are those of :func:`interventions`; a block has to
     have softmax attention that can be reached.
     """
-    with cases(model, inputs, baselines, layer, additional_forward_args) as found:
-        return [
-            _stacked(
-                [(case, [effects for _, *effects in edge_effects_of(case)]) for case in texts], True
-            )
-            for _, texts in tqdm(found, desc="layers", unit="layer", disable=not show_progress)
-        ]
+    one = Intervening(model, layer)
+    return one.edges(inputs, baselines, additional_forward_args, show_progress=show_progress)
 
 
 def _stacked(texts: list[tuple[Case, list[Any]]], by_head: bool) -> Interventions:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.model.call import first_tensor
-from captum_lig.model.compare import nearly_equal
+from captum_lig.model.compare import deviation, nearly_equal
 from captum_lig.model.hooks import hooked
+from captum_lig.model.split import by_token
 from captum_lig.model.stages import Stages
-from captum_lig.model.written import no_direct_edges, written
+from captum_lig.model.written import no_direct_edges
 from captum_lig.patching.edges import NAMES
 from captum_lig.patching.nodes import Node
 from captum_lig.patching.runs import Layers, Run
@@ -111,7 +112,6 @@ def _written(question: TwoRuns, nodes: Sequence[Node]) -> dict[Node, tuple[Tenso
     below: Tensor | None = None
     for number, layer in zip(runner.chosen, question.layers, strict=True):
         block = runner.blocks[number]
-        stages = Stages(block, block.feed_forward, None, Meter())
         own, other = (
             {NAMES[place]: run.values[number, place][0] for place in runner.places(number)}
             for run in (question.input, question.baseline)
@@ -123,25 +123,63 @@ def _written(question: TwoRuns, nodes: Sequence[Node]) -> dict[Node, tuple[Tenso
         ):
             raise no_direct_edges(block, "it does not get the tokens that leave the one below")
         below = own["y"]
-        nothing = {name: torch.zeros_like(node) for name, node in own.items()}
-        still = {name: node[None] for name, node in nothing.items() if name != "y"}
-        nothing["y"] = stages.output(**still)[0]
-        valid = stages.split.call.valid[0]
-        parts = [written(stages, own, start, valid) for start in (nothing, other)]
-        for node in nodes:
-            if node.layer != layer or node.token is None:
+        here = [node for node in nodes if node.layer == layer and node.token is not None]
+        # Blocks without such a node have to pass on what those below add.
+        tokens = sorted({node.token or 0 for node in here} or {question.count - 1})
+        at = runner.positions[tokens]
+        stages = Stages(block, block.feed_forward, None, Meter())
+        parts = [
+            _added(stages, {name: x[at] for name, x in run.items()}, at) for run in (own, other)
+        ]
+        for node in here:
+            row = -1 if node.head is None else node.head
+            if node.head is None and "m" not in own:
                 continue
-            at = int(runner.positions[node.token])
-            rows = [
-                one.feed_forward if node.head is None else one.heads[node.head] for one in parts
-            ]
-            assert rows[0] is not None
-            assert rows[1] is not None
-            found[node] = rows[0][at], rows[1][at]
+            mine, its = (one[row, tokens.index(node.token or 0)] for one in parts)
+            found[node] = mine, mine - its
     missing = [node for node in nodes if node not in found]
     if missing:
         raise LigError(f"{missing[0].describe()} is no node of the model.")
     return found
+
+
+def _added(stages: Stages, own: dict[str, Tensor], at: Tensor) -> Tensor:
+    """What each head of a block, and last its MLP if it has one, adds at tokens: ``(W, P, D)``.
+
+    Args:
+        stages: the block.
+        own: its nodes ``(P, ...)`` at these tokens, in one run.
+        at: ``(P,)`` their positions.
+
+    Raises:
+        LigError: if the tokens leaving are not those entering and what is added.
+    """
+    tokens, count = own["u"].shape[:2]
+    rows = count + ("m" in own) + 1  # the last one has nothing but biases
+    u = own["u"].new_zeros(rows, *own["u"].shape)
+    for head in range(count):
+        u[head, :, head] = own["u"][:, head]
+    z = own["z"].new_zeros(rows * tokens, own["z"].shape[-1])
+    given = [u.flatten(0, 1), z, at.repeat(rows)]
+    if "m" in own:
+        m = own["m"].new_zeros(rows, *own["m"].shape)
+        m[count] = own["m"]
+        given.append(m.flatten(0, 1))
+
+    def run(u: Tensor, z: Tensor, positions: Tensor, m: Tensor | None = None) -> Tensor:
+        return stages.output(z, u, m, positions=positions)
+
+    outputs = by_token(run, len(stages.split.z), *given).unflatten(0, (rows, tokens))
+    parts: Tensor = outputs[:-1] - outputs[-1]
+    total = own["z"] + parts.sum(0) + outputs[-1]
+    if not nearly_equal(total, own["y"]):
+        raise no_direct_edges(
+            stages.split.call,
+            "what its heads, its MLP and the tokens entering are does not add up to the tokens "
+            f"leaving (off by {deviation(total, own['y']):.1e}), there is a norm or a gate after "
+            "them, most likely",
+        )
+    return parts
 
 
 def _unembedding(question: TwoRuns, at: int) -> Unembedding:

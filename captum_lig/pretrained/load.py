@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import ERROR
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import nn
@@ -19,34 +19,42 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
+    "DTYPES",
     "WORDS",
     "Checkpoint",
     "Pretrained",
+    "Reader",
+    "Stored",
+    "check_place",
     "find_model",
     "is_empty",
     "load_model",
+    "load_network",
     "quiet",
     "says_what_comes_next",
 ]
 
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+"""Precisions that a model is run in, by name."""
 _UNLIMITED = 10**9
 """transformers writes a tokenizer without a limit as one with a limit of about 10**30 tokens."""
 
+WORDS = ("minilm", "smollm2")
+"""Embedded models: each is one word."""
 
-@dataclass(frozen=True)
-class Pretrained:
-    """A model in evaluation mode and its tokenizer."""
+
+class Reader:
+    """What reads a text: a tokenizer, and the configuration of its model."""
 
     name: str
-    """As people know it: what the caller gave."""
-    network: nn.Module
+    config: Any
     tokenizer: PreTrainedTokenizerBase
 
     @property
     def most_tokens(self) -> int | None:
         """How many tokens a text may have, special ones included; None if nothing says so."""
         limits = (
-            getattr(self.network.config, "max_position_embeddings", None),
+            getattr(self.config, "max_position_embeddings", None),
             self.tokenizer.model_max_length,
         )
         return min((int(n) for n in limits if n is not None and 0 < n < _UNLIMITED), default=None)
@@ -95,20 +103,26 @@ class Pretrained:
         return encoding
 
 
-WORDS = ("minilm", "smollm2")
-"""Embedded models: each is one word."""
+@dataclass(frozen=True)
+class Pretrained(Reader):
+    """A model in evaluation mode and its tokenizer."""
+
+    name: str
+    """As people know it: what the caller gave."""
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    network: nn.Module
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Stored:
     """A model on disk or on the hub, of which the weights are not loaded yet."""
 
     name: str
     """As people know it: what the caller gave."""
+    config: Any
     source: str
     """Where it lies."""
-    config: Any
-    tokenizer: PreTrainedTokenizerBase
 
     @property
     def architecture(self) -> str:
@@ -142,12 +156,24 @@ class Checkpoint:
         return network  # type: ignore[no-any-return]
 
 
-def find_model(model: str | Path | None) -> Checkpoint:
+@dataclass(frozen=True)
+class Checkpoint(Stored, Reader):
+    """A model with its tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+
+@overload
+def find_model(model: str | Path | None) -> Checkpoint: ...
+@overload
+def find_model(model: str | Path | None, without_tokenizer: bool) -> Checkpoint | Stored: ...
+def find_model(model: str | Path | None, without_tokenizer: bool = False) -> Checkpoint | Stored:
     """A model's configuration and its tokenizer; its weights stay where they are.
 
     Args:
         model: ``"minilm"`` or ``"smollm2"``, a name on the Hugging Face hub or a folder; None is
             ``"minilm"``. A folder that is called like one of these words: ``"./minilm"``.
+        without_tokenizer: whether a model without a tokenizer will do.
 
     Raises:
         LigError: if there is none, or none that has a tokenizer.
@@ -162,26 +188,68 @@ def find_model(model: str | Path | None) -> Checkpoint:
         )
     with _loading(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)  # fails soonest
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if is_empty(tokenizer):
-        raise LigError(f"model {name!r} has no tokenizer beside it: save its tokenizer there too.")
-    return Checkpoint(name, source, config, tokenizer)
+    try:
+        with _loading(name):
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except LigError:
+        if without_tokenizer:
+            return Stored(name, config, source)
+        raise
+    if not is_empty(tokenizer):
+        return Checkpoint(name, config, source, tokenizer)
+    if without_tokenizer:
+        return Stored(name, config, source)
+    raise LigError(f"model {name!r} has no tokenizer beside it: save its tokenizer there too.")
 
 
-def load_model(model: str | Path | None) -> Pretrained:
-    """Load a model in float32, in evaluation mode, and its tokenizer.
+def load_model(
+    model: str | Path | Checkpoint | None, dtype: str | None = None, device: str | None = None
+) -> Pretrained:
+    """Load a model in evaluation mode, and its tokenizer.
 
     Args:
-        model: see :func:`find_model`. Of an encoder-decoder the encoder is loaded.
+        model: see :func:`find_model`, or what it found. Of an encoder-decoder the encoder is
+            loaded.
+        dtype: ``"float32"`` (None) or ``"float64"``.
+        device: such as ``"cuda"``; None is the CPU.
 
     Raises:
-        LigError: if it cannot be loaded, has no tokenizer, or lacks some of its weights.
+        LigError: if it cannot be loaded, has no tokenizer, or lacks some of its weights; if there
+            is no such precision or device.
     """
-    found = find_model(model)
-    network: Any = found.load()
+    check_place(dtype, device)
+    found = model if isinstance(model, Checkpoint) else find_model(model)
+    network = load_network(found, dtype, device)
+    return Pretrained(found.name, network.config, found.tokenizer, network)
+
+
+def load_network(found: Stored, dtype: str | None = None, device: str | None = None) -> Any:
+    """The weights of a model, without a head, in evaluation mode; see :func:`load_model`."""
+    network: Any = found.load(dtype=DTYPES[dtype or "float32"])
     if network.config.is_encoder_decoder:
         network = network.get_encoder()
-    return Pretrained(found.name, network, found.tokenizer)
+    with quiet():
+        return network.to(device or "cpu")
+
+
+def check_place(dtype: str | None, device: str | None) -> None:
+    """Whether there is such a precision and such a device.
+
+    Raises:
+        LigError: if there is not.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise LigError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}.")
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())
+        raise LigError(
+            f"device {device!r} cannot be used ({reason[:120]}): use cpu, or cuda where there is "
+            "a GPU that this torch was built for."
+        ) from error
 
 
 def _located(model: str | Path | None) -> tuple[str, str]:

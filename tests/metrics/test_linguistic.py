@@ -95,11 +95,27 @@ def test_a_map_between_words(trees: list[Tree]) -> None:
         word_map(matrix[:, :9, :9], trees[0], offsets[:9])
 
 
-def test_tokens_of_two_words_in_another_order(trees: list[Tree]) -> None:
-    """ "à" and "le" stand on the same letters, and the token goes to the first of them."""
+def test_words_that_share_a_token_are_joined(trees: list[Tree]) -> None:
+    """ "à" and "le" stand on the same letters: the token goes to the first of them."""
     offsets = [(0, 2), (3, 7), (8, 10), (11, 15)]
-    with pytest.raises(LigError, match="word 3, 'le'"):
+    with pytest.raises(LigError, match="word 3, 'le': join"):
         word_map(torch.zeros(4, 4), trees[1], offsets)
+    found = trees[1].joined(offsets)
+    assert found.forms == ("Je", "vais", "au", "bois")
+    assert found.heads == (1, -1, 3, 1)
+    assert found.relations == ("nsubj:pass", "root", "case", "obl")
+    matrix = torch.randn(4, 4)
+    assert torch.equal(word_map(matrix, found, offsets), matrix)
+    # The root and its object in one token, and what depends on either.
+    offsets = [(0, 3), (4, 8), (9, 14), (15, 22), (22, 23)]
+    found = trees[0].joined(offsets)
+    assert found.forms == ("The", "keys", "don't", "open it", ".")
+    assert found.heads == (1, 3, 3, -1, 3)
+    assert found.subjects == ((3, 1),)
+    every = [(a, b) for a, b in trees[0].spans]
+    assert trees[0].joined(every) == trees[0]
+    with pytest.raises(LigError, match="no token stands for word 2"):
+        trees[1].joined(offsets[:2])
 
 
 def expected(matrix: Tensor, heads: list[int]) -> dict[str, float]:

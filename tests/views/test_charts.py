@@ -271,6 +271,15 @@ def test_what_cannot_be_drawn_says_so(draw: Any, message: str) -> None:
         draw(flows(2, 6))
 
 
+def test_a_notebook_says_by_which_rule_flows_without_a_chain_are_composed() -> None:
+    made = flows(2, 6, baseline="zero")
+    said = "composed by conserve: the flows hold no chain"
+    assert said not in FlowGraph(made, TOKENS)._repr_html_()
+    without = FlowGraph([replace(flow, chain=None) for flow in made], TOKENS)._repr_html_()
+    assert said in without
+    assert "<img" in without
+
+
 def test_a_notebook_shows_something_by_itself() -> None:
     found = flows(2, 6, baseline="zero", texts=2)
     shown = found[1]._repr_html_()

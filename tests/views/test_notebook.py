@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,13 +28,13 @@ from captum_lig.prediction import (
 )
 from captum_lig.views.notebook import show_page
 from captum_lig.views.plots import plot_flow, plot_graph, plot_layers, plot_map
+from tests.helpers.browser import CHROMIUM, NO_CHROMIUM
 from tests.helpers.models import tiny_bert, tiny_llama
 from tests.helpers.models import tokens as text_of
 from tests.helpers.saved import save_tiny_gpt2
 from tests.helpers.synthetic import flows
 from tests.helpers.target_flows import target_flows
 
-CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
 ROOT = Path(captum_lig.__file__).parents[1]
 
 
@@ -203,27 +202,23 @@ window.stop = widget.render({ model, el: document.getElementById("here") });
 
 
 @pytest.fixture(scope="module")
-def tab() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium to open the page in: apt-get install chromium")
-    sync = pytest.importorskip("playwright.sync_api")
+def tab(browser: Any) -> Iterator[Any]:
     script = ROOT / "captum_lig/views/notebook/assets/widget.js"
     document = FlowGraph(target_flows()).explore().document
     values = json.dumps({"document": document, "height": 400, "state": "s=t3"})
     host = HOST % values.replace("</", "<\\/")
-    with sync.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tab = browser.new_page()
-        tab.errors = []
-        tab.on("pageerror", lambda error: tab.errors.append(str(error)))
-        tab.route("**/widget.js", lambda r: r.fulfill(path=script, content_type="text/javascript"))
-        tab.route("http://notebook.test/", lambda r: r.fulfill(body=host, content_type="text/html"))
-        tab.goto("http://notebook.test/")
-        tab.frame_locator("iframe").locator("h1").wait_for()
-        yield tab
-        browser.close()
+    tab = browser.new_page()
+    tab.errors = []
+    tab.on("pageerror", lambda error: tab.errors.append(str(error)))
+    tab.route("**/widget.js", lambda r: r.fulfill(path=script, content_type="text/javascript"))
+    tab.route("http://notebook.test/", lambda r: r.fulfill(body=host, content_type="text/html"))
+    tab.goto("http://notebook.test/")
+    tab.frame_locator("iframe").locator("h1").wait_for()
+    yield tab
+    tab.close()
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 def test_the_widget_shows_the_page_and_shares_its_state(tab: Any) -> None:
     page = tab.frames[1]
     assert "are" in page.locator("h1").inner_text()

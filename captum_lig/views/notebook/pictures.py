@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console, RenderableType
 
 from captum_lig.errors import LigError
+from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.shown import html_list
 from captum_lig.flow.summary import TOLERANCE, target_rows
@@ -74,7 +75,7 @@ def _picture(flows: list[LayerFlow], tokens: Sequence[str] | None) -> Figure | N
         except LigError:  # of some boundaries, or of layers that do not follow each other
             return None
     there = set.intersection(*(set(flow.tensors) for flow in flows))
-    if {"layer", "attention", "mlp"} <= there and len(flows) > 1:
+    if {"layer", "attention", "mlp", "chain"} <= there and len(flows) > 1:
         return plot_flow(flows, tokens)[0]
     if "layer" in there:
         return plot_layers(flows, tokens)[0]
@@ -108,7 +109,13 @@ def graph_html(graph: FlowGraph) -> str:
     known = graph.layers[-1].known.nonzero().flatten().tolist()
     # Relevance cannot be handed down to tokens that were no targets.
     whole = all(bool(layer.known.all()) for layer in graph.layers[:-1])
-    figure = plot_graph(graph, known[-1], k=0)[0] if known and whole else None
+    if not (known and whole):
+        return _page(facts, None)
+    rule = DEFAULT_RULE
+    if not all("chain" in layer.tensors() for layer in graph.layers):
+        rule = "conserve"
+        facts.append("composed by conserve: the flows hold no chain")
+    figure = plot_graph(graph, known[-1], k=0, rule=rule)[0]
     return _page(facts, figure)
 
 

@@ -40,6 +40,8 @@ class Page {
       open: (tokens) => this.change({ open: [...this.state.open, ...tokens] }),
     });
     at("tokens").replaceChildren(...tokensTable(this.view));
+    const from = strongestWord(this.data);
+    reveal(at("own-words"), at("own-words").children[from]);
     this.fill();
     this.listen();
     this.read();
@@ -169,11 +171,7 @@ class Page {
     const words = at("own-words");
     for (const button of words.children) {
       const on = this.state.selected === `t${button.dataset.at}`;
-      if (on && button.getAttribute("aria-pressed") === "false") {
-        const [box, all] = [button.getBoundingClientRect(), words.getBoundingClientRect()];
-        if (box.top < all.top) words.scrollTop += box.top - all.top - 4;
-        if (box.bottom > all.bottom) words.scrollTop += box.bottom - all.bottom + 4;
-      }
+      if (on && button.getAttribute("aria-pressed") === "false") reveal(words, button);
       button.setAttribute("aria-pressed", String(on));
     }
   }
@@ -209,6 +207,22 @@ class Page {
     if (found.kind === "edge") return `edge ${word([name], 0)}`;
     return "the prediction";
   }
+}
+
+/** The token that brings most. */
+function strongestWord(data) {
+  let best = 0;
+  for (let token = 1; token < data.tokens; token++) {
+    if (Math.abs(data.relevance(0, token)) > Math.abs(data.relevance(0, best))) best = token;
+  }
+  return best;
+}
+
+/** Scroll a box so that a word in it is seen. */
+function reveal(words, button) {
+  const [box, all] = [button.getBoundingClientRect(), words.getBoundingClientRect()];
+  if (box.top < all.top) words.scrollTop += box.top - all.top - 4;
+  if (box.bottom > all.bottom) words.scrollTop += box.bottom - all.bottom + 4;
 }
 
 async function open() {

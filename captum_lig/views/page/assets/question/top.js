@@ -1,7 +1,7 @@
 // The top of the page: what is asked, both texts, what the model says, and the number.
 
 import { element, number } from "../words.js";
-import { heldSentence, quoted, rounded, signed, sumsSentence, word } from "./said.js";
+import { heldSentence, quoted, signed, sumsSentence, word } from "./said.js";
 
 /** Texts of more tokens than these are not written out twice. */
 const LONG = 60;
@@ -96,10 +96,15 @@ export function bars({ page }) {
   ];
 }
 
+function probability(value) {
+  if (value < 0.0005) return "<0.1\u00a0%";
+  return `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)}\u00a0%`;
+}
+
 function barOf(value, kind) {
   const bar = element("span", { class: `bar ${kind}`, "aria-hidden": "true" });
   bar.style.width = `${(100 * value).toFixed(1)}%`;
-  const text = value < 0.0005 ? "<0.1\u00a0%" : rounded(value);
+  const text = probability(value);
   return element("td", {}, element("span", { class: "track" }, bar), number(value, text));
 }
 

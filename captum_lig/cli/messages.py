@@ -1,0 +1,50 @@
+"""What a command says beside its results, on standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from captum_lig.errors import LigError
+
+__all__ = ["note", "one_sentence", "status"]
+
+
+def note(message: str) -> None:
+    """One line."""
+    typer.echo(message, err=True)
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Bad input is one sentence and exit code 2, not a traceback; a warning is one sentence."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # for tokens the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: note(f"captum-lig: {message}")
+            yield
+    except BrokenPipeError as error:  # as with `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from error
+    except (LigError, OSError) as error:
+        note(f"captum-lig: {error}")
+        raise typer.Exit(2) from error
+
+
+@contextmanager
+def status(what: str) -> Iterator[None]:
+    """Show on a terminal what is going on; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield

@@ -83,7 +83,7 @@ def measured(net: Net, case: Case, kinds: tuple[str, ...], orders: tuple[Order, 
         gradients = {name: scored(name, partial(m, question)) for name, m in EDGE_METHODS.items()}
         for kind, each in zip(of_edge_kinds, by_position, strict=True):
             with circuits.of_edges(*about, by_position=each) as edges:
-                scores = {OURS: edges.scores(direct)}
+                scores = {OURS: edges.scores(direct, "sum")}
                 for name, own in gradients.items():
                     scores[name] = edges.flat(own if each else own.sum(-1))
                 if not each:

@@ -179,13 +179,13 @@ class EdgeCircuits(Circuits):
             return edges[..., self.reads]
         return edges[..., self.reads, :].flatten(-2)
 
-    def scores(self, edges: DirectEdges, over_tokens: OverTokens = "sum") -> Tensor:
+    def scores(self, edges: DirectEdges, over_tokens: OverTokens = "size") -> Tensor:
         """The values ``(M,)`` of direct edges of the same text.
 
         Args:
             edges: of this model and text. At each token those that they do not keep are 0.
-            over_tokens: of an edge that is one at all tokens: ``"sum"``, the sum of its values, in
-                which opposite ones cancel; or ``"size"``, the root of the sum of their squares.
+            over_tokens: of an edge that is one at all tokens: ``"size"``, the root of the sum of
+                its values' squares; or ``"sum"``, their sum, in which opposite ones cancel.
 
         Raises:
             LigError: for edges of another model, and sums where each token is needed.
@@ -216,9 +216,9 @@ class EdgeCircuits(Circuits):
         """Circuits that keep the best shares of the edges.
 
         Args:
-            scores: of all edges: :class:`DirectEdges` (by their sums over tokens), what
-                :meth:`scores` gives, or ``(W, R)``, by position ``(W, R, N)``; what is no edge is
-                not looked at.
+            scores: of all edges: :class:`DirectEdges` (by their size over tokens; by their sum if
+                the order is signed), what :meth:`scores` gives, or ``(W, R)``, by position
+                ``(W, R, N)``; what is no edge is not looked at.
             shares: parts of all edges, from 0 to 1.
             order: ``"size"``, the largest absolute values first; or ``"signed"``.
             show_progress: show a bar over circuits.
@@ -228,7 +228,7 @@ class EdgeCircuits(Circuits):
                 edges does not give what the model gives, or that of none the counterfactual's.
         """
         if isinstance(scores, DirectEdges):
-            scores = self.scores(scores)
+            scores = self.scores(scores, "size" if order == "size" else "sum")
         each = scores if scores.dim() == 1 else self.flat(scores)
         return self.curve_of(each, shares, order, show_progress)
 

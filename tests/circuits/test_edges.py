@@ -120,7 +120,7 @@ def test_edges_of_the_library_are_ranked_as_they_are() -> None:
         with circuits.of_edges(model, INPUTS, OTHER, number, by_position=by_position) as found:
             assert (found.writers, found.readers) == (edges.writers, edges.readers)
             assert torch.equal(found.reads, edges.reads)
-            scores = found.scores(edges)
+            scores = found.scores(edges, "sum")
             best = edges if by_position else edges.summed()
             first = int(scores.abs().argmax())
             assert float(scores[first]) == float(best.value[0])
@@ -136,12 +136,16 @@ def test_size_over_tokens_does_not_cancel() -> None:
     model = models.tiny_llama(layers=1)
     edges = LayerFlowIG(model).direct_edges(INPUTS, OTHER, number)
     with circuits.of_edges(model, INPUTS, OTHER, number) as found:
-        sizes = found.scores(edges, "size")
+        sizes = found.scores(edges)
         squares = torch.zeros(found.reads.shape, dtype=torch.float64)
         for w, r, value in zip(edges.writer, edges.reader, edges.value, strict=True):
             squares[w, r] += value**2
         torch.testing.assert_close(sizes, squares[found.reads].sqrt())
-        assert not torch.allclose(sizes, found.scores(edges).abs())
+        sums = found.scores(edges, "sum")
+        assert not torch.allclose(sizes, sums.abs())
+        for order, scores in (("size", sizes), ("signed", sums)):
+            one, other = (found.curve(x, shares=[0.3, 1.0], order=order) for x in (edges, scores))  # type: ignore[arg-type]
+            assert torch.equal(one.values, other.values)
         curve = found.curve(sizes, shares=[0.2, 1.0])
         assert curve.kept == found.curve(squares, shares=[0.2, 1.0]).kept
         with pytest.raises(LigError, match="over_tokens='mean'"):

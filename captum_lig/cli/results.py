@@ -69,7 +69,7 @@ class Results:
     """Prints results as they come, and writes files.
 
     Args:
-        name: of :data:`FORMATS`.
+        name: of ``FORMATS``.
         outputs: files to write.
         many: whether there may be more than one result.
         columns: of the rows of a result.

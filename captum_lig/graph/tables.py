@@ -18,7 +18,7 @@ __all__ = ["edge_frame", "node_frame"]
 
 
 def edge_frame(layers: Sequence[GraphLayer], tokens: Sequence[str]) -> Any:
-    """See :meth:`captum_lig.FlowGraph.to_pandas`."""
+    """The table that ``FlowGraph.to_pandas`` gives."""
     kinds = layers[0].KINDS
     parts: list[dict[str, NDArray[Any]]] = []
     for number, kind in enumerate(kinds):

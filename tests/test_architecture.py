@@ -30,6 +30,7 @@ FLOORS = (
     ("inspection", "prediction"),
     ("attribution", "patching"),
     ("metrics", "views"),
+    ("circuits",),
     ("layer_flow_ig", "set_to_set_ig"),
     ("answers", "explain"),
     ("experiments",),

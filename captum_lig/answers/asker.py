@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from captum_lig.answers.answer import Answer, Run
 from captum_lig.answers.named import Asked, asked, class_number, token_of
-from captum_lig.answers.says import Said, both_said, both_scores
+from captum_lig.answers.says import Said, both_said, both_scores, most_changed
 from captum_lig.answers.subject import Subject, subject_of
 from captum_lig.answers.texts import Texts, read_texts
 from captum_lig.answers.wanted import Kind, Wanted
+from captum_lig.answers.words import quoted
 from captum_lig.errors import LigError
 from captum_lig.flow.tokens import find_token
 from captum_lig.graph import FlowGraph
@@ -34,6 +35,8 @@ __all__ = ["TOLERANCE", "Asker", "Prepared"]
 
 TOLERANCE = 1e-2
 """The parts are shown with three digits, of sums that are as a rule ten times nearer than this."""
+LITTLE = 0.05
+"""Of what the texts change most: a smaller change is told, with what they do change."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,9 @@ class Asker:
         says, would_say = _said(
             scores, kind, about, names, network, texts, other, subject.tokenizer
         )
+        if scores is not None and about.favours is not None and wanted.against is not None:
+            change = says.value - would_say.value
+            hints += _other_question(change, scores, subject.tokenizer)
 
         start = time.perf_counter()
         result: Any = LayerFlowIG(network).attribute(
@@ -275,6 +281,19 @@ def _hints(wanted: Wanted, scores: Tensor | None, tokenizer: PreTrainedTokenizer
                 "more likely."
             )
     return found
+
+
+def _other_question(change: float, scores: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What the texts do tell apart, where they hardly change the number that is explained."""
+    gains, loses, most = most_changed(scores)
+    if not abs(change) < LITTLE * most:
+        return []
+    one, other = (quoted(str(tokenizer.convert_ids_to_tokens(i))) for i in (gains, loses))
+    return [
+        "the two texts hardly change this number, so parts cancel, and shares of the change say "
+        f"little. What they change most is how the model prefers {one} to {other}, by {most:.3g}: "
+        f"--target {one} --foil {other}."
+    ]
 
 
 def _said(

@@ -19,7 +19,7 @@ from captum_lig.prediction.positions import at_positions, only_logits_at
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Option", "Said", "both_said", "both_scores"]
+__all__ = ["Option", "Said", "both_said", "both_scores", "most_changed"]
 
 MOST = 5
 """So many of the most likely are kept."""
@@ -70,6 +70,21 @@ def both_scores(
             output = model(*args, **kwargs, **only_logits_at(call, (position,)))
             scores = at_positions(tensor_called(output, "logits", call), call, (position,))[:, 0]
     return scores.double().cpu()
+
+
+def most_changed(scores: Tensor, among: int = 50) -> tuple[int, int, float]:
+    """What gains on what most from the other text to the text, and by how much.
+
+    Of the likeliest tokens of either; the change is that of the difference of their logits.
+
+    Args:
+        scores: see :func:`both_scores`.
+        among: so many of the likeliest of each text.
+    """
+    likely = scores.topk(min(among, scores.shape[1])).indices.unique()
+    gained = (scores[0] - scores[1])[likely]
+    up, down = int(gained.argmax()), int(gained.argmin())
+    return int(likely[up]), int(likely[down]), float(gained[up] - gained[down])
 
 
 def both_said(

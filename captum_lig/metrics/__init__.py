@@ -5,6 +5,12 @@ A function takes one text (or one map) and gives its numbers. The class beside i
 """
 
 from captum_lig.metrics.across_layers import NodeAgreement, node_agreement, node_values_of
+from captum_lig.metrics.circuits import (
+    CircuitsOverTexts,
+    circuit_cmd,
+    circuit_cpr,
+    circuit_faithfulness,
+)
 from captum_lig.metrics.completeness import (
     Completeness,
     CompletenessErrors,
@@ -52,6 +58,7 @@ __all__ = [
     "Agreement",
     "Attachment",
     "AttachmentOverTexts",
+    "CircuitsOverTexts",
     "Completeness",
     "CompletenessErrors",
     "ComposedAgainstDirect",
@@ -69,6 +76,9 @@ __all__ = [
     "agreement",
     "attachment",
     "cascading_randomisation",
+    "circuit_cmd",
+    "circuit_cpr",
+    "circuit_faithfulness",
     "completeness",
     "composed_against_direct",
     "cue_found",

@@ -53,6 +53,11 @@ class Stages:
             self.split.prepare()
 
     @property
+    def has_feed_forward(self) -> bool:
+        """Whether its MLP's output is a node."""
+        return self._feed_forward is not None
+
+    @property
     def states(self) -> Tensor | None:
         """``(S_enc, D)`` the encoder's states in this run, if it attends to them."""
         return None if self.cross is None else self.cross.states(self.split.call)[0].detach()

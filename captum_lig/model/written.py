@@ -17,7 +17,14 @@ from captum_lig.model.call import BlockCall
 from captum_lig.model.compare import deviation, nearly_equal
 from captum_lig.model.stages import Stages
 
-__all__ = ["Written", "no_direct_edges", "reads_heads", "written"]
+__all__ = [
+    "Written",
+    "no_direct_edges",
+    "reads_heads",
+    "written",
+    "written_by_feed_forward",
+    "written_by_heads",
+]
 
 
 @dataclass(frozen=True)
@@ -48,21 +55,12 @@ def written(
     if stages.is_whole:
         raise no_direct_edges(call, "it mixes tokens by other means than heads that are reached")
     step = {name: own[name] - other[name] for name in own}
-    count = step["u"].shape[1]
-    # A sum is the same wherever it begins. From zero nothing is lost in rounding: some entries of
-    # the stream are thousands of times larger than what is added to them.
-    u = step["u"].new_zeros(count + 2, *step["u"].shape)
-    for head in range(count):
-        u[head, :, head] = step["u"][:, head]
-    z = torch.zeros_like(step["z"]).expand(count + 2, -1, -1)
+    outside = ~valid[:, None]
+    heads = written_by_heads(stages, step["u"][None])[0].masked_fill(outside, 0.0)
     m = None
     if "m" in step:
-        m = torch.zeros_like(z).contiguous()
-        m[count] = step["m"]
-    with torch.no_grad():
-        outputs = stages.output(z=z, u=u, m=m)
-    parts = (outputs[:-1] - outputs[-1]).masked_fill(~valid[:, None], 0.0)
-    total = other["y"] + step["z"] + parts.sum(0)
+        m = written_by_feed_forward(stages, step["m"][None])[0].masked_fill(outside, 0.0)
+    total = other["y"] + step["z"] + heads.sum(0) + (0.0 if m is None else m)
     if not nearly_equal(total[valid], own["y"][valid]):
         raise no_direct_edges(
             call,
@@ -71,7 +69,39 @@ def written(
             f"{deviation(total[valid], own['y'][valid]):.1e}), there is a norm or a gate after "
             "them, most likely",
         )
-    return Written(parts[:count], parts[count] if m is not None else None)
+    return Written(heads, m)
+
+
+# A sum is the same wherever it begins. From zero nothing is lost in rounding: some entries of the
+# stream are thousands of times larger than what is added to them.
+
+
+def written_by_heads(stages: Stages, step: Tensor) -> Tensor:
+    """What changes of heads' outputs ``(N, S, H, e)`` change in the stream, ``(N, H, S, D)``."""
+    heads = step.shape[2]
+    u = step.new_zeros(len(step), heads, *step.shape[1:])
+    for head in range(heads):
+        u[:, head, :, head] = step[:, :, head]
+    found: Tensor = _from_zero(stages, u.flatten(0, 1), None).unflatten(0, (len(step), heads))
+    return found
+
+
+def written_by_feed_forward(stages: Stages, step: Tensor) -> Tensor:
+    """What changes of the MLP's output ``(N, S, D)`` change in the stream, ``(N, S, D)``."""
+    split = stages.split
+    shape = split.own.shape if stages.has_heads else (len(split.z), 0, split.z.shape[-1])
+    return _from_zero(stages, step.new_zeros(len(step), *shape), step)
+
+
+def _from_zero(stages: Stages, u: Tensor, m: Tensor | None) -> Tensor:
+    """What heads ``(N, S, H, e)`` and an MLP add to the tokens leaving, ``(N, S, D)``."""
+    z = u.new_zeros(len(u) + 1, *stages.split.z.shape)
+    u = torch.cat([u, u.new_zeros(1, *u.shape[1:])])
+    if stages.has_feed_forward:
+        m = torch.zeros_like(z) if m is None else torch.cat([m, torch.zeros_like(z[:1])])
+    with torch.no_grad():
+        outputs = stages.output(z=z, u=u, m=m)
+    return outputs[:-1] - outputs[-1]
 
 
 def reads_heads(stages: Stages, own: Mapping[str, Tensor]) -> bool:

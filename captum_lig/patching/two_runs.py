@@ -124,7 +124,7 @@ class TwoRuns:
     def changes(self, node: Node) -> bool:
         """Whether a node has another value in the two runs."""
         assert self.baseline is not None
-        key = self._place(node)
+        key = self.place(node)
         if key not in self._moved:
             own, other = self.input.values[key][0], self.baseline.values[key][0]
             self._moved[key] = (own != other).any(-1)[self.runner.positions].cpu()
@@ -176,13 +176,13 @@ class TwoRuns:
 
     def _batches(self, nodes: Sequence[Node], some: Iterable[int]) -> Iterator[list[int]]:
         """Numbers of nodes at one place of one block, of some, to be patched in one call."""
-        order = sorted(some, key=lambda n: self._place(nodes[n]))
-        for _, group in groupby(order, key=lambda n: self._place(nodes[n])):
+        order = sorted(some, key=lambda n: self.place(nodes[n]))
+        for _, group in groupby(order, key=lambda n: self.place(nodes[n])):
             numbers = list(group)
             for first in range(0, len(numbers), self.at_once):
                 yield numbers[first : first + self.at_once]
 
-    def _place(self, node: Node) -> tuple[int, Place]:
+    def place(self, node: Node) -> tuple[int, Place]:
         """The number of the block that a node is in, and where."""
         leaving = node.kind == "tokens" and node.layer == self.layers[-1] + 1
         if leaving:
@@ -192,7 +192,7 @@ class TwoRuns:
 
     def _values(self, node: Node, run: Run | None, instead: Means | None) -> Tensor:
         """What is put where a node is: ``(1, S, ...)``, or what broadcasts with it."""
-        key = number, place = self._place(node)
+        key = number, place = self.place(node)
         if instead is None:
             assert run is not None
             return run.values[key]
@@ -212,7 +212,7 @@ class TwoRuns:
 
     def _patched(self, nodes: Sequence[Node], background: Run, values: Tensor) -> Tensor:
         """The number in a run with each of some nodes, at one place, at other values ``(P,)``."""
-        number, place = self._place(nodes[0])
+        number, place = self.place(nodes[0])
         like = background.values[number, place]
         mask = torch.stack([self._mask(node, like) for node in nodes])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -513,3 +514,22 @@ def test_a_token_without_its_space_is_pointed_out(gpt2: Path, likelier: bool) ->
     assert found
     text, token = found[0]
     assert ("with a space" in str(why(text, gpt2, target=token))) == likelier
+
+
+def test_a_number_that_hardly_changes_is_told_with_what_does(gpt2: Path, answer: Answer) -> None:
+    model, tokenizer = loaded(AutoModelForCausalLM, gpt2)
+    here, there = (last_logits(model, tokenizer(text)["input_ids"]) for text in (TEXT, OTHER))
+    likely = {int(i) for row in (here, there) for i in row.topk(50).indices}
+    gained = {i: float(here[i] - there[i]) for i in likely}
+    order = sorted(likely, key=gained.__getitem__)
+    spread = gained[order[-1]] - gained[order[0]]
+    steps = [gained[high] - gained[low] for low, high in pairwise(order)]
+    place = min(range(len(steps)), key=lambda n: abs(steps[n] - 0.03 * spread))
+    assert 0.01 * spread < steps[place] < 0.05 * spread
+    told = why(TEXT, gpt2, OTHER, target=order[place], foil=order[place + 1], dtype="float64")
+    (hint,) = told.hints
+    assert f"by {spread:.3g}: --target" in hint
+    assert f'--target "{tokenizer.decode([order[-1]])}" --foil' in hint
+    far = why(TEXT, gpt2, OTHER, target=order[-1], foil=order[0], dtype="float64")
+    assert far.hints == []
+    assert far.change == pytest.approx(spread, rel=1e-2)

@@ -352,7 +352,7 @@ def test_the_command(corpus: Path, model: Path, tmp_path: Path) -> None:
     for baseline in ("zero", "target_token", "target_token+zero_ratio"):
         assert f"Direct maps from {baseline} attention baseline" in said
     assert said.count("control: uniform") == said.count("control: all_zero") == 3
-    assert said.endswith(f"wrote {out}")
+    assert f"wrote {out}" in result.stderr
     again = run(corpus, *options)
     assert again.exit_code == 0, again.output
     assert "control: uniform" in again.stdout

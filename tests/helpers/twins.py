@@ -443,10 +443,11 @@ def chain_map(
     chained = z.new_zeros(heads, len(z), len(z))
     for j, x0 in enumerate(path_starts(z, baseline)):
         gbar = _on_mlp_path(block, z, x0, j, scalarization, alphas, weights)[2][:, j]  # (H, d)
-        for h in range(heads):
-            for a, w in zip(alphas.tolist(), weights.tolist(), strict=True):
-                x = (x0 + a * (z - x0)).detach().requires_grad_(True)
-                (gradient,) = torch.autograd.grad(gbar[h] @ block.attend(x)[h, j], x)
+        for a, w in zip(alphas.tolist(), weights.tolist(), strict=True):
+            x = (x0 + a * (z - x0)).detach().requires_grad_(True)
+            u = block.attend(x)
+            for h in range(heads):
+                (gradient,) = torch.autograd.grad(gbar[h] @ u[h, j], x, retain_graph=True)
                 chained[h, j] += w * (gradient * (z - x0)).sum(-1)
     return chained
 

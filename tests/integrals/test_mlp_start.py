@@ -88,7 +88,7 @@ def test_rows_add_up_to_their_own_totals(model: PreTrainedModel, baseline: str) 
     assert flow.attention_total is not None
     moved = (flow.attention_total > 0).all(1)
     carried = torch.where(moved, flow.mlp_total, 0.0)
-    torch.testing.assert_close(flow.compose().sum(-1), carried, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(flow.compose("conserve").sum(-1), carried, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(
         flow.compose("chain").sum(-1), flow.chain_total.sum(1), rtol=1e-9, atol=1e-9
     )
@@ -171,7 +171,7 @@ def test_only_what_the_quadrature_left_over_is_spread() -> None:
     # The first chain row misses 0.5 of its own total 3, in proportion 4 : 1.
     torch.testing.assert_close(flow.compose("chain"), number([[[2.4 + 1, 0.6 + 1]]]))
     # The mlp row misses 1 of 8: 6 + 6/7, 1 + 1/7.
-    torch.testing.assert_close(flow.compose().sum(-1), number([[8]]))
+    torch.testing.assert_close(flow.compose("conserve").sum(-1), number([[8]]))
 
 
 def test_completeness_errors_by_hand() -> None:

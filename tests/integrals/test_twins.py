@@ -22,7 +22,7 @@ LENGTHS = (5, 3)  # of the texts of the padded batch
 GRADED = twins.gauss_legendre(48, power=2)
 COARSE = twins.gauss_legendre(8, power=2)
 # Pre-norm blocks with a zero baseline change at every scale of a: two panels a decade.
-FINE = twins.panels([0.0, *(10.0 ** (k / 2) for k in range(-8, 1))], 10)
+FINE = twins.panels([0.0, *(10.0 ** (k / 2) for k in range(-8, 1))], 8)
 
 Maps = Callable[..., tuple[Tensor, ...]]
 

@@ -221,6 +221,7 @@ def test_an_mlp_a_word_an_edge_and_the_end(shown: Opened, graph: FlowGraph) -> N
     shown.tab.locator("#panel h3:text('Reads from') + table button").first.click()
     shown.settle()
     assert address(shown).startswith(f"s={head}<") or address(shown).startswith(f"s={head}%3C")
+    assert shown.tab.evaluate("document.activeElement.id") == "panel"  # it is read anew
     assert "(query and key)" in shown.text("#sentence")
     assert f"({at})" in shown.text("#sentence")
     click(shown, "end")
@@ -294,6 +295,22 @@ def test_the_graph_can_be_used_without_a_pointer(shown: Opened) -> None:
     )
 
 
+def test_one_word_is_reached_by_tab_and_the_graph_can_be_skipped_to(shown: Opened) -> None:
+    assert shown.tab.locator("#own-words [tabindex='0']").count() == 1
+    shown.tab.locator("#own-words [tabindex='0']").focus()
+    for key in ("Home", "ArrowLeft", "ArrowRight", "ArrowRight", "Enter"):
+        shown.tab.keyboard.press(key)
+    shown.settle()
+    assert address(shown) == "s=t2"
+    shown.tab.keyboard.press("End")
+    at = "document.activeElement.dataset.at"
+    assert shown.tab.evaluate(at) == str(len(TOKENS) - 1)
+    shown.tab.locator(".skip").focus()
+    shown.tab.keyboard.press("Enter")
+    assert shown.tab.evaluate("document.activeElement.closest('#graph') !== null")
+    assert address(shown) == "s=t2"
+
+
 # --- notes and groups -----------------------------------------------------------------------------
 
 
@@ -305,9 +322,9 @@ def test_notes_and_groups_stay_in_a_saved_copy(
     name, _ = node(graph)
     other, _ = node(graph, head=False)
     given = Opened.of(context, file, f"#s={name}")
-    given.tab.locator("#note").fill(attack)
     given.tab.locator("#group").fill(attack)
-    given.tab.get_by_role("button", name="Add").click()
+    given.tab.locator("#note").fill(attack)
+    given.tab.get_by_role("button", name="Add").click()  # while the note has the focus
     given.settle()
     click(given, other)
     given.tab.locator("#group").fill(attack)

@@ -24,6 +24,8 @@ class Page {
       promotes: "change",
       select: (name) => this.select(name),
       changed: () => this.soon(),
+      // Nothing else is made again: the button that took the focus from the note is being pressed.
+      noted: () => this.showNotes(),
       show: (which) => {
         this.view.promotes = which;
         this.soon();
@@ -76,6 +78,10 @@ class Page {
     });
     at("theme").addEventListener("change", () => {
       document.documentElement.style.colorScheme = at("theme").value;
+    });
+    document.querySelector(".skip").addEventListener("click", (event) => {
+      event.preventDefault(); // the address says what is chosen
+      this.drawing.focus();
     });
     window.addEventListener("hashchange", () => {
       if (window.location.hash.replace(/^#/, "") !== this.shown) this.read();
@@ -160,10 +166,14 @@ class Page {
     this.drawing.draw(state, nodes, tokens, marked);
     at("summary").textContent = shownText(this.drawing.made, nodes.length);
     at("nodes").replaceChildren(...nodesTable(view, nodes));
-    at("notes").replaceChildren(...notesList(view, (name) => this.nameOf(name)));
-    at("save").classList.toggle("due", this.notes.changed);
+    this.showNotes();
     this.showWord();
     this.showPanel(chosen);
+  }
+
+  showNotes() {
+    at("notes").replaceChildren(...notesList(this.view, (name) => this.nameOf(name)));
+    at("save").classList.toggle("due", this.notes.changed);
   }
 
   /** The word that is selected; in a long text it is scrolled to. */
@@ -179,15 +189,14 @@ class Page {
   showPanel(chosen) {
     const { title, parts } = panel(this.view, this.state.selected, chosen);
     at("panel-title").textContent = title;
-    const focused = at("panel").contains(document.activeElement) ? document.activeElement : null;
-    const place = focused
-      ? [...at("panel").querySelectorAll("button,textarea,input")].indexOf(focused)
-      : -1;
+    const inside = at("panel").contains(document.activeElement);
+    const fields = () => [...at("panel").querySelectorAll("button,textarea,input")];
+    const place = fields().indexOf(document.activeElement);
     at("panel-parts").replaceChildren(...parts);
-    if (place >= 0) {
-      const all = at("panel").querySelectorAll("button,textarea,input");
-      (all[Math.min(place, all.length - 1)] ?? at("panel")).focus({ preventScroll: true });
-    }
+    // What had the focus keeps it; of another thing that is selected the panel is read anew.
+    const again = this.described === this.state.selected ? fields()[place] : null;
+    if (inside) (again ?? at("panel")).focus({ preventScroll: true });
+    this.described = this.state.selected;
     const said = at("sentence")?.textContent ?? "";
     if (at("said").textContent === said) return;
     at("said").textContent = said;

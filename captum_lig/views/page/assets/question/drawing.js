@@ -184,7 +184,8 @@ export class Drawing {
     const name = `t${column.at}`;
     const about = `token ${quoted(data, column.at)}`;
     const text = element("bdi", {}, word(data.page.tokens, column.at).trim() || "␣");
-    const mark = data.page.differs.includes(column.at) ? " differs" : "";
+    const { differs, other } = data.page;
+    const mark = other === "the other text" && differs.includes(column.at) ? " differs" : "";
     const pressed = String(state.selected === name);
     const button = this.button(
       name,
@@ -264,6 +265,11 @@ export class Drawing {
   }
 
   // --- keys ---------------------------------------------------------------------------------
+
+  /** Go to the button that Tab reaches. */
+  focus() {
+    this.root.querySelector("button[tabindex='0']").focus();
+  }
 
   /** One button of the graph is reached by Tab, the others from it by arrows. */
   only(item) {

@@ -19,7 +19,7 @@ import { edgeName } from "./state.js";
 const FEW = 6;
 
 /**
- * @param view {data, notes, select(name), changed(), promotes: "change" | "own", show(which)}
+ * @param view {data, notes, select(name), changed(), noted(), promotes: "change" | "own", show(which)}
  * @returns the title and the parts of the panel
  */
 export function panel(view, name, thing) {
@@ -295,7 +295,7 @@ function noteParts(view, name) {
   field.value = view.notes.notes.get(name) ?? "";
   field.addEventListener("change", () => {
     view.notes.note(name, field.value);
-    view.changed();
+    view.noted();
   });
   const help = "Kept in the page: “Save a copy” writes a file with notes and groups.";
   return [

@@ -18,6 +18,7 @@ export function texts(data, select) {
       type: "button",
       title: about,
       "aria-pressed": "false",
+      tabindex: at ? "-1" : "0",
     });
     button.classList.add(value < 0 ? "negative" : "positive");
     button.style.setProperty("--strength", `${Math.round((60 * Math.abs(value)) / most)}%`);
@@ -26,6 +27,7 @@ export function texts(data, select) {
     return button;
   });
   const parts = [line("The text", "own-words", own)];
+  parts[0].lastElementChild.addEventListener("keydown", (event) => walk(event, own));
   if (page.other_tokens && page.other === "the other text" && data.tokens > LONG) {
     parts.push(line("instead of", "other-words", pairs(page)));
   } else if (page.other_tokens && page.other === "the other text") {
@@ -37,6 +39,22 @@ export function texts(data, select) {
     parts.push(element("p", { class: "help" }, `Compared with ${page.other}.`));
   }
   return parts;
+}
+
+/** One word is reached by Tab, the others from it by arrows. */
+function walk(event, words) {
+  const from = words.indexOf(document.activeElement);
+  const to = {
+    ArrowLeft: from - 1,
+    ArrowRight: from + 1,
+    Home: 0,
+    End: words.length - 1,
+  }[event.key];
+  if (from < 0 || words[to] === undefined) return;
+  event.preventDefault();
+  words[from].tabIndex = -1;
+  words[to].tabIndex = 0;
+  words[to].focus();
 }
 
 /** Of a long text only what differs. */

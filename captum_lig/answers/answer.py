@@ -207,7 +207,10 @@ class Answer:
     def _write(self, path: Path) -> None:
         """One file."""
         suffix = path.suffix.lower()
-        title = f"{self.model}: “{self.text}”, {self.target}"
+        asked = self.target
+        if self.favours is not None:
+            asked = f"why {self.favours[0]} and not {self.favours[1]}?"
+        title = f"{self.model}: “{self.text}”, {asked}"
         if suffix == ".html":
             write_answer(self, path)
         elif suffix in PICTURES:

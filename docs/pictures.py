@@ -82,11 +82,11 @@ def why(folder: Path) -> None:
 
 
 def flow(folder: Path) -> None:
-    """Flows in lengths, at half their resolution."""
+    """Flows in lengths, at half their resolution, about."""
     explanation = explain(SENTENCE)
     figure, _ = plot_flow(explanation.flows, explanation.tokens, title=explanation.text)
     figure.savefig(folder / "flow.png", dpi=200)
-    keep(folder / "flow.png", "flow", 0.5)
+    keep(folder / "flow.png", "flow", 0.48)
 
 
 def page(folder: Path) -> None:

@@ -11,10 +11,9 @@ from torch import Tensor
 from captum_lig.circuits.curve import Circuits, Curve, circuits_at_once
 from captum_lig.circuits.order import Order
 from captum_lig.errors import LigError
-from captum_lig.metrics.across_layers import node_values_of
 from captum_lig.metrics.circuits import SHARES
 from captum_lig.patching.check import Explanation
-from captum_lig.patching.nodes import Kind, Node
+from captum_lig.patching.nodes import Kind, Node, node_values_of
 from captum_lig.patching.runs import Place
 from captum_lig.patching.two_runs import TOKENS_AT_ONCE, TwoRuns
 

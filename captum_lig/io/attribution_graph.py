@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def save_attribution_graph(
                 f"{pruning['nodes_of']:,} nodes and {pruning['links_kept']:,} of "
                 f"{pruning['links_of']:,} links are here."
             ),
-            "generator": {"name": "captum_lig", "version": version("captum-lig")},
+            "generator": {"name": "captum_lig", "version": _version()},
         },
         "generation_settings": facts,
         "pruning_settings": pruning,
@@ -199,6 +199,13 @@ def _strongest_links(
         "share_of_weights_kept": float(found[2].abs().sum()) / size if size else 1.0,
     }
     return found, about
+
+
+def _version() -> str:
+    try:
+        return version("captum-lig")
+    except PackageNotFoundError:
+        return "unknown: it runs from its source, uninstalled"
 
 
 def _share(part: Tensor, whole: Tensor) -> float:

@@ -4,7 +4,7 @@ A function takes one text (or one map) and gives its numbers. The class beside i
 ``update`` with what the function takes, ``compute`` for means with intervals, ``reset``.
 """
 
-from captum_lig.metrics.across_layers import NodeAgreement, node_agreement, node_values_of
+from captum_lig.metrics.across_layers import NodeAgreement, node_agreement
 from captum_lig.metrics.circuits import (
     CircuitsOverTexts,
     circuit_cmd,
@@ -91,7 +91,6 @@ __all__ = [
     "map_agreement",
     "mean_over",
     "node_agreement",
-    "node_values_of",
     "read_trees",
     "row_agreement",
     "strongest",

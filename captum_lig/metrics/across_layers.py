@@ -7,19 +7,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from captum_lig.errors import LigError
-from captum_lig.graph.trace import Trace
 from captum_lig.metrics.statistics import Agreement, OverTexts, agreement
 from captum_lig.patching.effects import Effects
 from captum_lig.patching.nodes import KINDS, Kind, NodeValues
 
-__all__ = ["NodeAgreement", "node_agreement", "node_values_of"]
-
-
-def node_values_of(trace: Trace) -> NodeValues:
-    """The numbers of a graph's relevances, in the shape of those of patching."""
-    return NodeValues(
-        trace.layers, trace.tokens, trace.heads, trace.heads.sum(1), trace.feed_forward
-    )
+__all__ = ["NodeAgreement", "node_agreement"]
 
 
 def node_agreement(

@@ -3,7 +3,7 @@
 from captum_lig.patching.check import Check, CheckedNode, Correlation, check
 from captum_lig.patching.edges import EdgeEffects
 from captum_lig.patching.effects import Effects, Means
-from captum_lig.patching.nodes import Node, NodeValues
+from captum_lig.patching.nodes import Node, NodeValues, node_values_of
 from captum_lig.patching.patch import edge_effects, effects, means
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "edge_effects",
     "effects",
     "means",
+    "node_values_of",
 ]

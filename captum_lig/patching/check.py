@@ -17,7 +17,14 @@ from captum_lig.flow.compare_maps import compare_maps
 from captum_lig.flow.shown import html_list, html_table
 from captum_lig.flow.tables import frame
 from captum_lig.graph.trace import Trace
-from captum_lig.patching.nodes import Kind, Node, NodeValues, checked_kinds, node_columns
+from captum_lig.patching.nodes import (
+    Kind,
+    Node,
+    NodeValues,
+    checked_kinds,
+    node_columns,
+    node_values_of,
+)
 from captum_lig.patching.runs import Layers
 from captum_lig.patching.two_runs import TwoRuns, two_runs
 
@@ -233,13 +240,7 @@ def check(
     """
     whole_number("k", k, 1)
     trace = graph.relevance()
-    attributed = NodeValues(
-        trace.layers,
-        trace.tokens,
-        trace.heads,
-        trace.heads.sum(1),
-        getattr(trace, "feed_forward", None),
-    )
+    attributed = node_values_of(trace)
     has_mlps = attributed.feed_forward is not None
     if kinds is None:
         kinds = ["tokens", "heads", "feed_forward"] if has_mlps else ["tokens", "heads"]

@@ -15,8 +15,18 @@ from captum_lig.errors import LigError
 from captum_lig.flow.shown import Short
 from captum_lig.flow.tables import integers, token_words, word, words
 from captum_lig.flow.tokens import TokenIndex, find_token
+from captum_lig.graph.trace import Trace
 
-__all__ = ["KINDS", "Kind", "Node", "NodeValues", "checked_kinds", "node_columns", "node_values"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "Node",
+    "NodeValues",
+    "checked_kinds",
+    "node_columns",
+    "node_values",
+    "node_values_of",
+]
 
 Kind = Literal["tokens", "heads", "attention", "feed_forward"]
 KINDS: tuple[Kind, ...] = ("tokens", "heads", "attention", "feed_forward")
@@ -160,3 +170,10 @@ def node_columns(nodes: Sequence[Node], labels: Sequence[str] | None) -> dict[st
         "position": integers(position),
         "token": token_words(unnamed if labels is None else position, labels or ()),
     }
+
+
+def node_values_of(trace: Trace) -> NodeValues:
+    """The numbers of a graph's relevances, in the shape of those of patching."""
+    return NodeValues(
+        trace.layers, trace.tokens, trace.heads, trace.heads.sum(1), trace.feed_forward
+    )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_lig import FlowGraph, LayerFlowIG, LigError, patching
-from captum_lig.metrics import NodeAgreement, node_agreement, node_values_of
+from captum_lig.metrics import NodeAgreement, node_agreement
 from captum_lig.patching.effects import Effects
 from captum_lig.patching.nodes import NodeValues
 from tests.helpers import models
@@ -28,7 +28,9 @@ def both() -> tuple[NodeValues, Effects]:
     model = models.tiny_llama()
     ids, other = ({"input_ids": models.tokens(model, 1, 4, seed)} for seed in (0, 1))
     graph = FlowGraph(LayerFlowIG(model).attribute(ids, other, number))
-    return node_values_of(graph.relevance()), patching.effects(model, ids, other, number, KINDS)
+    return patching.node_values_of(graph.relevance()), patching.effects(
+        model, ids, other, number, KINDS
+    )
 
 
 def test_kind_by_kind(both: tuple[NodeValues, Effects]) -> None:

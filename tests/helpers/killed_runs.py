@@ -1,8 +1,8 @@
 """Runs over a corpus in processes that are killed: ``python -m tests.helpers.killed_runs ...``.
 
 The library is imported once; each run is a fork of this process, which has no threads yet, so that
-runs that die by SIGKILL cost runs and not imports. Prints, for each trial, how many of its processes
-were killed after they had begun, as JSON.
+runs that die by SIGKILL cost runs and not imports. Prints, for each trial, how many of its
+processes were killed after they had begun, as JSON.
 """
 
 from __future__ import annotations

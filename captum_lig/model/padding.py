@@ -85,7 +85,7 @@ def _own_mask(block: BlockCall) -> Tensor | None:
 
 def reads_own_tokens(block: BlockCall) -> bool:
     """Whether keys or values depend on the block's tokens: else they are another model's states."""
-    split = SplitBlock(block, 0, Meter())
+    split = SplitBlock(block, 0, Meter()).some
     try:
         with torch.no_grad():
             own, other = split.pre(split.z[None]), split.pre(_moved(split.z)[None])

@@ -41,6 +41,7 @@ class Finder:
         self.left_out: list[str] = []
         """What the last run had beside the blocks that may be blocks too, if none were named."""
         self._said = False
+        self._fused = True
         self._feed_forward: dict[tuple[Any, ...], FeedForward | None] = {}
         self._known: dict[tuple[Any, ...], tuple[Spread, tuple[int, ...], Attention | None]] = {}
 
@@ -75,19 +76,31 @@ class Finder:
             torch.inference_mode(False),
             torch.no_grad(),
         ):
-            calls, recording = self._record(call)
-            for block in calls:
-                check_not_quantised(block)
+            calls, recording = self._compared(call)
             with recording():
-                calls = with_padding(
-                    call, [with_readings(block) for block in calls], self._recorded
-                )
+                yield calls
+
+    def _compared(
+        self, call: ModelCall
+    ) -> tuple[list[BlockCall], Callable[[], AbstractContextManager[None]]]:
+        """The blocks, held against the unmodified model, and the context to call them in."""
+        calls, recording = self._record(call)
+        for block in calls:
+            check_not_quantised(block)
+        with recording():
+            calls = with_padding(call, [with_readings(block) for block in calls], self._recorded)
+        try:
             for block in calls:
                 check_finite(block)
             if any(_kind(block) not in self._known for block in calls):
                 compare_with_model(calls, call.run_unmodified)
-            with recording():
-                yield calls
+        except LigError:
+            if not any(block.attention is not None and block.attention.plain for block in calls):
+                raise
+            # Some family's attention is more than softmax: its own function, then, however large.
+            self._fused = False
+            return self._compared(call)
+        return calls, recording
 
     def feed_forward(self, block: BlockCall) -> FeedForward | None:
         """Where a block's MLP gives its output, found the first time that the block is seen."""
@@ -102,7 +115,7 @@ class Finder:
 
     def another(self, call: ModelCall) -> list[BlockCall]:
         """What the blocks are called with in another run, inside :meth:`blocks`."""
-        return recorded(self.model, self.layer, call)[0]
+        return recorded(self.model, self.layer, call, self._fused)[0]
 
     def attached(self, block: BlockCall) -> BlockCall:
         """The recorded block with where to split it, validated the first time that it is seen.
@@ -140,7 +153,7 @@ class Finder:
         return calls, interface
 
     def _recorded(self, call: ModelCall) -> list[BlockCall]:
-        calls, self.left_out = recorded(self.model, self.layer, call)
+        calls, self.left_out = recorded(self.model, self.layer, call, self._fused)
         return calls
 
 
@@ -212,7 +225,10 @@ def is_one(layer: Any) -> bool:
 
 
 def recorded(
-    model: nn.Module, layer: Layer | Sequence[Layer] | None, call: ModelCall
+    model: nn.Module,
+    layer: Layer | Sequence[Layer] | None,
+    call: ModelCall,
+    fused: bool = False,
 ) -> tuple[list[BlockCall], list[str]]:
     """The blocks that are meant, with what they are called with, from a run of the model.
 
@@ -227,7 +243,7 @@ def recorded(
     named = _named(model, layers)
     calls: list[BlockCall] = []
     if layer is None or not all(isinstance(one, Block) for one in layers):
-        calls, left_out = record_blocks(model, call.run, named)
+        calls, left_out = record_blocks(model, call.run, named, fused)
     if layer is None:
         return calls, left_out
     found: list[BlockCall] = []

@@ -71,6 +71,13 @@ class Block(Protocol):
     def attend(self, z: Tensor) -> Tensor:
         """Attention outputs ``(N, S, H, d)`` of ``z (N, S, D)``, differentiable."""
 
+    def attend_at(self, z: Tensor, rows: Tensor) -> Tensor:
+        """The same of the targets ``rows (R,)`` alone, ``(N, R, H, d)``."""
+
+    @property
+    def some(self) -> Block:
+        """The block on a few of the text's tokens, to find out what is true of its code."""
+
 
 class WholeBlock(Block, Protocol):
     """What is needed to validate paths of a block, too."""
@@ -80,16 +87,20 @@ class WholeBlock(Block, Protocol):
     epsilons: list[float]
     """Values of eps of the norms inside."""
 
+    @property
+    def few(self) -> Tensor:
+        """``(n,)`` the positions of the tokens that ``some`` has, if it is another block."""
+
     def post(self, u: Tensor, z: Tensor, positions: Tensor) -> Tensor:
         """What follows the attention: ``u (M, H, d)`` and ``z (M, D)`` to ``(M, D)``.
 
         ``positions (M,)`` are those of the tokens in the text.
         """
 
-    def check_post(self, z: Tensor, rows: Tensor) -> Tensor:
+    def check_post(self, z: Tensor, rows: Tensor) -> Tensor | None:
         """Check at a point ``z (S, D)`` that ``post`` is what follows the attention, by token.
 
-        Returns the heads' outputs there, ``(S, H, d)``.
+        Returns the heads' outputs there, ``(S, H, d)``, if all of them were had.
         """
 
 
@@ -130,14 +141,15 @@ def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> 
     if not block.opens:
         return Structure(None, opens=False)
     with torch.no_grad():
-        norm, normed_keys = recognise_norm(block.pre, block.z, epsilons), None
+        some = block.some
+        norm, normed_keys = recognise_norm(some.pre, some.z, epsilons), None
         if norm is None and targets:
-            norm = recognise_norm(lambda x: block.pre(x)[2:], block.z, epsilons)
+            norm = recognise_norm(lambda x: some.pre(x)[2:], some.z, epsilons)
             normed_keys = None if norm is None else NormedKeys.find(block, norm, epsilons)
             if normed_keys is None:
                 norm = None
-        flipped = block.pre(block.z.flip(0)[None])
-        pairs = zip(block.tables, flipped, strict=True)
+        flipped = some.pre(some.z.flip(0)[None])
+        pairs = zip(some.tables, flipped, strict=True)
         keys, values = [not _same_flipped(table[1], x[0]) for table, x in pairs][1:]
         if norm is None:
             return Structure(None, keys, values)
@@ -181,9 +193,11 @@ def _validated(block: WholeBlock, start: Start, rows: Tensor, with_output: bool)
     with torch.no_grad():
         sample = Sample.of(start, block.z, rows, block.epsilons)
         first = _checked_post(block, sample.z[0], rows) if with_output else None
-        if not found.opens or mixes_tokens(block.pre, block.tables, block.z, sample.z[0]):
+        some = block.some
+        at_few = sample.z[0] if some is block else sample.z[0, block.few]
+        if not found.opens or mixes_tokens(some.pre, some.tables, some.z, at_few):
             return Structure(None, opens=False)
-        seen = observe(block.attend, sample, first)
+        seen = observe(block.attend_at, sample, first)
     run = Structure(None, found.keys_know_position, found.values_know_position)
     few = start.select(sample.few)
     for structure in (found, run) if found.norm is not None else (run,):

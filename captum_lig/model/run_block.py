@@ -63,7 +63,10 @@ class RunBlock:
         self.around_mlp: Any = None
         """What comes before and after its MLP's output, if that is to be a node."""
         self._crossing: Crossing | None = None
-        self._plain, self._fused = core.plain, False
+        self.plain = core.plain
+        """Whether its weights are many, and its attention plain: torch's function can take its
+        place."""
+        self._fused = False
 
     def pre(self, z: Tensor) -> QKV:
         """Queries, keys and values of ``z (N, S, D)``, as the attention function gets them."""
@@ -209,7 +212,7 @@ class RunBlock:
     @contextmanager
     def _fusing(self, fused: bool) -> Iterator[None]:
         """Let torch's fused function attend in the runs made inside, if it is as the block's."""
-        before, self._fused = self._fused, fused and self._plain
+        before, self._fused = self._fused, fused and self.plain
         try:
             yield
         finally:

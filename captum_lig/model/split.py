@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from captum_lig._types import QKV
+from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, allowed
+from captum_lig.model.call import BlockCall
 from captum_lig.model.compare import deviation, deviations, nearly_equal
 from captum_lig.model.hooks import hooked, replaced_forward
 from captum_lig.model.output_projection import LINEAR
@@ -29,12 +31,18 @@ __all__ = ["SplitBlock", "by_token", "skipping"]
 LONG, FEW = 256, 32
 """Of a text of more tokens than the first, so many are enough to find out what a block's code
 does."""
+KEPT = 3
+"""Tokens whose content's keys at all positions are kept."""
 
 
 class SplitBlock(RunBlock):
     """One block, for one text of the run: path points go where the batch dimension was."""
 
-    _text_call: AttentionCall | None = None
+    def __init__(self, call: BlockCall, text: int, meter: Meter) -> None:
+        super().__init__(call, text, meter)
+        self._text_call: AttentionCall | None = None
+        self._own_at: tuple[Tensor, Tensor, Tensor] | None = None
+        self._keys: dict[int, Tensor] = {}
 
     @cached_property
     def visible(self) -> Tensor | None:
@@ -44,10 +52,23 @@ class SplitBlock(RunBlock):
     @cached_property
     def tables(self) -> QKV:
         """Queries, keys and values of the zero vector and of the text's tokens, two of each."""
-        calls = self._calls(torch.stack([torch.zeros_like(self.z), self.z]))
+        points = torch.stack([torch.zeros_like(self.z), self.z])
+        if self.some is not self and not any(x[0].any() for x in self.some.tables):
+            points = points[1:]  # no biases, whatever the position
+        calls = self._calls(points)
         self._text_call = calls[-1].of_last()
         q, k, v = joined([(call.query, call.key, call.value) for call in calls])
+        if len(points) == 1:
+            q, k, v = (torch.cat([torch.zeros_like(x), x]) for x in (q, k, v))
         return q, k, v
+
+    def keys_of(self, row: int) -> Tensor:
+        """``(Hkv, S, d)`` the key that the content of token ``row`` has at each position."""
+        if row not in self._keys:
+            if len(self._keys) == KEPT:
+                self._keys.clear()
+            self._keys[row] = self.pre(self.z[None, row, None].expand(1, *self.z.shape))[1][0]
+        return self._keys[row]
 
     def attend_at(self, z: Tensor, rows: Tensor) -> Tensor:
         """:meth:`attend` for the targets ``rows (R,)`` alone, ``(N, R, H, e)``."""
@@ -178,8 +199,10 @@ class SplitBlock(RunBlock):
         """
         if self.some is self or not self.some.by_rows:
             return self.own[rows], self.own
-        found = self.attended_at(torch.cat([rows, self.few]))
-        return found[: len(rows)], found[len(rows) :]
+        if self._own_at is None or self._own_at[0] is not rows:  # asked for twice in turn
+            found = self.attended_at(torch.cat([rows, self.few]))
+            self._own_at = rows, found[: len(rows)], found[len(rows) :]
+        return self._own_at[1:]
 
     def packed(self, count: int) -> int:
         """How long the sequences are that ``count`` tokens by themselves are packed into."""

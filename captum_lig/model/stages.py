@@ -86,10 +86,10 @@ class Stages:
         found = {name: torch.cat(parts) for name, parts in seen.items() if parts}
         return {"u": torch.cat(us), "y": torch.cat(ys), **found}
 
-    def attend(self, z: Tensor) -> Tensor:
-        """``z -> u``: ``(N, S, D)`` to ``(N, S, H, width)``."""
+    def attend(self, z: Tensor, fused: bool = False) -> Tensor:
+        """``z -> u``: ``(N, S, D)`` to ``(N, S, H, width)``; see :meth:`RunBlock.attend`."""
         if self.split.call.site != "parts":
-            return self.split.attend(z)
+            return self.split.attend(z, fused)
         # Torch's fused attention has no derivative along a direction.
         with use_sdpa(), handle_with(lambda call: call.eager()):
             return self.split.attend(z)

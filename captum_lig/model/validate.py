@@ -74,7 +74,8 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
     Of all of them together, and with every entry relative to its size.
     """
-    gap, own = (found - expected).double(), expected.double()
+    own = expected.to(torch.promote_types(expected.dtype, torch.float32))
+    gap = found.to(own) - own
     # An entry is rounded with what it is a sum of, and the largest part may be common to all.
     rounding = torch.finfo(expected.dtype).eps * own.abs().amax(-1, keepdim=True)
     relative = (gap.abs() - rounding).clamp_min(0) / sizes(own).clamp_min(1e-30)

@@ -74,6 +74,9 @@ class Block(Protocol):
     def attend_at(self, z: Tensor, rows: Tensor) -> Tensor:
         """The same of the targets ``rows (R,)`` alone, ``(N, R, H, d)``."""
 
+    def keys_of(self, row: int) -> Tensor:
+        """``(Hkv, S, d)`` the key that the content of token ``row`` has at each position."""
+
     @property
     def some(self) -> Block:
         """The block on a few of the text's tokens, to find out what is true of its code."""
@@ -314,8 +317,10 @@ def _logits_of_moved_targets(block: Block, key_bias: Tensor, q: Tensor, rows: Te
     parts = []
     at_once = max(1, 4096 // len(block.z))
     for own, q_own in zip(rows.split(at_once), q.split(at_once, 1), strict=True):
-        content = block.z[own][:, None].expand(-1, *block.z.shape)
-        keys = block.pre(content)[1] - key_bias  # (R, Hkv, S, d)
-        keys = keys.repeat_interleave(groups, 1)
+        if at_once <= 4:  # of a path that is validated it will be asked again
+            keys = torch.stack([block.keys_of(row) for row in own.tolist()])
+        else:
+            keys = block.pre(block.z[own][:, None].expand(-1, *block.z.shape))[1]
+        keys = (keys - key_bias).repeat_interleave(groups, 1)  # (R, H, S, d)
         parts.append(torch.einsum("hrd,rhsd->hrs", q_own, keys))
     return torch.cat(parts, 1)

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict, Unpack
 
 from captum_lig._arguments import brief, whole_number
 from captum_lig._captum import GradientAttribution, log_usage
+from captum_lig._restore import restoring
 from captum_lig.attribution.direct import edges_towards
 from captum_lig.attribution.lengths import (
     BOUNDARIES,
@@ -139,6 +140,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         **settings: Unpack[FlowSettings],
     ) -> tuple[LayerFlow | Flows, Delta | list[Delta]]: ...
 
+    @restoring
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(
         self,
@@ -296,6 +298,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 flows.append(flow)
         return self._result(flows, return_convergence_delta, call, tokenizer)
 
+    @restoring
     @log_usage()  # type: ignore[untyped-decorator]
     def direct_edges(
         self,

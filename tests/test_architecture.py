@@ -21,7 +21,7 @@ MOST_ROOT_FILES = 10
 
 FLOORS = (
     ("errors",),
-    ("_arguments", "_captum", "_types", "cost"),
+    ("_arguments", "_captum", "_restore", "_types", "cost"),
     ("model", "paths", "pretrained"),
     ("integrals",),
     ("flow",),

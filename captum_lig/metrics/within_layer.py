@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from captum_lig._restore import restoring
 from captum_lig.attribution.lengths import Baselines
 from captum_lig.errors import LigError
 from captum_lig.flow.compare_maps import compare_maps
@@ -133,6 +134,7 @@ class Intervening:
             ]
 
 
+@restoring
 def interventions(
     model: nn.Module,
     inputs: Any,
@@ -170,6 +172,7 @@ def interventions(
     return one.sources(inputs, baselines, additional_forward_args, show_progress=show_progress)
 
 
+@restoring
 def edge_interventions(
     model: nn.Module,
     inputs: Any,

@@ -102,7 +102,8 @@ def _close_interrupted(traceback: TracebackType | None) -> None:
             generator = getattr(getattr(value, "__self__", value), "gen", None)
             if isinstance(generator, GeneratorType):
                 generator.close()
-        if isinstance(stack := frame.f_locals.get("self"), contextlib.ExitStack):
+        stack = frame.f_locals.get("self")
+        if isinstance(stack, contextlib.ExitStack) and frame.f_code.co_name != "__init__":
             stack.close()
 
 

@@ -273,15 +273,9 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         ends = checked_inputs(inputs)
         problem = _Outputs(self.forward_func, ends, target, additional_forward_args, output_indices)
         starts, per_target = _starts(baselines, ends, problem)
-        over = SetMap(
-            problem.forward,
-            problem.forward_twice,
-            starts,
-            ends,
-            per_target,
-            internal_batch_size,
-            self._multiply_by_inputs,
-        )
+        size, multiply = internal_batch_size, self._multiply_by_inputs
+        forwards = problem.forward, problem.forward_twice
+        over = SetMap(*forwards, starts, ends, per_target, size, multiply)
         named: dict[str, type[Scalarization]] = {**SCALARIZATIONS, "vector": Vector}
         scalarization = Cotangent if problem.scalars else named[self.scalarization]
         with torch.no_grad():

@@ -103,6 +103,7 @@ class Intervening:
     def __init__(self, model: nn.Module, layer: Layer | Sequence[Layer] | None = None) -> None:
         self.finder = Finder(model, layer)
 
+    @restoring
     def sources(
         self,
         inputs: Any,
@@ -118,6 +119,7 @@ class Intervening:
                 for texts in tqdm(found, desc="layers", unit="layer", disable=not show_progress)
             ]
 
+    @restoring
     def edges(
         self,
         inputs: Any,

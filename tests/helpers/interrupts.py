@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import captum_lig
+from captum_lig import LigError
 
 PACKAGE = str(Path(captum_lig.__file__).parent)
 TORCH = Path(torch.__file__).parent
@@ -108,6 +109,6 @@ def interrupted(do: Callable[[], Any], moment: int, error: type[BaseException]) 
 
     try:
         traced(do, raise_in_time)
-    except error:
+    except (error, LigError):  # the latter where an error of torch is put in other words
         return where
     return None if where is None else f"{where} (swallowed)"

@@ -352,9 +352,13 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
 
         Example::
 
-            edges = lig.direct_edges(inputs, other_inputs, logit(" are", minus=" is"))
-            edges.strongest(1).words()  # ["a12.h3 -> a20.h1.q at ' France' (3)"]
-            edges.summed().into(Reader("output")).rows()
+            >>> from captum_lig.graph import Reader
+            >>> edges = LayerFlowIG(decoder).direct_edges(ids, other_ids, target)
+            >>> edges.strongest(2).words()  # MLPs of layers 0 and 1, to the number
+            ['m0 -> output at 2', 'm1 -> output at 2']
+            >>> read = edges.summed().into(Reader("output")).rows()
+            >>> sum(row["value"] for row in read) / edges.change  # all that goes into the number
+            1.0...
         """
         whole_number("keep", keep, 1)
         if target is None:

@@ -48,10 +48,11 @@ def captum_record(
 
     Example::
 
-        from captum.attr import visualization
-        trace = graph.relevance()
-        record = captum_record(trace.tokens[0], trace.labels, target=graph.target)
-        visualization.visualize_text([record])
+        >>> from captum.attr import visualization
+        >>> from captum_lig import FlowGraph
+        >>> trace = FlowGraph(flows, tokens).relevance()
+        >>> record = captum_record(trace.tokens[0], trace.labels, target="all tokens")
+        >>> page = visualization.visualize_text([record])
     """
     from captum.attr import visualization
 

@@ -357,8 +357,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             >>> edges.strongest(2).words()  # MLPs of layers 0 and 1, to the number
             ['m0 -> output at 2', 'm1 -> output at 2']
             >>> read = edges.summed().into(Reader("output")).rows()
-            >>> sum(row["value"] for row in read) / edges.change  # all that goes into the number
-            1.0...
+            >>> round(sum(row["value"] for row in read) / edges.change, 3)  # all of the change
+            1.0
         """
         whole_number("keep", keep, 1)
         if target is None:

@@ -183,15 +183,13 @@ def test_pages_import_what_is_public(page: str) -> None:
     public = public_modules()
     for block in blocks(page, "python"):
         for node in ast.walk(ast.parse(block)):
-            if not isinstance(node, ast.ImportFrom) or not str(node.module).startswith(
-                "captum_lig"
-            ):
+            module = str(node.module) if isinstance(node, ast.ImportFrom) else ""
+            if not isinstance(node, ast.ImportFrom) or not module.startswith("captum_lig"):
                 continue
-            names = [alias.name for alias in node.names]
-            if node.module == "captum_lig" and f"captum_lig.{names[0]}" in public:
-                continue
-            assert node.module in public, f"{node.module} {names}"
-            assert set(names) <= set(import_module(str(node.module)).__all__), names
+            names = {alias.name for alias in node.names}
+            modules = {name for name in names if f"{module}.{name}" in public}
+            assert modules == names or module in public, f"{module} {names}"
+            assert names - modules <= set(import_module(module).__all__), names
 
 
 def test_versions_are_semantic() -> None:

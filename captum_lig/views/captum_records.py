@@ -49,10 +49,12 @@ def captum_record(
     Example::
 
         >>> from captum.attr import visualization
-        >>> from captum_lig import FlowGraph
-        >>> trace = FlowGraph(flows, tokens).relevance()
-        >>> record = captum_record(trace.tokens[0], trace.labels, target="all tokens")
-        >>> page = visualization.visualize_text([record])
+        >>> from captum_lig import FlowGraph, LayerFlowIG
+        >>> graph = FlowGraph(LayerFlowIG(decoder).attribute(ids, other_ids, target))
+        >>> trace = graph.relevance()
+        >>> record = captum_record(trace.tokens[0], trace.labels, target=graph.target)
+        >>> page = visualization.visualize_text([record])  # shows it, too
+        <IPython.core.display.HTML object>
     """
     from captum.attr import visualization
 

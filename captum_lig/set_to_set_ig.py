@@ -20,6 +20,7 @@ from captum_lig._captum import (
     log_usage,
     select_targets,
 )
+from captum_lig._restore import restoring
 from captum_lig.errors import LigError
 from captum_lig.integrals.adaptive import integrate
 from captum_lig.integrals.scalarization import (
@@ -37,6 +38,8 @@ from captum_lig.integrals.set_integral import (
     usable,
 )
 from captum_lig.integrals.settings import Settings
+from captum_lig.model.attention_call import AttentionCall, handle_with
+from captum_lig.model.sdpa import use_sdpa
 from captum_lig.paths.baselines import read_baseline
 
 __all__ = ["SetToSetIG"]
@@ -128,6 +131,7 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         **settings: Unpack[SetSettings],
     ) -> tuple[Inputs, Tensor]: ...
 
+    @restoring
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(
         self,
@@ -212,6 +216,7 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         result = format_output(isinstance(inputs, tuple), attributions)
         return (result, delta) if return_convergence_delta else result
 
+    @restoring
     def compute_convergence_delta(
         self,
         attributions: Inputs,
@@ -268,9 +273,9 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         ends = checked_inputs(inputs)
         problem = _Outputs(self.forward_func, ends, target, additional_forward_args, output_indices)
         starts, per_target = _starts(baselines, ends, problem)
-        over = SetMap(
-            problem.forward, starts, ends, per_target, internal_batch_size, self._multiply_by_inputs
-        )
+        size, multiply = internal_batch_size, self._multiply_by_inputs
+        forwards = problem.forward, problem.forward_twice
+        over = SetMap(*forwards, starts, ends, per_target, size, multiply)
         named: dict[str, type[Scalarization]] = {**SCALARIZATIONS, "vector": Vector}
         scalarization = Cotangent if problem.scalars else named[self.scalarization]
         with torch.no_grad():
@@ -327,6 +332,11 @@ class _Outputs:
         if self.scalars:
             y = y.unsqueeze(-1)
         return y if self._indices is None else y[:, self._indices]
+
+    def forward_twice(self, inputs: Tensors, example: Tensor) -> Tensor:
+        """The same without fused attention kernels, which can be differentiated once only."""
+        with use_sdpa(), handle_with(AttentionCall.eager):
+            return self.forward(inputs, example)
 
     def _raw(self, inputs: Tensors, example: Tensor) -> Tensor:
         args = [

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import Self
 
 from captum_lig._types import Parts
@@ -35,6 +34,8 @@ class SetMap:
     """A map, and the paths of its inputs."""
 
     forward: Forward
+    forward_twice: Forward
+    """The same without fused attention kernels, which can be differentiated once only."""
     starts: Tensors
     """``(B, ...)`` of a path that all targets share, or ``(B, T, ...)`` of a path for each."""
     ends: Tensors
@@ -260,10 +261,9 @@ class SetBoundary(Boundary):
     def _jvp(self, inputs: Tensors, tangents: Tensors, example: Tensor) -> Tensor:
         """Jacobian-vector products ``(N, T, E)``; fused attention kernels have none."""
         try:
-            with sdpa_kernel(SDPBackend.MATH):
-                rates: Tensor = jvp(
-                    lambda *x: self.map.forward(x, example), inputs, tangents, forward_mode=False
-                )[1]
+            rates: Tensor = jvp(
+                lambda *x: self.map.forward_twice(x, example), inputs, tangents, forward_mode=False
+            )[1]
         except LigError as error:
             raise error.__cause__ or error from None  # what the map itself said
         return rates

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lig._arguments import brief, whole_number
+from captum_lig._restore import restoring
 from captum_lig.errors import LigError
 from captum_lig.metrics.statistics import OverTexts
 from captum_lig.model.inputs import ModelCall
@@ -76,6 +77,7 @@ class Erasure:
         return (nothing + float(self.sufficiency.sum())) / (len(self.fractions) + 1)
 
 
+@restoring
 @torch.no_grad()
 def erasure(
     model: nn.Module,

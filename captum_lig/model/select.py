@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_lig._arguments import brief
+from captum_lig._arguments import brief, users_line
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, handle_with
 from captum_lig.model.call import Attention, BlockCall, FeedForward, Spread
@@ -56,7 +56,8 @@ class Finder:
             if self.left_out and not self._said:
                 self._said = True
                 warnings.warn(
-                    f"of {type(self.model).__name__}, {' And '.join(self.left_out)}", stacklevel=5
+                    f"of {type(self.model).__name__}, {' And '.join(self.left_out)}",
+                    stacklevel=users_line(),
                 )
             yield [self.attached(block) for block in calls]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from captum_lig._arguments import brief, whole_number
+from captum_lig._arguments import brief, users_line, whole_number
 from captum_lig.errors import LigError
 from captum_lig.model.compare import tolerance
 from captum_lig.model.inputs import ModelCall
@@ -77,7 +77,7 @@ class TwoRuns:
                 f"the number, {target}, comes in {name}, and effects are differences of it: they "
                 f"are rounded to steps of {abs(self.value) * torch.finfo(dtype).eps:.1g}. Load "
                 "the model with dtype=torch.float32.",
-                stacklevel=5,
+                stacklevel=users_line(),
             )
         self._moved: dict[tuple[int, Place], Tensor] = {}
         self._skips = True

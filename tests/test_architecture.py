@@ -33,6 +33,7 @@ FLOORS = (
     ("circuits",),
     ("layer_flow_ig", "set_to_set_ig"),
     ("answers", "explain"),
+    ("corpus",),
     ("experiments",),
     ("cli",),
 )

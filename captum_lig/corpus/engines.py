@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from captum_lig._arguments import brief
 from captum_lig.corpus.batches import Batch, Part
 from captum_lig.corpus.settings import Settings
+from captum_lig.corpus.worker import Worker
 from captum_lig.errors import LigError
-
-if TYPE_CHECKING:
-    from captum_lig.corpus.worker import Worker
 
 __all__ = ["ENGINES", "Engine", "find_engine", "local"]
 

@@ -1,4 +1,4 @@
-"""What a run over a corpus does: one frozen object that goes to every worker and into the output."""
+"""What a run over a corpus does: one frozen object, for every worker and for the output."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from captum_lig._arguments import brief, whole_number
-from captum_lig.corpus.measures import DEFAULT, find_measure
 from captum_lig.errors import LigError
 from captum_lig.integrals.scalarization import check
 
-__all__ = ["MAPS", "Settings"]
+__all__ = ["DEFAULT", "MAPS", "Settings"]
+
+DEFAULT = (
+    "totals",
+    "completeness",
+    "consistency",
+    "shares",
+    "links",
+    "nodes",
+    "treebank",
+    "answer",
+    "erasure",
+)
+"""Measures that are taken if none are named."""
 
 MAPS = ("layer", "composed", "attention", "mlp", "chain")
 """Maps that can be kept: fields of a flow, and the composed map."""
@@ -79,8 +91,6 @@ class Settings:
         check(self.scalarization)
         if not self.measures:
             raise LigError("measures=(): name at least one.")
-        for name in self.measures:
-            find_measure(name)
         unknown = [name for name in self.maps if name not in MAPS]
         if unknown:
             raise LigError(f"maps={brief(self.maps)}: use some of {', '.join(MAPS)}.")

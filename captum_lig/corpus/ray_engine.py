@@ -170,11 +170,12 @@ class _Pool:
             num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_restarts=0, max_task_retries=0
         )
         self.workers, self.arguments = workers, (load, settings)
+        self.actors: set[Any] = set()
         self.under_way: dict[Any, tuple[Any, _Job | None]] = {}
         self.idle: list[Any] = []
         self.again: deque[_Job] = deque()
-        self.single: dict[int, list[Part]] = {}
-        """Parts of single texts, by the number of the batch."""
+        self.single: dict[int, dict[int, Part]] = {}
+        """Parts of single texts, by the numbers of the batch and of the text."""
 
     def run(self, batches: Iterator[Batch]) -> Iterator[Part]:
         """A part for each batch."""
@@ -194,6 +195,7 @@ class _Pool:
                 except ray.exceptions.RayError as error:
                     # The process, its machine or what it returned is gone.
                     ray.kill(actor)
+                    self.actors.remove(actor)
                     failed_starts = failed_starts + 1 if job is None else 0
                     if failed_starts == TRIES * self.workers:
                         raise LigError(
@@ -207,11 +209,12 @@ class _Pool:
                 if job is not None and (whole := self._whole(job, part)) is not None:
                     yield whole
         finally:
-            for actor in {*self.idle, *(actor for actor, _ in self.under_way.values())}:
+            for actor in self.actors:
                 ray.kill(actor)
 
     def _start(self) -> None:
         actor = self.make.remote(*self.arguments)
+        self.actors.add(actor)
         self.under_way[actor.start.remote()] = (actor, None)
 
     def _next(self, actor: Any, batches: Iterator[Batch]) -> None:
@@ -242,11 +245,12 @@ class _Pool:
         """The part of the whole batch, if it is all there."""
         if job.batch is job.whole:
             return part
-        parts = self.single.setdefault(job.whole.number, [])
-        parts.append(part)
+        parts = self.single.setdefault(job.whole.number, {})
+        parts[job.batch.texts[0].number] = part
         if len(parts) < len(job.whole.texts):
             return None
-        return _joined(self.single.pop(job.whole.number), job.whole)
+        del self.single[job.whole.number]
+        return _joined([parts[text.number] for text in job.whole.texts], job.whole)
 
 
 def _try_again(job: _Job) -> list[_Job]:
@@ -255,9 +259,7 @@ def _try_again(job: _Job) -> list[_Job]:
     if ended < TRIES:
         return [replace(job, ended=ended)]
     if len(job.batch.texts) > 1:
-        return [
-            _Job(replace(job.batch, texts=(text,)), job.whole) for text in job.whole.texts
-        ]
+        return [_Job(replace(job.batch, texts=(text,)), job.whole) for text in job.whole.texts]
     (text,) = job.batch.texts
     if text.problem is not None:
         raise LigError(f"{TRIES} workers ended while they recorded text {text.number}.")

@@ -7,13 +7,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import Any
+
+from torch import Tensor
 
 from captum_lig.corpus.texts import Text
-
-if TYPE_CHECKING:
-    import pyarrow
-    from torch import Tensor
 
 __all__ = ["Batch", "Part", "batches_of"]
 
@@ -46,8 +44,8 @@ class Part:
     window: int
     digest: str
     """Those of the batch."""
-    tables: dict[str, pyarrow.Table]
-    """By name, see :mod:`captum_lig.corpus.schema`; a table without rows is there, too."""
+    tables: dict[str, Any]
+    """``pyarrow.Table`` by name, see ``docs/corpus.md``; a table without rows is there, too."""
     maps: dict[str, Tensor] | None = None
     """By ``"NUMBER.LAYER.MAP"``, without padding, on the CPU."""
 

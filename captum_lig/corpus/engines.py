@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 
 from captum_lig._arguments import brief
 from captum_lig.corpus.batches import Batch, Part
@@ -40,8 +46,57 @@ def local(
 
     Args:
         settings: of the run.
-        batches: read as they are worked on, a few ahead.
+        batches: read as they are worked on, at most two a worker ahead.
         workers: how many.
         worker: one that is loaded already, for one worker.
+
+    Raises:
+        LigError: if a process dies; what is finished is not lost.
     """
-    raise NotImplementedError
+    if workers == 1:
+        yield from map(worker or Worker(settings), batches)
+        return
+    # Spawned: a forked copy of a process with torch's threads may hang.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, _watch_parent) as pool:
+        running: set[Future[Part]] = set()
+        try:
+            while True:
+                for batch in islice(batches, 2 * workers - len(running)):
+                    running.add(pool.submit(_run, settings, batch))
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for one in done:
+                    yield one.result()
+        except BrokenProcessPool as error:
+            raise LigError(
+                "a worker process died, as it does when memory runs out: run the same again, with "
+                "fewer workers or a smaller batch_size, and it goes on where it was."
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _run(settings: Settings, batch: Batch) -> Part:
+    key = repr(settings)
+    if key not in _LOADED:
+        _LOADED.clear()
+        _LOADED[key] = Worker(settings)
+    return _LOADED[key](batch)
+
+
+_LOADED: dict[str, Worker] = {}
+"""Of a worker process: its worker, loaded with its first batch."""
+
+
+def _watch_parent() -> None:
+    """End this process when the one that started it is gone, however it went."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

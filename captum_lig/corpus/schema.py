@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from captum_lig.corpus.measures import MEASURES, find_measure
 from captum_lig.corpus.measures.base import GRIDS, KEYS, NUMBER, Column, Measure
+from captum_lig.corpus.packages import need
 from captum_lig.errors import LigError
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "arrow_schema",
     "arrow_table",
     "columns_of",
-    "need",
     "schema_markdown",
 ]
 
@@ -37,17 +36,6 @@ ABOUT = (
     Column("maps", "string", "", "The file that its maps are in; missing if none were kept."),
 )  # fmt: skip
 """Columns of ``texts`` that are there whatever is measured."""
-
-
-def need(name: str) -> Any:
-    """A module that only work on a corpus needs, or one sentence that says how to get it."""
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise LigError(
-            f"{name} is not installed, and work on a corpus needs it: "
-            "pip install 'captum-lig[corpus]'."
-        ) from error
 
 
 def columns_of(measures: Sequence[Measure]) -> dict[str, tuple[Column, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from captum_lig.corpus.settings import Settings
 from captum_lig.corpus.texts import Text
 from captum_lig.errors import LigError
 from captum_lig.flow.flows import Flows
+from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.layer_flow_ig import LayerFlowIG
 
 __all__ = ["Model", "Seen"]
@@ -63,7 +64,7 @@ class Seen:
 
     @cached_property
     def flows(self) -> Flows:
-        """Of lengths, all layers, the texts one batch. Padding stands at the right."""
+        """Of lengths, all layers, the texts one batch, on the CPU. Padding stands at the right."""
         settings, model = self.settings, self.model
         with warnings.catch_warnings():
             # Rows that did not converge are counted in the table of layers.
@@ -76,7 +77,7 @@ class Seen:
                 max_steps=settings.max_steps,
                 boundaries=model.boundaries,
             )
-        return Flows(found)
+        return Flows(map(_on_the_cpu, found))
 
     @cached_property
     def valid(self) -> Tensor:
@@ -116,11 +117,20 @@ class Seen:
             return error
 
 
+def _on_the_cpu(flow: LayerFlow) -> LayerFlow:
+    tensors = {name: tensor.cpu() for name, tensor in flow.tensors.items()}
+    return replace(flow, targets=flow.targets.cpu(), valid=flow.valid.cpu(), tensors=tensors)
+
+
 def wanted_of(text: Text, subject: Subject) -> Wanted:
     """The question of a text: its target is a token, a class, or another text."""
-    given: dict[str, Any] = {"against": text.counterfactual, "foil": text.foil}
     key = {"classes": "label", "sentence": "similar_to"}.get(str(subject.kind), "target")
-    return Wanted(text.text, **given, **{key: text.target})
+    given: dict[str, Any] = {
+        "against": text.counterfactual,
+        "foil": text.foil,
+        key: text.target,
+    }
+    return Wanted(text.text, **given)
 
 
 def padded(encodings: Sequence[dict[str, Tensor]], tokenizer: Any) -> dict[str, Tensor]:

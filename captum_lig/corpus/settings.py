@@ -111,7 +111,7 @@ class Settings:
         known = {one.name for one in fields(cls)}
         if set(found) - known:
             raise LigError(f"{brief(sorted(set(found) - known))} are no settings of a corpus run.")
-        values = {
+        values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in found.items()
         }

@@ -15,7 +15,8 @@ from captum_lig.answers.subject import Subject, subject_of
 from captum_lig.corpus.batches import Batch, Part
 from captum_lig.corpus.measures import find_measure
 from captum_lig.corpus.measures.base import GRIDS
-from captum_lig.corpus.schema import arrow_table, columns_of, need
+from captum_lig.corpus.packages import need
+from captum_lig.corpus.schema import arrow_table, columns_of
 from captum_lig.corpus.seen import Model, Seen
 from captum_lig.corpus.settings import Settings
 from captum_lig.corpus.texts import Text
@@ -199,11 +200,7 @@ class Worker:
                 rule_map = name == "composed"
                 whole = seen.compose(layer, "chain") if rule_map else flow.need(name)
                 for text, size in enumerate(seen.lengths.tolist()):
-                    kept = (
-                        whole[text, ..., :size, :]
-                        if name == "mlp"
-                        else whole[text, ..., :size, :size]
-                    )
+                    ends = (slice(size), slice(None) if name == "mlp" else slice(size))
                     key = f"{seen.texts[text].number}.{flow.index}.{name}"
                     found[key] = whole[(text, ..., *ends)].detach().cpu().contiguous().clone()
         return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from typing import Any
 
 from captum_lig._arguments import brief, whole_number
 from captum_lig.corpus.batches import Batch, Part
+from captum_lig.corpus.packages import need
 from captum_lig.corpus.settings import Settings
 from captum_lig.corpus.worker import Worker
 from captum_lig.errors import LigError
@@ -109,8 +111,9 @@ def _connected(workers: int, needs: dict[str, int], address: str | None) -> Iter
         )
     else:
         try:
+            _knock(place)
             ray.init(place, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise LigError(f"no Ray was found at address={brief(place)}: {error}") from error
     try:
         _check_room(workers, needs, here=not joined and place == "local")
@@ -118,6 +121,13 @@ def _connected(workers: int, needs: dict[str, int], address: str | None) -> Iter
     finally:
         if not joined:
             ray.shutdown()
+
+
+def _knock(place: str) -> None:
+    """Raises OSError if nothing listens there: Ray itself tries for many minutes."""
+    host, colon, port = place.rpartition("://")[2].rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _check_room(workers: int, needs: dict[str, int], here: bool) -> None:
@@ -166,7 +176,8 @@ class _Pool:
         import ray
 
         needs = _needs(settings)
-        self.make = ray.remote(_Actor).options(
+        remote: Any = ray.remote
+        self.make = remote(_Actor).options(
             num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_restarts=0, max_task_retries=0
         )
         self.workers, self.arguments = workers, (load, settings)
@@ -269,8 +280,7 @@ def _try_again(job: _Job) -> list[_Job]:
 
 def _joined(parts: list[Part], batch: Batch) -> Part:
     """One part of a batch whose texts were worked on alone."""
-    import pyarrow
-
+    pyarrow = need("pyarrow")
     tables = {
         name: pyarrow.concat_tables([part.tables[name] for part in parts])
         for name in parts[0].tables

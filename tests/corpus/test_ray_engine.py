@@ -1,6 +1,7 @@
 """The engine over Ray, on a real Ray of two cores: every batch once, whatever ends.
 
 A worker imports torch and transformers in its own process, seconds of a core each: few are started.
+The tests without a Ray come first.
 """
 
 from __future__ import annotations
@@ -91,6 +92,60 @@ def assert_same_rows(parts: dict[int, Part], others: dict[int, Part]) -> None:
                         assert found == value, (name, column)
 
 
+def test_an_address_where_nothing_is_is_said_at_once() -> None:
+    run = ray_engine(Settings(), iter(batches()), 1, "127.0.0.1:1", ray_workers.empty)
+    began = time.monotonic()
+    with pytest.raises(LigError, match=r"no Ray was found at address='127\.0\.0\.1:1'"):
+        next(run)
+    assert time.monotonic() - began < 20
+
+
+ALONE = """
+from itertools import count
+from captum_lig.corpus.batches import Batch
+from captum_lig.corpus.ray_engine import ray_engine
+from captum_lig.corpus.settings import Settings
+from tests.helpers import ray_workers
+
+if __name__ == "__main__":
+    endless = (Batch(number, 0, ()) for number in count())
+    try:
+        for part in ray_engine(Settings(), endless, 1, load=ray_workers.empty):
+            print(part.number, flush=True)
+    finally:
+        import ray
+        print("connected:", ray.is_initialized(), flush=True)
+"""
+
+
+def test_after_an_interrupt_a_ray_that_it_started_is_gone(tmp_path: Path) -> None:
+    """Ctrl-C, which a terminal sends to all processes of its group."""
+    script = tmp_path / "alone.py"
+    script.write_text(ALONE)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ADDRESS", None)
+    run = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    assert run.stdout is not None
+    assert run.stdout.readline() == "0\n"
+    started = psutil.Process(run.pid).children(recursive=True)
+    assert any("raylet" in process.name() for process in started)
+    os.killpg(run.pid, signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert out.endswith("connected: False\n")
+    assert err.startswith("Traceback"), "Ray says things of its own"
+    assert err.rstrip().endswith("KeyboardInterrupt")
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
+
+
 @pytest.mark.usefixtures("joined")
 def test_every_text_once_as_without_ray_though_workers_end(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
@@ -162,49 +217,3 @@ def test_what_cannot_be_worked_with_is_refused() -> None:
         run(Settings(), address="auto")
     with pytest.raises(LigError, match=r"device='cuda:1': Ray gives each worker a GPU of its own"):
         run(Settings(device="cuda:1"))
-
-
-ALONE = """
-from itertools import count
-from captum_lig.corpus.batches import Batch
-from captum_lig.corpus.ray_engine import ray_engine
-from captum_lig.corpus.settings import Settings
-from tests.helpers import ray_workers
-
-if __name__ == "__main__":
-    endless = (Batch(number, 0, ()) for number in count())
-    try:
-        for part in ray_engine(Settings(), endless, 1, load=ray_workers.empty):
-            print(part.number, flush=True)
-    finally:
-        import ray
-        print("connected:", ray.is_initialized(), flush=True)
-"""
-
-
-def test_after_an_interrupt_a_ray_that_it_started_is_gone(tmp_path: Path) -> None:
-    """Ctrl-C, which a terminal sends to all processes of its group."""
-    script = tmp_path / "alone.py"
-    script.write_text(ALONE)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("RAY_ADDRESS", None)
-    run = subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-    assert run.stdout is not None
-    assert run.stdout.readline() == "0\n"
-    started = psutil.Process(run.pid).children(recursive=True)
-    assert any("raylet" in process.name() for process in started)
-    os.killpg(run.pid, signal.SIGINT)
-    out, err = run.communicate(timeout=60)
-    assert run.returncode != 0
-    assert out.endswith("connected: False\n")
-    assert err.startswith("Traceback"), "Ray says things of its own"
-    assert err.rstrip().endswith("KeyboardInterrupt")
-    _, alive = psutil.wait_procs(started, timeout=10)
-    assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []

@@ -78,10 +78,10 @@ def report(samples: list[Sample], found: Results, every: int) -> str:
             )
     last = samples[-1]
     tokens = sum(len(one) for one in found.to_pandas("texts")["tokens"] if one is not None)
+    by = last.processor
     said = (
-        f"{last.texts} texts, {tokens} tokens: {last.seconds:.0f} s, {last.processor:.0f} processor "
-        f"seconds, {last.texts / last.processor:.2f} texts and {tokens / last.processor:.1f} tokens "
-        "a processor second."
+        f"{last.texts} texts, {tokens} tokens: {last.seconds:.0f} s, {by:.0f} processor seconds, "
+        f"{last.texts / by:.2f} texts and {tokens / by:.1f} tokens a processor second."
     )
     return said + "\n\n" + table(["texts", "time", "processor", "memory"], rows)
 

@@ -207,14 +207,18 @@ def _work(
             for batch in batches_of(wanted, length, settings.window, settings.batch_size):
                 texts, batches = texts + len(batch.texts), batches + 1
                 if store.has(batch):
-                    bar.initial += len(batch.texts)  # they say nothing of the rate
+                    if not bar.disable:
+                        bar.initial += len(batch.texts)  # they say nothing of the rate
                     bar.update(len(batch.texts))
                 else:
                     yield batch
 
-        for part in engine(settings, missing(), workers):
+        todo = missing()
+        for part in engine(settings, todo, workers):
             store.keep(part)
             bar.update(part.tables["texts"].num_rows)
+        for _ in todo:  # what the engine left, to be counted
+            pass
     if store.count != batches:
         raise LigError(
             f"the engine gave {store.count} parts of {batches}: run the same again, and it goes on."

@@ -108,11 +108,7 @@ class Seen:
             with warnings.catch_warnings():
                 # The error of the sums is a column of its own.
                 warnings.filterwarnings("ignore", message=".*sums are not within tolerance")
-                return asker.answer(
-                    prepared,
-                    tolerance=self.settings.answer_tolerance,
-                    boundaries=("mlp",),
-                )
+                return asker.answer(prepared, tolerance=self.settings.answer_tolerance)
         except LigError as error:
             return error
 

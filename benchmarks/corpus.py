@@ -3,7 +3,7 @@
     python -m benchmarks.corpus en_ewt-ud-dev.conllu --limit 300 --workers 2 --out FOLDER
 
 Runs ``captum_lig.corpus.run`` with all default measures and prints what it took, and the memory of
-all its processes after each batch; ``--figure`` draws that curve.
+all its processes as texts are done, beside the longest text until then.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Sample:
     """Resident, of all processes, in MB."""
     processor: float
     """Seconds of all processes."""
+    longest: int
+    """Tokens of the longest text so far."""
 
 
 class Measured:
@@ -45,10 +47,12 @@ class Measured:
     def __call__(
         self, settings: Settings, batches: Iterator[Batch], workers: int
     ) -> Iterator[Part]:
-        began, texts = time.perf_counter(), 0
+        began, texts, longest = time.perf_counter(), 0, 0
         for part in local(settings, batches, workers):
             yield part
-            texts += part.tables["texts"].num_rows
+            rows = part.tables["texts"].column("tokens").to_pylist()
+            texts += len(rows)
+            longest = max([longest, *(len(tokens or ()) for tokens in rows)])
             own = psutil.Process()
             everyone = [own, *own.children(recursive=True)]
             used = [one.cpu_times() for one in everyone]
@@ -58,6 +62,7 @@ class Measured:
                     time.perf_counter() - began,
                     sum(one.memory_info().rss for one in everyone) / MEGABYTE,
                     sum(one.user + one.system for one in used),
+                    longest,
                 )
             )
 
@@ -74,6 +79,7 @@ def report(samples: list[Sample], found: Results, every: int) -> str:
                     f"{sample.seconds:.0f} s",
                     f"{sample.processor:.0f} s",
                     f"{sample.memory:.0f} MB",
+                    str(sample.longest),
                 ]
             )
     last = samples[-1]
@@ -83,19 +89,7 @@ def report(samples: list[Sample], found: Results, every: int) -> str:
         f"{last.texts} texts, {tokens} tokens: {last.seconds:.0f} s, {by:.0f} processor seconds, "
         f"{last.texts / by:.2f} texts and {tokens / by:.1f} tokens a processor second."
     )
-    return said + "\n\n" + table(["texts", "time", "processor", "memory"], rows)
-
-
-def draw(samples: list[Sample], path: Path) -> None:
-    """The curve of memory."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 2.8), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([one.texts for one in samples], [one.memory for one in samples], color="#1b5e9b")
-    axes.set(xlabel="texts done", ylabel="resident memory, MB", ylim=(0, None), xlim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    return said + "\n\n" + table(["texts", "time", "processor", "memory", "longest"], rows)
 
 
 def main() -> None:
@@ -106,8 +100,7 @@ def main() -> None:
     parser.add_argument("--model", default=None)
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--every", type=int, default=50)
-    parser.add_argument("--figure", type=Path, default=None)
+    parser.add_argument("--every", type=int, default=25)
     given = parser.parse_args()
     measured = Measured()
     found = run(
@@ -120,8 +113,6 @@ def main() -> None:
         show_progress=True,
     )
     print(report(measured.samples, found, given.every))
-    if given.figure is not None:
-        draw(measured.samples, given.figure)
 
 
 if __name__ == "__main__":

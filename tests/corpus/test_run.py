@@ -160,7 +160,7 @@ def test_ten_runs_that_are_killed(tiny: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "sentences.txt"
     corpus.write_text("\n".join(LINES * 5), encoding="utf-8")
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.zygote", corpus, tiny, tmp_path, "10", "0"],
+        [sys.executable, "-m", "tests.helpers.killed_runs", corpus, tiny, tmp_path, "10", "0"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -138,6 +138,11 @@ def run(
         raise LigError(f"{brief(sorted(unknown))} are no settings of a corpus run.")
     source = open_corpus(corpus)
     is_module = isinstance(model, nn.Module)
+    if is_module and engine == "ray":
+        raise LigError(
+            "engine='ray' loads the model by its name in each worker, and this one is there "
+            "already: give its folder."
+        )
     others: dict[str, Any] = {
         name: tuple(x) if isinstance(x, list) else x for name, x in settings.items()
     }

@@ -30,6 +30,9 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'capt
 
 from tests.helpers import ray_workers  # noqa: E402
 
+# Ray's workers give way to all other processes if they are not told otherwise.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 ROOT = Path(__file__).parents[2]
 BATCHES, SIZE = 12, 3
 POISONED = 13

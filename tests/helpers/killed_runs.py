@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_lig.corpus import run
+from captum_lig.pretrained.load import load_model
 
 SETTINGS: dict[str, Any] = {"n_steps": 4, "tolerance": 1e-2, "window": 8, "batch_size": 2}
 
@@ -35,6 +36,7 @@ def started(*arguments: str) -> ForkProcess:
 def main() -> None:
     """One run is left alone; the others are killed, again and again, until they are done."""
     corpus, model, folder, trials, seed = sys.argv[1:]
+    load_model(model)  # for what transformers imports only then
     draw = random.Random(int(seed))
     began = time.monotonic()
     whole = started(corpus, model, f"{folder}/whole")
@@ -47,7 +49,7 @@ def main() -> None:
         killed.append(0)
         while True:
             process = started(corpus, model, str(out))
-            process.join(draw.uniform(0.05, 1.0) * took)
+            process.join(draw.uniform(0.2, 1.0) * took)
             process.kill()
             process.join()
             if process.exitcode == 0:

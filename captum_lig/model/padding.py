@@ -100,12 +100,6 @@ def _check_targets(block: BlockCall) -> None:
             f"{block.describe()}: every token of every text is padding, its attention mask lets no "
             "token be read. Leave it out, with layer=[...]."
         )
-    if not bool(block.valid.any(-1).all()):
-        raise LigError(
-            f"{block.describe()}: every token of text {int((~block.valid.any(-1)).nonzero()[0])} "
-            "is padding, its attention mask lets none of them be read. Leave the text out, or the "
-            "block, with layer=[...]."
-        )
     mask = _own_mask(block)
     if mask is None:
         return

@@ -89,7 +89,7 @@ class Finder:
                 calls = with_padding(
                     call, [with_readings(block) for block in calls], self._recorded
                 )
-                self._warn_of_left_padding(call, calls)
+                self._warn_of_padding(call, calls)
             for block in calls:
                 check_finite(block)
             if any(_kind(block) not in self._known for block in calls):
@@ -129,9 +129,21 @@ class Finder:
             self._known[_kind(block)] = sure.spread, sure.per_token, found
         return sure
 
-    def _warn_of_left_padding(self, call: ModelCall, calls: list[BlockCall]) -> None:
+    def _warn_of_padding(self, call: ModelCall, calls: list[BlockCall]) -> None:
+        """Warn of texts that are all padding, and of padding that a model counts."""
+        for block in calls:
+            empty = (~block.valid.any(-1)).nonzero().flatten().tolist()
+            if empty:
+                warnings.warn(
+                    f"every token of text {empty[0]} is padding: the attention mask of "
+                    f"{block.describe()} lets none of them be read, and all its rows are 0.",
+                    stacklevel=8,
+                )
+                break
+        if self._said_padding:
+            return
         left_out = self.left_out
-        said = None if self._said_padding else shifted_by_padding(call, calls, self._recorded)
+        said = shifted_by_padding(call, calls, self._recorded)
         self.left_out = left_out
         if said is not None:
             self._said_padding = True

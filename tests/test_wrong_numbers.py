@@ -208,10 +208,11 @@ def test_what_was_found_out_of_a_model_that_is_another_one_now(site: str, change
     model, x = build(Options(site=site, causal=True), 5, torch.float64, seed=1)
     start = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(x)
     lig = LayerFlowIG(model, [0])
-    for given in ({}, {"baselines": start, "target": last}):
+    plain: dict[str, Any] = {"n_steps": 3, "tolerance": None}
+    for given in (plain, {**plain, "baselines": start, "target": last}):
         lig.attribute(x, **given)
     CHANGES[change](model.blocks[0])
-    for given in ({}, {"baselines": start, "target": last}):
+    for given in (plain, {**plain, "baselines": start, "target": last}):
         (found,), (wanted,) = (
             lig.attribute(x, **given),
             LayerFlowIG(model, [0]).attribute(x, **given),

@@ -48,10 +48,13 @@ def test_rows_add_up_or_are_named(drawn: Texts, start: Any, scalarization: str) 
         flow = attribute(drawn, start, scalarization, drawn.batch(), max_steps=256)
     said = any("rows are not within tolerance" in str(one.message) for one in seen)
     assert said == any(not bool(x.all()) for x in flow.converged.values())
+    whole = flow.need("mlp").sum(-1) + flow.need("residual")
+    if flow.feed_forward_token is not None:
+        whole = whole + flow.feed_forward_token
     sums = {
         "attention": (flow.need("attention").sum(-1), flow.need("attention_total")),
         "layer": (flow.need("layer").sum(-1), flow.need("layer_total")),
-        "mlp": (flow.need("mlp").sum(-1) + flow.need("residual"), flow.need("mlp_total")),
+        "mlp": (whole, flow.need("mlp_total")),
     }
     if flow.feed_forward is not None:
         past = flow.need("mlp") - flow.need("feed_forward_heads")
@@ -67,7 +70,6 @@ def test_rows_add_up_or_are_named(drawn: Texts, start: Any, scalarization: str) 
         assert not x[(hidden[:, None] if name == "attention" else hidden).expand_as(x)].any()
     assert not flow.need("layer_total")[~valid].any()
     conserved = flow.compose("conserve").sum(-1)
-    whole = flow.need("mlp").sum(-1) + flow.need("residual")
     # A head that did not move has nothing to share out, and what it has is rounding.
     torch.testing.assert_close(conserved, whole, rtol=3e-3, atol=3e-3 * float(whole.abs().max()))
 

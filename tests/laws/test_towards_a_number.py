@@ -107,6 +107,7 @@ def assert_near(found: Tensor, wanted: Tensor, scale: Tensor) -> None:
 
 # ---- orders, in models without positions -----------------------------------------------------
 
+PLAIN: dict[str, Any] = {"n_steps": 4, "tolerance": None}
 ANYWHERE = st.builds(
     Options,
     site=st.sampled_from(["sdpa", "interface"]),
@@ -135,8 +136,8 @@ def asked(options: Options, seed: int) -> tuple[torch.nn.Module, Tensor, Tensor]
 def test_tokens_in_another_order(options: Options, seed: int, order: list[int]) -> None:
     model, x, start = asked(options, seed)
     lig, there = LayerFlowIG(model, [0]), torch.tensor(order)
-    (flow,) = lig.attribute(x, start, of_tokens)
-    (other,) = lig.attribute(x[:, there], start[:, there], of_tokens)
+    (flow,) = lig.attribute(x, start, of_tokens, **PLAIN)
+    (other,) = lig.attribute(x[:, there], start[:, there], of_tokens, **PLAIN)
     for name, found in flow.tensors.items():
         wanted = found
         for axis in AXES[name][1:] if name in AXES else range(1, found.dim()):
@@ -148,13 +149,13 @@ def test_tokens_in_another_order(options: Options, seed: int, order: list[int]) 
 @given(options=ANYWHERE, seed=st.integers(1, 30), data=st.data())
 def test_heads_in_another_order(options: Options, seed: int, data: st.DataObject) -> None:
     model, x, start = asked(options, seed)
-    (flow,) = LayerFlowIG(model, [0]).attribute(x, start, of_tokens)
+    (flow,) = LayerFlowIG(model, [0]).attribute(x, start, of_tokens, **PLAIN)
     groups, size = options.key_heads, HEADS // options.key_heads
     keys = data.draw(st.permutations(range(groups)))
     inside = data.draw(st.permutations(range(size)))
     order = torch.tensor([size * g + n for g in keys for n in inside])
     reorder(model.blocks[0], torch.tensor(keys), order)
-    (other,) = LayerFlowIG(model, [0]).attribute(x, start, of_tokens)
+    (other,) = LayerFlowIG(model, [0]).attribute(x, start, of_tokens, **PLAIN)
     for name, found in flow.tensors.items():
         wanted = found.index_select(AXES[name][0], order) if name in AXES else found
         assert_near(other.tensors[name], wanted, flow.need("scale"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+import sys
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from captum_lig.errors import LigError
 
-__all__ = ["brief", "fraction", "index_list", "whole_number"]
+__all__ = ["brief", "callers_level", "fraction", "index_list", "whole_number"]
 
 _LONGEST = 80
 
@@ -22,6 +23,18 @@ def brief(value: Any) -> str:
         return f"tensor of shape {tuple(value.shape)}"
     text = " ".join(reprlib.repr(value).split())
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def callers_level() -> int:
+    """The ``stacklevel`` of a warning that points at the code that called this package."""
+    level, frame = 0, sys._getframe(1)
+    ours = ("captum_lig", "captum", "contextlib", "torch")
+    while frame.f_back is not None:
+        level += 1
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in ours:
+            break
+        frame = frame.f_back
+    return level
 
 
 def whole_number(name: str, value: Any, least: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -298,8 +299,13 @@ def test_padding_before_a_text(family: str) -> None:
     if family == "llama":
         lig.attribute(given)
     else:
-        with pytest.warns(UserWarning, match="text 0 has padding before it.*position_ids"):
+        with pytest.warns(UserWarning, match="text 0 has padding before it.*position_ids") as seen:
             lig.attribute(given)
+        assert seen[-1].filename == __file__
+        other = torch.where(ids > 5, ids - 1, ids)
+        with pytest.warns(UserWarning, match="text 0 has padding before it") as seen:
+            LayerFlowIG(models.MODELS[family]()).attribute(given, other, last)
+        assert {Path(one.filename).name for one in seen} <= {Path(__file__).name, "_script.py"}
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

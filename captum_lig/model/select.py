@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_lig._arguments import brief
+from captum_lig._arguments import brief, callers_level
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, handle_with
 from captum_lig.model.call import Attention, BlockCall, FeedForward, Spread
@@ -137,7 +137,7 @@ class Finder:
                 warnings.warn(
                     f"every token of text {empty[0]} is padding: the attention mask of "
                     f"{block.describe()} lets none of them be read, and all its rows are 0.",
-                    stacklevel=8,
+                    stacklevel=callers_level(),
                 )
                 break
         if self._said_padding:
@@ -147,7 +147,7 @@ class Finder:
         self.left_out = left_out
         if said is not None:
             self._said_padding = True
-            warnings.warn(said, stacklevel=8)
+            warnings.warn(said, stacklevel=callers_level())
 
     def _forget_if_changed(self) -> None:
         """What was found out of a model is true of it as long as it is what it was."""

@@ -43,6 +43,9 @@ def corpus(
     workers: Annotated[
         int | None, option("N", "Processes, or Ray's actors.", "one a core, at most 8")
     ] = None,
+    address: Annotated[
+        str | None, option("ADDRESS", "A Ray cluster's.", "RAY_ADDRESS, or this machine")
+    ] = None,
     layers: Layers = "all",
     baseline: Annotated[
         str, option("target_token|zero|X", "Where the paths of the layers start.")
@@ -83,6 +86,7 @@ def corpus(
             measures=DEFAULT if measures is None else _names(measures),
             engine=engine,
             workers=workers,
+            address=address,
             show_progress=sys.stderr.isatty(),
             limit=limit,
             layers=None if indices is None else tuple(indices),

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from itertools import islice
 
 from captum_lig._arguments import brief
@@ -24,18 +25,24 @@ Engine = Callable[[Settings, Iterator[Batch], int], Iterator[Part]]
 ENGINES = ("local", "ray")
 
 
-def find_engine(name: str) -> Engine:
+def find_engine(name: str, address: str | None = None) -> Engine:
     """The engine of that name.
 
+    Args:
+        name: one of :data:`ENGINES`.
+        address: of a cluster, for Ray.
+
     Raises:
-        LigError: if there is none, or what it needs is not installed.
+        LigError: if there is none, what it needs is not installed, or it takes no address.
     """
-    if name == "local":
-        return local
     if name == "ray":
         from captum_lig.corpus.ray_engine import ray_engine
 
-        return ray_engine
+        return partial(ray_engine, address=address)
+    if address is not None:
+        raise LigError(f"address={brief(address)} is of a Ray cluster: give engine='ray', too.")
+    if name == "local":
+        return local
     raise LigError(f"engine {brief(name)} is unknown: use one of {', '.join(ENGINES)}.")
 
 

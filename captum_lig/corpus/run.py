@@ -105,6 +105,7 @@ def run(
     measures: Sequence[str] = DEFAULT,
     engine: str | Engine = "local",
     workers: int | None = None,
+    address: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     show_progress: bool = False,
     **settings: Any,
@@ -121,6 +122,7 @@ def run(
         engine: ``"local"``, ``"ray"``, or a function like them.
         workers: processes, or actors; None is one for each core that this process may use, at most
             eight (on a GPU, and with a model that is there already, one).
+        address: of a Ray cluster, see :func:`captum_lig.corpus.ray_engine.ray_engine`.
         tokenizer: of a model that is there already and has none beside it.
         show_progress: show texts done, their rate and the time that is left.
         settings: the other fields of :class:`Settings`.
@@ -136,6 +138,11 @@ def run(
         raise LigError(f"{brief(sorted(unknown))} are no settings of a corpus run.")
     source = open_corpus(corpus)
     is_module = isinstance(model, nn.Module)
+    if is_module and engine == "ray":
+        raise LigError(
+            "engine='ray' loads the model by its name in each worker, and this one is there "
+            "already: give its folder."
+        )
     others: dict[str, Any] = {
         name: tuple(x) if isinstance(x, list) else x for name, x in settings.items()
     }
@@ -152,7 +159,7 @@ def run(
     chosen = replace(chosen, weights=worker.weights)
     store = Store(Path(out), chosen, worker.columns)
     if not store.finished:
-        runs = _engine(engine, workers, worker)
+        runs = _engine(engine, address, workers, worker)
         length = worker.model.subject.count_tokens
         del worker  # other engines load their own
         _work(source, chosen, store, runs, workers, length, show_progress)
@@ -160,10 +167,10 @@ def run(
     return Results(Path(out), chosen.to_json(), counts)
 
 
-def _engine(engine: str | Engine, workers: int, worker: Worker) -> Engine:
+def _engine(engine: str | Engine, address: str | None, workers: int, worker: Worker) -> Engine:
     if not isinstance(engine, str):
         return engine
-    found = find_engine(engine)
+    found = find_engine(engine, address)
     if found is local and workers == 1:
         return partial(local, worker=worker)
     return found

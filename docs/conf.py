@@ -39,6 +39,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx
 include_patterns = [
     "README.md",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "docs/*.md",
     "docs/generated/*",
     "tutorials/*.ipynb",
@@ -112,6 +113,7 @@ CONTENTS = {
         "docs/reference",
         "docs/generated/command-line",
         "docs/architecture",
+        "CONTRIBUTING",
         "CHANGELOG",
     ],
 }

@@ -72,10 +72,11 @@ def index_list(
 def users_line() -> int:
     """``stacklevel`` of a warning that is given where this is called: the line that the user wrote.
 
-    The first that is neither ours, nor of Captum, that wraps its methods, nor of contexts.
+    The first that is neither ours, nor of Captum and torch, that wrap methods, nor of contexts.
     """
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and _package(frame) in ("captum_lig", "captum", "contextlib"):
+    between = ("captum_lig", "captum", "contextlib", "torch")
+    while frame.f_back is not None and _package(frame) in between:
         frame, level = frame.f_back, level + 1
     return level
 

@@ -170,7 +170,8 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
             output_indices: the targets to attribute, in this order; None for all.
             per_feature: keep the inputs' feature dimensions.
             tolerance: largest completeness error of a row, relative to the size of its total: rows
-                that are not within it after ``n_steps`` nodes are refined. None: the plain rule.
+                that are not within it after ``n_steps`` nodes are refined, and those that do not
+                make it are named in a warning. None: the plain rule.
             max_steps: most nodes for one row.
 
         Returns:
@@ -204,7 +205,7 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
                     f"tolerance={tolerance} with scalarization 'vector' and "
                     "multiply_by_inputs=False: such vectors have no known sum, leave out one."
                 )
-            found = integrate([boundary], settings)
+            found = boundary.checked(integrate([boundary], settings), tolerance)
             attributions = tuple(
                 part.unflatten(0, (problem.examples, -1)) for part in found.values()
             )

@@ -85,7 +85,13 @@ CONTENTS = {
     ],
     "Compare two texts": ["docs/compare-two-texts", "docs/prompts-and-sinks"],
     "Use my own model": ["docs/own-models", "docs/families", "docs/gpu", "docs/long-texts"],
-    "Work with the numbers": ["docs/how-to", "docs/pandas", "docs/charts"],
+    "Work with the numbers": [
+        "docs/how-to",
+        "docs/pandas",
+        "docs/charts",
+        "docs/corpus",
+        "docs/corpus-cluster",
+    ],
     "Within a layer": [
         "docs/getting-started",
         "tutorials/first_map",

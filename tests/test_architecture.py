@@ -33,6 +33,7 @@ FLOORS = (
     ("circuits",),
     ("layer_flow_ig", "set_to_set_ig"),
     ("answers", "explain"),
+    ("corpus",),
     ("experiments",),
     ("cli",),
 )
@@ -210,7 +211,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 def test_tests_mirror_the_rooms() -> None:
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()}
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
-    assert folders - {"helpers", "__pycache__"} <= rooms
+    assert folders - {"helpers", "laws", "__pycache__"} <= rooms
 
 
 def test_tests_use_public_names_and_no_other_test() -> None:

@@ -56,11 +56,16 @@ def _attention(
 
     mask, bias = (added(x, query, key) for x in (attention_mask, kwargs.get("position_bias")))
 
-    def family() -> Tensor:
+    def family(call: AttentionCall) -> Tensor:
         assert function is not None
         # With our form of the mask: eager functions would add a boolean one as 0 and 1.
+        own, given = mask, kwargs
+        if call.rows is not None:
+            own = None if mask is None else mask[:, :, call.rows]
+            if bias is not None:
+                given = {**kwargs, "position_bias": bias[:, :, call.rows]}
         output: Tensor = function(
-            module, query, key, value, mask, scaling=scaling, dropout=0.0, **kwargs
+            module, call.query, call.key, call.value, own, scaling=scaling, dropout=0.0, **given
         )[0]
         return output
 

@@ -119,7 +119,9 @@ def target_value(
         target = target.placed(call, tokenizer)
     bound = read_target(target, model, batch, tokenizer)
     args, kwargs = call.arguments()
-    return bound(model(*args, **kwargs, **bound.arguments(call)), call)
+    with call.explained():
+        output = model(*args, **kwargs, **bound.arguments(call))
+    return bound(output, call)
 
 
 def _captums(target: Any, batch: int) -> BoundTarget:

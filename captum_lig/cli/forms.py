@@ -103,9 +103,7 @@ class FlowForms:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", CannotCarryWarning)  # the page says it
                 graph = FlowGraph(found.flows, found.tokens)
-            graph.to_html(
-                path, title, self._rule, kind=self._kind, hide_first_token=self._hide
-            )
+            graph.to_html(path, title, self._rule, kind=self._kind, hide_first_token=self._hide)
         else:
             from captum_lig.views.plots import plot_flow
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -156,8 +157,9 @@ class SetBoundary(Boundary):
         Raises:
             LigError: if they are not finite.
         """
-        for part in results.values():
-            wrong = (~torch.isfinite(part)).view(len(part), -1).any(-1)
+        flat = [part.reshape(len(part), -1) for part in results.values()]
+        for part in flat:
+            wrong = (~torch.isfinite(part)).any(-1)
             if bool(wrong.any()):
                 raise LigError(
                     f"the attributions of {self._name(wrong)} are not finite: forward_func or its "
@@ -170,9 +172,7 @@ class SetBoundary(Boundary):
         if isinstance(self.scalarization, Vector) or not self.map.multiply:
             sums = self.sums(results)
         else:
-            sums = sum_of([part.reshape(len(part), -1).sum(-1) for part in results.values()])[
-                :, None
-            ]
+            sums = sum_of([part.sum(-1) for part in flat])[:, None]
         gap = self.error(sums, self.totals)
         missed = ~(gap <= tolerance * self.scale).flatten(1).all(-1)
         if bool(missed.any()):
@@ -442,10 +442,7 @@ def usable(x: Tensor) -> Tensor:
 
 def sum_of(tensors: list[Tensor]) -> Tensor:
     """Their sum; of several dtypes the widest wins."""
-    total = tensors[0]
-    for other in tensors[1:]:
-        total = total + other
-    return total
+    return reduce(torch.add, tensors)
 
 
 def _like(x: Tensor, other: Tensor) -> Tensor:

@@ -181,7 +181,9 @@ def result(cell: Cell, wheel: Path, place: Path, folder: Path, whole: bool) -> F
     answer = run(*pip, f"captum-lig[{extras}] @ {wheel.as_uri()}", *cell.pins, *more, cwd=place)
     if answer.returncode:
         why = [line for line in answer.stdout.splitlines() if "ERROR" in line]
-        missing = [line for line in why if "No matching distribution" in line]
+        # The second is said of a version that pip knows nothing of where others of it are there.
+        words = "No matching distribution found for ", "Cannot install "
+        missing = [line for line in why if any(word in line for word in words)]
         if not missing:
             return Found("failed", f"pip: {(why or [answer.stdout[-300:]])[-1]}")
         run(*pip, "--no-deps", wheel).check_returncode()
@@ -190,7 +192,7 @@ def result(cell: Cell, wheel: Path, place: Path, folder: Path, whole: bool) -> F
         compiled = run(python, "-W", "error", "-m", "compileall", "-q", "-f", package)
         if compiled.returncode:
             return Found("failed", f"its syntax: {compiled.stdout[-300:]}")
-        what = missing[-1].partition("for ")[2] or missing[-1]
+        what = re.sub("^ERROR: |No matching distribution found for ", "", missing[-1])
         return Found("not to be had", f"{what}; the wheel installs without it and compiles")
     if whole:
         for named in ("requirements-model.txt", "tests/requirements.txt"):

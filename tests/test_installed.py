@@ -55,9 +55,8 @@ def imported(code: str) -> tuple[set[str], set[str]]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names = [node.module]
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            if ast.unparse(node.func) in LOOKED_FOR:
-                names = [str(node.args[0].value)]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in LOOKED_FOR:
+            names = [str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant)]
         found = {name.split(".")[0] for name in names} - sys.stdlib_module_names - OWN
         (first if node in tree.body else later).update(found)
     return first, later
@@ -85,7 +84,7 @@ OTHERS = {
     "tests": ({"test"}, {"onnx"}),
     "benchmarks": ({"test"}, {"lig"}),
     "tutorials": ({"docs"}, {"onnx"}),
-    "docs": ({"docs", "test"}, {"docutils", "scikit-image"}),
+    "docs": ({"docs", "test"}, {"docutils", "packaging", "scikit-image"}),
 }
 """Extras, and what comes otherwise: with sphinx, from a requirements file, in the authors'
 environment, or that tests are skipped without."""
@@ -102,6 +101,13 @@ def test_what_other_code_imports_is_declared(folder: str) -> None:
 def test_all_that_is_declared_is_imported() -> None:
     first, later = of_folder(PACKAGE)
     assert declared() - first.keys() - later.keys() == set()
+
+
+def test_licences_are_listed() -> None:
+    page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| ([\w-]+) \| (.+?) \|", page, re.MULTILINE))
+    assert declared("corpus", "graph", "ray", "notebook") - listed.keys() == set()
+    assert "see its files" not in listed.values()
 
 
 def test_an_undeclared_import_would_be_seen() -> None:

@@ -57,11 +57,7 @@ def needed() -> dict[str, tuple[str, str]]:
     own = setup["options"]["install_requires"]
     waiting: deque[tuple[Requirement, str]] = deque()
     for extra in ("", *EXTRAS):
-        of = (
-            setup["options.extras_require"][extra]
-            if extra
-            else setup["options"]["install_requires"]
-        )
+        of = setup["options.extras_require"][extra] if extra else own
         brought = f"`captum-lig[{extra}]`" if extra else "`captum-lig`"
         waiting.extend((Requirement(line), brought) for line in of.split("\n") if line.strip())
     found: dict[str, tuple[str, str]] = {}

@@ -17,7 +17,7 @@ __all__ = ["in_halves", "out_of_memory", "shares"]
 
 R = TypeVar("R")
 
-OF_THE_CPU = ("DefaultCPUAllocator", "out of memory")
+OF_THE_CPU = ("DefaultCPUAllocator", "out of memory", "could not create a primitive")
 """What torch says where it has no class of its own for it."""
 
 _shares: ContextVar[int | None] = variable("shares", None)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_lig._restore import restoring
 from captum_lig.attribution.lengths import BOUNDARIES
 from captum_lig.errors import LigError
 from captum_lig.flow.explanation import Explanation
@@ -21,6 +22,7 @@ from captum_lig.pretrained.load import Pretrained, load_model, says_what_comes_n
 __all__ = ["Explanation", "explain"]
 
 
+@restoring
 def explain(
     text: str,
     model: str | Path | Pretrained | None = None,

@@ -177,9 +177,10 @@ class ChainBlock:
 
     def _attention(self, g: Tensor, relative_to: Tensor, edges: Edges | None) -> Parts:
         u, count = self.nodes["u"], len(self.valid)
-        floats = 20 * self.z.end.numel() + (9 if edges else 3) * u.end.shape[1] * count * count
+        held = 9 if edges else 0 if self.stages.split.plain else 3
+        floats = 20 * self.z.end.numel() + held * u.end.shape[1] * count * count
         stage = AttentionStage(
-            function=lambda z: self.stages.attend(z),
+            function=lambda z: self.stages.attend(z, fused=True),
             arguments={"z": self.z},
             output=u,
             g=g,

@@ -29,10 +29,12 @@ __all__ = ["CrossSplit", "Split", "attribute_cross", "attribute_text"]
 class Split(choose.WholeBlock, Protocol):
     """A block split at its attention, for one text."""
 
-    visible: Tensor | None
-    """``(1 or H, T, S)`` False where the mask forbids a source; None: nothing is forbidden."""
     around_mlp: AroundMlp | None
     """What comes before and after its MLP's output, if that is to be a node."""
+
+    @property
+    def visible(self) -> Tensor | None:
+        """``(1 or H, T, S)`` False where the mask forbids a source; None: nothing is forbidden."""
 
     def attends(self, rows: Tensor, u: Tensor) -> bool:
         """Whether its attention gives ``u (R, H, d)`` for rows of the text itself."""

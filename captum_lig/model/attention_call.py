@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from captum_lig._restore import variable
 from captum_lig.errors import LigError
 
 __all__ = [
@@ -24,6 +25,9 @@ __all__ = [
     "read_sources",
     "reads_nothing",
 ]
+
+LARGE = 2**24
+"""Weights of more entries than this are not held all at once where that can be helped."""
 
 NO_WEIGHT = -1000.0
 """What is added to a logit to forbid its source is at or below this.
@@ -53,14 +57,50 @@ class AttentionCall:
     softcap: float | None = None
     sinks: Tensor | None = None
     """``(H,)`` a logit per head that has no value."""
-    family: Callable[[], Tensor] | None = None
+    family: Callable[[AttentionCall], Tensor] | None = None
     """The model family's own function, or None if this arithmetic is all there is."""
     by_sdpa: bool = False
     """Whether it was made to torch's function, not to transformers' attention interface."""
+    rows: Tensor | None = None
+    """``(T,)`` which of the block's targets these are, if they are not all."""
 
     def eager(self) -> Tensor:
         """The attention output as the model's own code computes it, ``(B, T, H, e)``."""
-        return self.softmax_attention() if self.family is None else self.family()
+        return self.softmax_attention() if self.family is None else self.family(self)
+
+    def of_targets(self, rows: Tensor) -> AttentionCall:
+        """The call for the targets ``rows (R,)`` alone."""
+        mask = None if self.mask is None else self.mask[:, :, rows]
+        return replace(self, query=self.query[:, :, rows], mask=mask, rows=rows)
+
+    def of_last(self) -> AttentionCall:
+        """The call for the last text of its batch."""
+        mask = None if self.mask is None else self.mask[-1:]
+        query, key, value = self.query[-1:], self.key[-1:], self.value[-1:]
+        return replace(self, query=query, key=key, value=value, mask=mask)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the weights of all heads are too many to hold, where that can be helped."""
+        batch, heads, targets, _ = self.query.shape
+        plain = self.softcap is None and self.sinks is None
+        return plain and batch * heads * targets * self.key.shape[2] > LARGE
+
+    def fused(self) -> Tensor:
+        """The same by torch's fused function where the weights are many, ``(B, T, H, e)``.
+
+        It never holds the weights of all heads. What a family's own function does beside plain
+        softmax attention is not in it.
+        """
+        if not self.is_large:
+            return self.eager()
+        heads = self.query.shape[1]
+        key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (self.key, self.value))
+        causal = self.mask is not None and is_causal(self.mask)
+        mask = None if causal else self.mask
+        attend = torch.ops.aten.scaled_dot_product_attention  # the other one leads back to us
+        output: Tensor = attend(self.query, key, value, mask, 0.0, causal, scale=self.scaling)
+        return output.transpose(1, 2)
 
     def softmax_attention(self) -> Tensor:
         """The attention output from its formula, ``(B, T, H, e)``."""
@@ -83,7 +123,7 @@ class AttentionCall:
 Handler = Callable[[AttentionCall], Tensor]
 """Takes a call, returns the attention output ``(B, T, H, e)``."""
 
-_handler: ContextVar[Handler] = ContextVar("captum_lig_handler", default=AttentionCall.eager)
+_handler: ContextVar[Handler] = variable("handler", AttentionCall.eager)
 
 
 def current_handler() -> Handler:
@@ -94,11 +134,12 @@ def current_handler() -> Handler:
 @contextmanager
 def handle_with(handler: Handler) -> Iterator[None]:
     """Send the attention calls made inside to ``handler``."""
-    token = _handler.set(handler)
+    before = _handler.get()
     try:
+        _handler.set(handler)
         yield
     finally:
-        _handler.reset(token)
+        _handler.set(before)
 
 
 def lowest(dtype: torch.dtype) -> float:
@@ -129,7 +170,8 @@ def added(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
             "mask nothing there, they are added to the logits or refused. Give a mask (B, S), or "
             "a boolean or float one, attention_mask.bool() or 0 and a large negative number."
         )
-    mask = mask.clamp_min(least)
+    if bool((mask < least).any()):  # not a copy for every block that gets the same mask
+        mask = mask.clamp_min(least)
     mask = mask.view(*[1] * (4 - mask.dim()), *mask.shape)
     return mask.expand(*mask.shape[:2], query.shape[-2], key.shape[-2])
 
@@ -145,6 +187,15 @@ def allowed(mask: Tensor) -> Tensor:
     In a row that is masked all through every source has: a constant added to all logits is none.
     """
     return mask - mask.amax(-1, keepdim=True) > NO_WEIGHT
+
+
+def is_causal(mask: Tensor) -> bool:
+    """Whether each target reads the sources up to itself, and nothing else is added."""
+    length = mask.shape[-1]
+    if tuple(mask.shape) != (1, 1, length, length):
+        return False
+    later = torch.ones(length, length, dtype=torch.bool, device=mask.device).triu(1)
+    return torch.equal(mask[0, 0].masked_fill(forbidden(mask[0, 0]), 1.0), later.to(mask))
 
 
 def read_sources(mask: Tensor) -> Tensor:

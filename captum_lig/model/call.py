@@ -14,6 +14,7 @@ from transformers import Cache
 
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, lowest
+from captum_lig.model.token_axes import of_tokens
 
 __all__ = [
     "Attention",
@@ -61,6 +62,8 @@ class Attention:
     """The module whose input is replaced, if it is not the attention core that is reached."""
     parts: PreCorePost | None = None
     """The caller's ``pre``, ``core`` and ``post``."""
+    plain: bool = False
+    """Whether the model gave what plain softmax attention gives when it was recorded."""
 
     @classmethod
     def of(cls, call: AttentionCall) -> Attention:
@@ -188,6 +191,36 @@ class BlockCall:
             padding=None if self.padding is None else self.padding[text : text + 1],
         )
 
+    def of_tokens(self, index: Tensor) -> BlockCall:
+        """The call for one text on some of its tokens ``(n,)``; its output is still to be had.
+
+        Raises:
+            LigError: if sizes do not tell which axes of its arguments are tokens.
+        """
+        length = self.hidden.shape[1]
+
+        def some(value: Any) -> Any:
+            if value is self.hidden:
+                return value[:, index]
+            return of_tokens(value, length, index) if isinstance(value, Tensor) else value
+
+        attention = self.attention
+        if attention is not None:
+            mask = attention.mask
+            attention = replace(
+                attention,
+                mask=None if mask is None else of_tokens(mask, length, index),
+                sizes=None if attention.sizes is None else (1, len(index), len(index)),
+            )
+        return replace(
+            self,
+            args=tuple(_mapped(value, some) for value in self.args),
+            kwargs={name: _mapped(value, some) for name, value in self.kwargs.items()},
+            output=self.output[:, index],
+            attention=attention,
+            padding=None if self.padding is None else self.padding[:, index],
+        )
+
     def possible_readings(self) -> list[tuple[Reading, ...]]:
         """What the first axis of each tensor can be, by its size, the most likely first."""
         batch, length, _ = self.hidden.shape
@@ -228,6 +261,7 @@ class BlockCall:
         ``instead`` is the position or name of another argument, and ``(N, ...)`` to put there; a
         block that takes one sequence at a time takes one of those. ``positions (N, S)`` are those
         of the tokens in the text, if they changed: arguments :attr:`per_token` go with them.
+        Sequences may be shorter than the text: other arguments are those of its first tokens.
         """
         if self.spread == "one by one" and len(z) > 1:
             assert instead is None
@@ -238,13 +272,17 @@ class BlockCall:
                 ]
             )
         moving = () if positions is None else self.per_token
-        indices = count()
+        indices, length = count(), self.hidden.shape[1]
+        shorter = z.shape[1] < length
+        first = torch.arange(z.shape[1], device=z.device)
 
         def spread(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
             if next(indices) in moving:
                 return value[0][positions]
+            if shorter and value is not self.hidden:
+                value = of_tokens(value, length, first)
             if self.spread != "repeated":
                 return value
             if value.dim() >= 2 and value.shape[0] == 1:
@@ -254,7 +292,7 @@ class BlockCall:
 
         z = z.contiguous()  # as in the model, whose code may say z.view()
         args, kwargs = self.args, self.kwargs
-        if self.spread == "repeated" or moving:
+        if self.spread == "repeated" or moving or shorter:
             kwargs = {name: _mapped(value, spread) for name, value in kwargs.items()}
             args = tuple(_mapped(value, spread) for value in args)
         position = position_of_hidden(args, kwargs)

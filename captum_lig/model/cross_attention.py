@@ -21,8 +21,8 @@ from captum_lig.model.attention_call import AttentionCall, allowed, handle_with,
 from captum_lig.model.call import BlockCall, position_of_hidden
 from captum_lig.model.compare import deviation, nearly_equal
 from captum_lig.model.hooks import stoppable
+from captum_lig.model.run_block import epsilons
 from captum_lig.model.sdpa import use_sdpa
-from captum_lig.model.split import epsilons
 
 __all__ = ["Cross", "SplitCrossAttention", "find_cross", "without_cross"]
 

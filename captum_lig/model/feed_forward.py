@@ -161,7 +161,7 @@ class _Probe:
 
     def __init__(self, call: BlockCall) -> None:
         longest = int(call.valid.sum(-1).argmax())
-        self.split = SplitBlock(call, longest, Meter())
+        self.split = SplitBlock(call, longest, Meter()).some
         self.block = call.module
         self.positions = self.split.call.valid[0].nonzero().squeeze(-1)
         self.z = self.split.z[None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -73,7 +73,10 @@ def _elements(model: nn.Module) -> list[_Element]:
 
 
 def record_blocks(
-    model: nn.Module, run: Callable[[], Any], named: dict[str, nn.Module]
+    model: nn.Module,
+    run: Callable[[], Any],
+    named: dict[str, nn.Module],
+    fused: bool = False,
 ) -> tuple[list[BlockCall], list[str]]:
     """Run the model and keep what each block was called with and gave.
 
@@ -86,6 +89,7 @@ def record_blocks(
         model: the model that ``run`` calls, under ``use_interface``.
         run: calls the model on the texts.
         named: modules that the caller named, blocks if they can be, by name.
+        fused: whether to attend by torch's fused function where the weights are many.
 
     Returns:
         One :class:`BlockCall` for each run of a block, in the order they ran; and, a sentence
@@ -96,7 +100,7 @@ def record_blocks(
     """
     candidates = _elements(model)
     while True:
-        runs = _runs(model, run, candidates, named)
+        runs = _runs(model, run, candidates, named, fused)
         found = [r for r in runs if r.element.container is not None]
         stacks = {id(r.element.module) for r in found if r.depth == 0 and r.is_stack}
         if not stacks:
@@ -121,6 +125,7 @@ def _runs(
     run: Callable[[], Any],
     candidates: list[_Element],
     named: dict[str, nn.Module],
+    fused: bool,
 ) -> list[_Run]:
     """What ran, in the order it ended; what runs inside another element is not kept whole."""
     finished: list[_Run] = []
@@ -145,8 +150,8 @@ def _runs(
 
     def note(call: AttentionCall) -> Tensor:
         for open_run in running:
-            open_run.attention.append(Attention.of(call))
-        return call.eager()
+            open_run.attention.append(replace(Attention.of(call), plain=fused and call.is_large))
+        return call.fused() if fused else call.eager()
 
     chosen = {module: _Element(name, module, None) for name, module in named.items()}
     for element in candidates:

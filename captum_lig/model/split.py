@@ -7,12 +7,11 @@ what the model computes; :meth:`SplitBlock.check` validates it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
-from itertools import count
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,107 +19,62 @@ from torch import Tensor, nn
 from captum_lig._types import QKV
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
-from captum_lig.model.attention_call import AttentionCall, allowed, handle_with
-from captum_lig.model.call import Attention, BlockCall
+from captum_lig.model.attention_call import AttentionCall, allowed
+from captum_lig.model.call import BlockCall
 from captum_lig.model.compare import deviation, deviations, nearly_equal
-from captum_lig.model.hooks import hooked, replaced_forward, stoppable
-from captum_lig.model.output_projection import LINEAR, replace_input
-from captum_lig.model.sdpa import use_sdpa
+from captum_lig.model.hooks import hooked, replaced_forward
+from captum_lig.model.output_projection import LINEAR
+from captum_lig.model.run_block import RunBlock, joined
 
-__all__ = ["SplitBlock", "by_token", "epsilons", "skipping"]
+__all__ = ["SplitBlock", "by_token", "skipping"]
 
-AtCore = Callable[[Callable[[], Tensor], AttentionCall | None], Tensor]
-"""What to do at the core: given the block's output there, ``(N, T, H, e)`` when called, and
-the attention call if there is one, return the output to go on with."""
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """What a block's cross-attention is run with, see :meth:`SplitBlock.crossing`."""
-
-    position: int | str
-    states: Tensor
-    turn: int
-    at_core: AtCore | None
+LONG, FEW = 256, 32
+"""Of a text of more tokens than the first, so many are enough to find out what a block's code
+does."""
+KEPT = 3
+"""Tokens whose content's keys at all positions are kept."""
 
 
-class SplitBlock:
+class SplitBlock(RunBlock):
     """One block, for one text of the run: path points go where the batch dimension was."""
 
     def __init__(self, call: BlockCall, text: int, meter: Meter) -> None:
-        self.call, self.meter = call.for_text(text), meter
-        self.z = self.call.hidden[0].detach()
-        """``(S, D)``"""
-        self.output = self.call.output[0].detach()
-        """``(S, D)``"""
-        attention = self.call.attention
-        self._parts = None if attention is None else attention.parts
-        self.has_attention = attention is not None
-        """Whether it is split. If not, the block counts as one head, whose output is the block's:
-        ``attend`` is the whole block and ``post`` hands its output on."""
-        self.opens = attention is not None and attention.site in ("interface", "sdpa")
-        """Whether queries, keys and values can be had."""
-        core = attention or Attention(1)
-        self.heads, self.scaling = core.heads, core.scaling
-        self.softcap, self.sinks = core.softcap, core.sinks
-        self.mask = None if core.mask is None else core.mask[0]
-        """``(1 or H, T, S)`` to add to the logits, or None."""
-        self.visible = None if self.mask is None else allowed(self.mask)
+        super().__init__(call, text, meter)
+        self._text_call: AttentionCall | None = None
+        self._own_at: tuple[Tensor, Tensor, Tensor] | None = None
+        self._keys: dict[int, Tensor] = {}
+
+    @cached_property
+    def visible(self) -> Tensor | None:
         """``(1 or H, T, S)`` False where the mask forbids a source, or None."""
-        self.epsilons = epsilons(self.call.module)
-        """Values of eps of the norms inside the block."""
-        self.around_mlp: Any = None
-        """What comes before and after its MLP's output, if that is to be a node."""
-        self._crossing: Crossing | None = None
-
-    # --- the block in parts ---
-
-    def pre(self, z: Tensor) -> QKV:
-        """Queries, keys and values of ``z (N, S, D)``, as the attention function gets them."""
-        seen: list[QKV] = []
-
-        def note(_: Callable[[], Tensor], call: AttentionCall | None) -> None:
-            assert call is not None
-            seen.append((call.query, call.key, call.value))
-
-        self._until(z, note)
-        q, k, v = _joined(seen)
-        return q, k, v
+        return None if self.mask is None else allowed(self.mask)
 
     @cached_property
     def tables(self) -> QKV:
         """Queries, keys and values of the zero vector and of the text's tokens, two of each."""
-        return self.pre(torch.stack([torch.zeros_like(self.z), self.z]))
+        points = torch.stack([torch.zeros_like(self.z), self.z])
+        if self.some is not self and not any(x[0].any() for x in self.some.tables):
+            points = points[1:]  # no biases, whatever the position
+        calls = self._calls(points)
+        self._text_call = calls[-1].of_last()
+        q, k, v = joined([(call.query, call.key, call.value) for call in calls])
+        if len(points) == 1:
+            q, k, v = (torch.cat([torch.zeros_like(x), x]) for x in (q, k, v))
+        return q, k, v
 
-    def inside(self, z: Tensor) -> list[Tensor]:
-        """What the modules inside the block get, up to the attention core, for ``z (N, S, D)``."""
-        seen: dict[int, Tensor] = {}
+    def keys_of(self, row: int) -> Tensor:
+        """``(Hkv, S, d)`` the key that the content of token ``row`` has at each position."""
+        if row not in self._keys:
+            if len(self._keys) == KEPT:
+                self._keys.clear()
+            self._keys[row] = self.pre(self.z[None, row, None].expand(1, *self.z.shape))[1][0]
+        return self._keys[row]
 
-        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            for value in (*args, *kwargs.values()):
-                if isinstance(value, Tensor):
-                    seen.setdefault(value.data_ptr(), value.detach())
-                    return
-
-        with hooked(self.call.module.modules(), enter=note):
-            self.pre(z)
-        return list(seen.values())
-
-    def attend(self, z: Tensor) -> Tensor:
-        """The outputs of the heads ``(N, S, H, e)`` for ``z (N, S, D)``."""
-        if not self.has_attention:
-            return self.whole(z).unsqueeze(2)
-        if self._parts is not None:
-            pre, core, _ = self._parts
-            self.meter.passed += z.shape[0] * z.shape[1]
-            made = pre(z)
-            u: Tensor = core(*made) if isinstance(made, tuple) else core(made)
-            return u
-        seen: list[tuple[Tensor]] = []
-
-        self._until(z, lambda own, _: seen.append((own(),)))
-        (u,) = _joined(seen)
-        return u
+    def attend_at(self, z: Tensor, rows: Tensor) -> Tensor:
+        """:meth:`attend` for the targets ``rows (R,)`` alone, ``(N, R, H, e)``."""
+        if self.some.by_rows:
+            return torch.cat([call.of_targets(rows).eager() for call in self._calls(z)])
+        return self.attend(z)[:, rows]
 
     def post(self, u: Tensor, z: Tensor, positions: Tensor) -> Tensor:
         """Everything after the attention core, token by token.
@@ -135,7 +89,7 @@ class SplitBlock:
         """
         if not self.has_attention:
             return u[:, 0]
-        return by_token(self.after_attention, len(self.z), u, z, positions)
+        return by_token(self.after_attention, self.packed(len(u)), u, z, positions)
 
     def after_attention(self, u: Tensor, z: Tensor, positions: Tensor | None = None) -> Tensor:
         """:meth:`with_u` without the projections that only serve the attention."""
@@ -145,116 +99,6 @@ class SplitBlock:
     def prepare(self) -> None:
         """Find out what :meth:`after_attention` can leave out, on the text as it is."""
         assert self._skipped is not None
-
-    def whole(self, z: Tensor) -> Tensor:
-        """The block itself, ``(N, S, D)`` to ``(N, S, D)``."""
-        return self._run(z, lambda own, _: own())
-
-    def run(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Heads' outputs ``(N, S, H, e)`` and the block's ``(N, S, D)``, of one run on ``z``."""
-        if not self.has_attention:
-            output = self.whole(z)
-            return output.unsqueeze(2), output
-        if self._parts is not None:
-            return self.attend(z), self.whole(z)
-        seen: list[tuple[Tensor]] = []
-
-        def keep(own: Callable[[], Tensor], _: AttentionCall | None) -> Tensor:
-            seen.append((own(),))
-            return seen[-1][0]
-
-        parts = z.split(1) if self.call.spread == "one by one" else (z,)
-        output = torch.cat([self._run(part, keep) for part in parts])
-        (u,) = _joined(seen)
-        return u, output
-
-    # --- running it ---
-
-    def with_u(self, u: Tensor, z: Tensor, positions: Tensor | None = None) -> Tensor:
-        """The block's output ``(N, S, D)`` with ``u (N, S, H, e)`` put at its core.
-
-        ``positions (N, S)`` are those of the tokens in the text, if they are others.
-        """
-        if positions is None:
-            positions = torch.arange(z.shape[1], device=z.device).expand(z.shape[:2])
-        if self.call.spread == "one by one" and len(z) > 1:
-            parts = zip(u.split(1), z.split(1), positions.split(1), strict=True)
-            return torch.cat([self.with_u(*part) for part in parts])
-        if self._parts is not None:
-            self.meter.passed += z.shape[0] * z.shape[1]
-            return self._parts[2](u, z)
-        return self._run(z, lambda *_: u, positions)
-
-    def _until(
-        self, z: Tensor, note: Callable[[Callable[[], Tensor], AttentionCall | None], None]
-    ) -> None:
-        """Run the block on all of ``z``, up to its core, that ``note`` gets as ``AtCore`` does."""
-        parts = z.split(1) if self.call.spread == "one by one" else (z,)
-        for part in parts:
-            with stoppable() as stop:
-
-                def at_core(
-                    own: Callable[[], Tensor],
-                    call: AttentionCall | None,
-                    stop: Callable[[], NoReturn] = stop,
-                ) -> Tensor:
-                    note(own, call)
-                    stop()
-
-                self._run(part, at_core)
-                raise self._not_reached()
-
-    def _not_reached(self) -> LigError:
-        return LigError(
-            f"{self.call.describe()} did not reach its attention when called again: "
-            "it cannot be split there."
-        )
-
-    def _run(self, z: Tensor, at_core: AtCore, positions: Tensor | None = None) -> Tensor:
-        """The block's output ``(N, S, D)``, with what ``at_core`` gives at its first attention."""
-        attention = self.call.attention
-        turns, crossing = count(), self._crossing
-
-        def dispatch(call: AttentionCall) -> Tensor:
-            turn = next(turns)
-            if turn == 0 and self.opens:
-                return at_core(call.eager, call)
-            # Later calls are others: the encoder's tokens seen from a decoder.
-            if crossing is not None and turn == crossing.turn and crossing.at_core is not None:
-                return crossing.at_core(call.eager, call)
-            return call.eager()
-
-        self.meter.passed += z.shape[0] * z.shape[1]
-        with ExitStack() as stack:
-            stack.enter_context(handle_with(dispatch))
-            if self.call.site != "interface":
-                stack.enter_context(use_sdpa())
-            if attention is not None and attention.projection is not None:
-                stack.enter_context(
-                    replace_input(
-                        attention.projection, attention.heads, lambda u: at_core(lambda: u, None)
-                    )
-                )
-            instead = None if crossing is None else (crossing.position, crossing.states)
-            return self.call.on(z, instead, positions)
-
-    @contextmanager
-    def crossing(
-        self, position: int | str, states: Tensor, turn: int, at_core: AtCore | None = None
-    ) -> Iterator[None]:
-        """Let the block attend to other states of an encoder, in the runs made inside.
-
-        Args:
-            position: position or name of the argument that they are.
-            states: ``(N, S_enc, D)``.
-            turn: which of the block's attention calls is the cross-attention.
-            at_core: what to do there.
-        """
-        self._crossing = Crossing(position, states, turn, at_core)
-        try:
-            yield
-        finally:
-            self._crossing = None
 
     @property
     def own(self) -> Tensor:
@@ -294,6 +138,8 @@ class SplitBlock:
         They are the linear maps that ran before the core, if the block gives the same without
         them (a gate, say, is needed after the core too).
         """
+        if self.some is not self:
+            return self.some._skipped
         u, seen = self._attended
         with skipping(seen):
             without = self.with_u(u[None], self.z[None])[0]
@@ -301,11 +147,85 @@ class SplitBlock:
         same = deviations(without, self.output, rounding=4 * eps).max() <= 64 * eps
         return seen if same else {}
 
+    # --- on some tokens ---
+
+    @cached_property
+    def some(self) -> SplitBlock:
+        """The block on a few of the text's tokens, to find out what is true of its code.
+
+        Itself where the text is short, or the block does not run on some of its tokens (because
+        they are a grid, say).
+        """
+        if len(self.z) <= LONG or not self.opens or not self.has_attention:
+            return self
+        try:
+            call = self.call.of_tokens(self.few)
+            with torch.no_grad():
+                output = SplitBlock(call, 0, self.meter).whole(self.z[None, self.few])
+            some = SplitBlock(replace(call, output=output), 0, self.meter)
+        except Exception:  # sizes that do not go together, as the block puts it
+            return self
+        return some if bool(torch.isfinite(output).all()) else self
+
+    @cached_property
+    def few(self) -> Tensor:
+        """Positions ``(n,)`` of a few of the text's tokens, none of them padding."""
+        valid = self.call.valid[0].nonzero().squeeze(-1)
+        at = torch.linspace(0, len(valid) - 1, min(FEW, len(valid)), device=valid.device)
+        return valid[at.round().long()]
+
+    @cached_property
+    def by_rows(self) -> bool:
+        """Whether its attention function can be called for some of its targets."""
+        if not self.opens:
+            return False
+        rows = torch.arange(len(self.z), device=self.z.device).flip(0)[::3]
+        try:
+            found = self.attended_at(rows)
+        except Exception:  # it counts on as many targets as sources
+            return False
+        return nearly_equal(found, self.own[rows], self.own)
+
+    def attended_at(self, rows: Tensor) -> Tensor:
+        """``(R, H, e)`` what its attention function gives for targets ``rows (R,)`` of the text."""
+        assert self.tables is not None and self._text_call is not None
+        with torch.no_grad():
+            return self._text_call.of_targets(rows).eager()[-1]
+
+    def own_at(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The heads' outputs for targets ``rows (R,)`` of the text, and for some to compare with.
+
+        ``(R, H, e)`` and ``(n, H, e)``, of all targets where the text is short.
+        """
+        if self.some is self or not self.some.by_rows:
+            return self.own[rows], self.own
+        if self._own_at is None or self._own_at[0] is not rows:  # asked for twice in turn
+            found = self.attended_at(torch.cat([rows, self.few]))
+            self._own_at = rows, found[: len(rows)], found[len(rows) :]
+        return self._own_at[1:]
+
+    def packed(self, count: int) -> int:
+        """How long the sequences are that ``count`` tokens by themselves are packed into."""
+        return count if count < len(self.z) and self._shortens else len(self.z)
+
+    @cached_property
+    def _shortens(self) -> bool:
+        """Whether what follows the attention works on sequences shorter than the text."""
+        if self.some is self or not self.some.by_rows:
+            return False
+        try:
+            with torch.no_grad():
+                u = self.attended_at(self.few)[None]
+                found = self.after_attention(u, self.z[None, self.few], self.few[None])[0]
+        except Exception:
+            return False
+        return nearly_equal(found, self.output[self.few], self.output)
+
     # --- validating it ---
 
     def attends(self, rows: Tensor, u: Tensor) -> bool:
         """Whether its attention gives ``u (R, H, e)`` for the tokens ``rows (R,)`` of the text."""
-        return nearly_equal(u, self.own[rows], self.own)
+        return nearly_equal(u, *self.own_at(rows))
 
     def check(self, rows: Tensor, u: Tensor, output: Tensor | None = None) -> None:
         """Check that the split block is the block: same attention output, same block output.
@@ -328,7 +248,7 @@ class SplitBlock:
                 )
             return
         if not self.attends(rows, u):
-            gap = deviation(u, self.own[rows], self.own)
+            gap = deviation(u, *self.own_at(rows))
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention (its output differs "
                 f"by {gap:.1e} from softmax(q k^T * scale + mask) v): ask "
@@ -338,19 +258,24 @@ class SplitBlock:
         if output is not None and not nearly_equal(output, own_output, self.output):
             raise self.not_by_token(deviation(output, own_output, self.output))
 
-    def check_post(self, z: Tensor, rows: Tensor) -> Tensor:
+    def check_post(self, z: Tensor, rows: Tensor) -> Tensor | None:
         """Check that ``post`` is what follows the attention in the block, token by token.
+
+        Of a long text a few tokens are compared, among themselves.
 
         Args:
             z: ``(S, D)`` a point of a path.
             rows: ``(R,)`` the tokens compared, there and at the text itself (not padding).
 
         Returns:
-            ``(S, H, e)`` the outputs of the heads there.
+            ``(S, H, e)`` the outputs of the heads there; None of a long text.
 
         Raises:
             LigError: if it is not.
         """
+        if self.some is not self:
+            self.some.check_post(z[self.few], torch.arange(len(self.few), device=z.device))
+            return None
         u, output = (x[0] for x in self.run(z[None]))
         text = self.own, self.z, self.output
         both = [torch.cat([x[rows], y[rows]]) for x, y in zip((u, z, output), text, strict=True)]
@@ -393,11 +318,6 @@ def by_token(function: Callable[..., Tensor], length: int, *given: Tensor) -> Te
     return output.reshape(-1, output.shape[-1])[:count]
 
 
-def _joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Tuples of tensors, joined along the batch."""
-    return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
-
-
 def skipping(modules: dict[nn.Module, int]) -> AbstractContextManager[None]:
     """Let modules ``(..., D) -> (..., width)`` give zeros without work."""
 
@@ -405,10 +325,3 @@ def skipping(modules: dict[nn.Module, int]) -> AbstractContextManager[None]:
         return lambda x, *_, **__: x.new_zeros(*x.shape[:-1], width)
 
     return replaced_forward({module: zeros(width) for module, width in modules.items()})
-
-
-def epsilons(block: nn.Module) -> list[float]:
-    """Values of eps of the norms inside a block."""
-    names = ("eps", "variance_epsilon", "epsilon")
-    values = [getattr(m, name, None) for m in block.modules() for name in names]
-    return [value for value in values if isinstance(value, float)]

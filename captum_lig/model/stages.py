@@ -86,10 +86,10 @@ class Stages:
         found = {name: torch.cat(parts) for name, parts in seen.items() if parts}
         return {"u": torch.cat(us), "y": torch.cat(ys), **found}
 
-    def attend(self, z: Tensor) -> Tensor:
-        """``z -> u``: ``(N, S, D)`` to ``(N, S, H, width)``."""
+    def attend(self, z: Tensor, fused: bool = False) -> Tensor:
+        """``z -> u``: ``(N, S, D)`` to ``(N, S, H, width)``; see :meth:`RunBlock.attend`."""
         if self.split.call.site != "parts":
-            return self.split.attend(z)
+            return self.split.attend(z, fused)
         # Torch's fused attention has no derivative along a direction.
         with use_sdpa(), handle_with(lambda call: call.eager()):
             return self.split.attend(z)
@@ -228,7 +228,7 @@ class AroundMlp:
     """
 
     def __init__(self, stages: Stages) -> None:
-        self._stages, self._length = stages, len(stages.split.z)
+        self._stages, self._packed = stages, stages.split.packed
 
     def feed_forward(self, u: Tensor, z: Tensor, positions: Tensor) -> Tensor:
         """``u (M, H, width)``, ``z (M, D)`` and positions ``(M,)`` to ``m (M, D)``."""
@@ -236,7 +236,7 @@ class AroundMlp:
         def run(u: Tensor, z: Tensor, positions: Tensor) -> Tensor:
             return self._stages.feed_forward(z, u, positions=positions)
 
-        return by_token(run, self._length, u, z, positions)
+        return by_token(run, self._packed(len(u)), u, z, positions)
 
     def output(self, u: Tensor, z: Tensor, m: Tensor, positions: Tensor) -> Tensor:
         """The same with ``m (M, D)`` put in, to the tokens leaving ``(M, D)``."""
@@ -244,7 +244,7 @@ class AroundMlp:
         def run(u: Tensor, z: Tensor, m: Tensor, positions: Tensor) -> Tensor:
             return self._stages.output(z, u, m, positions=positions)
 
-        return by_token(run, self._length, u, z, m, positions)
+        return by_token(run, self._packed(len(u)), u, z, m, positions)
 
 
 def put(value: Tensor | None) -> Callable[..., Tensor] | None:

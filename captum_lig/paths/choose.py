@@ -71,6 +71,16 @@ class Block(Protocol):
     def attend(self, z: Tensor) -> Tensor:
         """Attention outputs ``(N, S, H, d)`` of ``z (N, S, D)``, differentiable."""
 
+    def attend_at(self, z: Tensor, rows: Tensor) -> Tensor:
+        """The same of the targets ``rows (R,)`` alone, ``(N, R, H, d)``."""
+
+    def keys_of(self, row: int) -> Tensor:
+        """``(Hkv, S, d)`` the key that the content of token ``row`` has at each position."""
+
+    @property
+    def some(self) -> Block:
+        """The block on a few of the text's tokens, to find out what is true of its code."""
+
 
 class WholeBlock(Block, Protocol):
     """What is needed to validate paths of a block, too."""
@@ -80,16 +90,20 @@ class WholeBlock(Block, Protocol):
     epsilons: list[float]
     """Values of eps of the norms inside."""
 
+    @property
+    def few(self) -> Tensor:
+        """``(n,)`` the positions of the tokens that ``some`` has, if it is another block."""
+
     def post(self, u: Tensor, z: Tensor, positions: Tensor) -> Tensor:
         """What follows the attention: ``u (M, H, d)`` and ``z (M, D)`` to ``(M, D)``.
 
         ``positions (M,)`` are those of the tokens in the text.
         """
 
-    def check_post(self, z: Tensor, rows: Tensor) -> Tensor:
+    def check_post(self, z: Tensor, rows: Tensor) -> Tensor | None:
         """Check at a point ``z (S, D)`` that ``post`` is what follows the attention, by token.
 
-        Returns the heads' outputs there, ``(S, H, d)``.
+        Returns the heads' outputs there, ``(S, H, d)``, if all of them were had.
         """
 
 
@@ -130,14 +144,15 @@ def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> 
     if not block.opens:
         return Structure(None, opens=False)
     with torch.no_grad():
-        norm, normed_keys = recognise_norm(block.pre, block.z, epsilons), None
+        some = block.some
+        norm, normed_keys = recognise_norm(some.pre, some.z, epsilons), None
         if norm is None and targets:
-            norm = recognise_norm(lambda x: block.pre(x)[2:], block.z, epsilons)
+            norm = recognise_norm(lambda x: some.pre(x)[2:], some.z, epsilons)
             normed_keys = None if norm is None else NormedKeys.find(block, norm, epsilons)
             if normed_keys is None:
                 norm = None
-        flipped = block.pre(block.z.flip(0)[None])
-        pairs = zip(block.tables, flipped, strict=True)
+        flipped = some.pre(some.z.flip(0)[None])
+        pairs = zip(some.tables, flipped, strict=True)
         keys, values = [not _same_flipped(table[1], x[0]) for table, x in pairs][1:]
         if norm is None:
             return Structure(None, keys, values)
@@ -181,9 +196,11 @@ def _validated(block: WholeBlock, start: Start, rows: Tensor, with_output: bool)
     with torch.no_grad():
         sample = Sample.of(start, block.z, rows, block.epsilons)
         first = _checked_post(block, sample.z[0], rows) if with_output else None
-        if not found.opens or mixes_tokens(block.pre, block.tables, block.z, sample.z[0]):
+        some = block.some
+        at_few = sample.z[0] if some is block else sample.z[0, block.few]
+        if not found.opens or mixes_tokens(some.pre, some.tables, some.z, at_few):
             return Structure(None, opens=False)
-        seen = observe(block.attend, sample, first)
+        seen = observe(block.attend_at, sample, first)
     run = Structure(None, found.keys_know_position, found.values_know_position)
     few = start.select(sample.few)
     for structure in (found, run) if found.norm is not None else (run,):
@@ -300,8 +317,10 @@ def _logits_of_moved_targets(block: Block, key_bias: Tensor, q: Tensor, rows: Te
     parts = []
     at_once = max(1, 4096 // len(block.z))
     for own, q_own in zip(rows.split(at_once), q.split(at_once, 1), strict=True):
-        content = block.z[own][:, None].expand(-1, *block.z.shape)
-        keys = block.pre(content)[1] - key_bias  # (R, Hkv, S, d)
-        keys = keys.repeat_interleave(groups, 1)
+        if at_once <= 4:  # of a path that is validated it will be asked again
+            keys = torch.stack([block.keys_of(row) for row in own.tolist()])
+        else:
+            keys = block.pre(block.z[own][:, None].expand(-1, *block.z.shape))[1]
+        keys = (keys - key_bias).repeat_interleave(groups, 1)  # (R, H, S, d)
         parts.append(torch.einsum("hrd,rhsd->hrs", q_own, keys))
     return torch.cat(parts, 1)

@@ -56,7 +56,7 @@ def cross_path(block: CrossBlock, start: Tensor, targets: Tensor) -> SharedPath 
     frozen = (start == states).all(-1).expand(len(targets), -1)
     with torch.no_grad():
         sample = Sample.of(shared, states, targets, block.epsilons)
-        seen = observe(block.attend, sample)
+        seen = observe(lambda z, rows: block.attend(z)[:, rows], sample)
         row = RowFunction(block.softcap, block.sinks)
         if not mixes_tokens(block.pre, block.pre(states[None]), states, sample.z[0]):
             for qkv in _along(block, start):

@@ -9,12 +9,13 @@ and what follows the attention has to treat each token by itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from captum_lig._types import QKV, Attend, Pre
+from captum_lig._types import QKV, Pre
 from captum_lig.paths.base import AttentionPath
 from captum_lig.paths.baselines import Start
 
@@ -98,13 +99,18 @@ class Observed:
         return float(torch.stack(worst).nan_to_num(torch.inf).max())
 
 
-def observe(attend: Attend, sample: Sample, first: Tensor | None = None) -> Observed:
-    """Run a block's attention at the points of a sample, but for the ``first (S, H, d)``."""
-    known = [] if first is None else [first[None]]
+def observe(
+    attend_at: Callable[[Tensor, Tensor], Tensor], sample: Sample, first: Tensor | None = None
+) -> Observed:
+    """Run a block's attention at the points of a sample, but for the ``first (S, H, d)``.
+
+    ``attend_at`` gives the outputs ``(N, R, H, d)`` of some rows.
+    """
+    known = [] if first is None else [first[None, sample.rows]]
     parts = sample.z[len(known) :].split(max(1, AT_ONCE // sample.z.shape[1]))
-    u = torch.cat([*known, *(attend(z) for z in parts)])
+    u = torch.cat([*known, *(attend_at(z, sample.rows) for z in parts)])
     point = torch.arange(len(u), device=u.device)[:, None]
-    return Observed(sample, u[point, sample.rows[sample.chosen]])
+    return Observed(sample, u[point, sample.chosen])
 
 
 def mixes_tokens(pre: Pre, tables: QKV, text: Tensor, point: Tensor) -> bool:

@@ -63,6 +63,17 @@ class HandCut:
             return torch.stack(self._each(self.twin, z))[:, :, None]
         return torch.stack(self._each(self.twin.attend, z)).transpose(1, 2)
 
+    def attend_at(self, z: Tensor, rows: Tensor) -> Tensor:
+        return self.attend(z)[:, rows]
+
+    @property
+    def some(self) -> HandCut:
+        return self
+
+    @property
+    def few(self) -> Tensor:
+        return torch.arange(len(self.z))
+
     def post(self, u: Tensor, z: Tensor, positions: Tensor) -> Tensor:
         if not self.has_attention:
             return u[:, 0]

@@ -229,7 +229,20 @@ def run(
             missed.append(f"{one.name}: {found.total / found.sequence:.2f} (at most {RATIO})")
         if found.bytes > GIBS * GIB:
             missed.append(f"{one.name}: {found.bytes / GIB:.2f} GiB (at most {GIBS})")
-    text = section(TITLE, "long", "", table(HEADER, rows))
+    text = section(
+        TITLE,
+        "long",
+        f"The layer map of the last token, {POINTS} path points to begin with, every step in "
+        f"seconds. *{SHAPE}* is a layer 2048 wide with 32 heads on 8 key heads, 8192 inside its "
+        "MLP, of random weights and random scales of its norms. *model's pass*: the model by "
+        "itself. *recording* runs it with our attention function and masks, *comparing* runs it "
+        "as it is, *validating* holds the split block and its path against the block's own code. "
+        "*a sequence*: what follows the attention, forward and backward, for as many tokens as "
+        "the text has, which is what path points of one target took when they were packed into "
+        f"sequences of the text's length; *ratio*: the total over it, at most {RATIO:g}. *peak*: "
+        "memory beyond the model.",
+        table(HEADER, rows),
+    )
     return text, missed
 
 

@@ -572,7 +572,7 @@ def test_help_has_an_example_and_every_option() -> None:
 def test_help_does_not_import_torch() -> None:
     program = "import sys; from captum_lig.cli import main\ntry: main()\nexcept SystemExit: pass\n"
     program += "print(sorted({'torch', 'transformers', 'captum', 'numpy'} & set(sys.modules)))"
-    for command in ([], ["why"], ["explain"], ["inspect"], ["consistency"]):
+    for command in ([], ["why"], ["explain"], ["inspect"], ["corpus"], ["consistency"]):
         done = subprocess.run(
             [sys.executable, "-c", program, *command, "--help"], capture_output=True, text=True
         )

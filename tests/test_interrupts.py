@@ -34,7 +34,7 @@ def drawn(found: dict[Spot, list[int]], name: str) -> list[int]:
     for spot, moments in found.items():
         delicate_file = not spot[0].startswith(PACKAGE) or spot[0].endswith(CHANGES)
         (delicate if delicate_file else others).append(generator.choice(moments))
-    return sorted(generator.sample(delicate, 24) + generator.sample(others, 12))
+    return sorted(generator.sample(delicate, 16) + generator.sample(others, 8))
 
 
 @pytest.fixture(scope="module")
@@ -172,4 +172,4 @@ def test_an_interrupted_call_inside_another(calls: Callable[[str], Call], inner:
     finally:
         handle.remove()
     assert not moments
-    assert len([where for where in wheres if where is not None]) > 20
+    assert len([where for where in wheres if where is not None]) > 12

@@ -76,17 +76,16 @@ def open_corpus(corpus: Any) -> Corpus:
     """
     if isinstance(corpus, (str, Path)):
         return _file(Path(corpus))
-    if isinstance(corpus, Mapping) or not isinstance(corpus, Iterable):
-        raise LigError(f"corpus={brief(corpus)}: give a file, a data set, or a list of texts.")
     columns = getattr(corpus, "column_names", None)
-    if columns is not None and not isinstance(columns, Mapping) and "text" not in columns:
-        raise LigError(f"the data set has no column 'text': it has {', '.join(columns)}.")
     if isinstance(columns, Mapping):
         raise LigError(f"the data set has the splits {', '.join(columns)}: give one of them.")
-    known = getattr(corpus, "_fingerprint", None)
+    if isinstance(corpus, Mapping) or not isinstance(corpus, Iterable):
+        raise LigError(f"corpus={brief(corpus)}: give a file, a data set, or a list of texts.")
+    if columns is not None and "text" not in columns:
+        raise LigError(f"the data set has no column 'text': it has {', '.join(columns)}.")
     return Corpus(
         type(corpus).__name__,
-        str(known) if known else None,
+        None,  # a data set's own fingerprint may be drawn at random: batches have digests
         len(corpus) if isinstance(corpus, Sized) else None,
         lambda: (text_of(number, row) for number, row in enumerate(corpus)),
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from captum_lig._arguments import users_line
 from captum_lig._types import Parts
 from captum_lig.errors import LigError
 from captum_lig.integrals.boundary import Boundary
@@ -175,7 +176,7 @@ class SetBoundary(Boundary):
             warnings.warn(
                 f"rows are not within tolerance={tolerance} (completeness error): "
                 f"{self._name(missed)}. Raise max_steps, or choose another baseline.",
-                stacklevel=4,  # past attribute() and Captum's wrapper of it
+                stacklevel=users_line(),
             )
         return results
 

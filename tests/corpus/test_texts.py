@@ -145,7 +145,7 @@ def test_datasets() -> None:
     data = datasets.Dataset.from_list([{"text": "the cat"}, {"text": "sat"}])
     corpus = open_corpus(data)
     assert corpus.count == 2
-    assert corpus.digest == data._fingerprint
+    assert corpus.digest is None
     for one in (corpus, open_corpus(data.to_iterable_dataset())):
         assert [text.text for text in one] == ["the cat", "sat"]
     with pytest.raises(LigError, match="has no column 'text': it has words"):

@@ -41,11 +41,16 @@ def attribute(drawn: Texts, start: Any, scalarization: str, inputs: Any, **given
 
 
 @few
-@given(drawn=texts(), start=STARTS, scalarization=st.sampled_from(["l2", "projection"]))
-def test_rows_add_up_or_are_named(drawn: Texts, start: Any, scalarization: str) -> None:
+@given(
+    drawn=texts(),
+    start=STARTS,
+    scalarization=st.sampled_from(["l2", "projection"]),
+    most=st.sampled_from([4, 256]),
+)
+def test_rows_add_up_or_are_named(drawn: Texts, start: Any, scalarization: str, most: int) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        flow = attribute(drawn, start, scalarization, drawn.batch(), max_steps=256)
+        flow = attribute(drawn, start, scalarization, drawn.batch(), n_steps=4, max_steps=most)
     said = any("rows are not within tolerance" in str(one.message) for one in seen)
     assert said == any(not bool(x.all()) for x in flow.converged.values())
     whole = flow.need("mlp").sum(-1) + flow.need("residual")
@@ -69,6 +74,8 @@ def test_rows_add_up_or_are_named(drawn: Texts, start: Any, scalarization: str) 
         x, hidden = flow.need(name), drawn.hidden()
         assert not x[(hidden[:, None] if name == "attention" else hidden).expand_as(x)].any()
     assert not flow.need("layer_total")[~valid].any()
+    if said:
+        return
     conserved = flow.compose("conserve").sum(-1)
     # A head that did not move has nothing to share out, and what it has is rounding.
     torch.testing.assert_close(conserved, whole, rtol=3e-3, atol=3e-3 * float(whole.abs().max()))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from tests.helpers.drawn import few
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3))
 STARTS = st.sampled_from([None, 0.3, "target_token", "tensor", "per target"])
+many = settings(few, max_examples=25)
 PLAIN: dict[str, Any] = {"n_steps": 6}
 
 
@@ -35,7 +36,7 @@ def start_of(name: Any, x: Tensor) -> Any:
     return normal(len(x), x.shape[1], *x.shape[1:], seed=6) if name == "per target" else name
 
 
-@few
+@many
 @given(sizes=SIZES, start=STARTS, seed=st.integers(0, 20), size=st.integers(1, 9))
 def test_batches_portions_and_chosen_outputs(
     sizes: tuple[int, int, int], start: Any, seed: int, size: int
@@ -52,7 +53,7 @@ def test_batches_portions_and_chosen_outputs(
             near(ig.attribute(x, begin, output_indices=[j], **PLAIN), whole[:, [j]])
 
 
-@few
+@many
 @given(sizes=SIZES, start=STARTS, seed=st.integers(0, 20), weight=st.sampled_from([1.0, -2.5]))
 def test_sums_of_numbers(sizes: tuple[int, int, int], start: Any, seed: int, weight: float) -> None:
     x = normal(*sizes, seed=seed)
@@ -66,7 +67,7 @@ def test_sums_of_numbers(sizes: tuple[int, int, int], start: Any, seed: int, wei
     near(both, one + weight * two)
 
 
-@few
+@many
 @given(sizes=SIZES, start=STARTS, seed=st.integers(0, 20), data=st.data())
 def test_tokens_in_another_order(
     sizes: tuple[int, int, int], start: Any, seed: int, data: st.DataObject

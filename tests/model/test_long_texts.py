@@ -1,0 +1,186 @@
+"""Long texts: no tensor as large as all heads' weights, the same numbers, the same refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.models.llama import modeling_llama
+
+from captum_lig import LayerFlowIG, LigError
+from captum_lig.prediction import logit
+
+HEADS, WIDTH, LENGTH, VOCABULARY = 32, 64, 740, 50
+SETTINGS: dict[str, Any] = {
+    "boundaries": ("layer",),
+    "output_indices": [LENGTH - 1, 7],
+    "n_steps": 8,
+    "tolerance": None,
+}
+
+
+class Largest(TorchDispatchMode):
+    """Entries of the largest tensor that any operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(x, Tensor):  # one that is expanded holds no more than its storage
+                held = x.untyped_storage().nbytes() // x.element_size()
+                self.entries = max(self.entries, min(x.numel(), held))
+        return out
+
+
+def drawn(model: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        mean = 1.0 if parameter.dim() == 1 else 0.0
+        nn.init.normal_(parameter, mean, 0.2, generator=generator)
+    return model.eval()
+
+
+def llama() -> nn.Module:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=HEADS,
+        num_key_value_heads=4,
+        max_position_embeddings=LENGTH,
+    )
+    return drawn(AutoModelForCausalLM.from_config(config))
+
+
+def text(length: int = LENGTH) -> Tensor:
+    return torch.randint(VOCABULARY, (1, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("baseline", ["zero", "target_token"])
+def test_no_tensor_holds_the_weights_of_all_heads(baseline: str) -> None:
+    with Largest() as seen:
+        LayerFlowIG(llama()).attribute(text(), baseline, **SETTINGS)
+    assert LENGTH**2 <= seen.entries < 2 * LENGTH**2  # a mask, and no more
+
+
+def test_nor_with_a_number_to_explain() -> None:
+    other = text()
+    other[0, 3] += 1
+    lig = LayerFlowIG(llama())
+    with Largest() as seen:
+        lig.attribute(
+            text(), other % VOCABULARY, logit(3), boundaries=("mlp",), n_steps=3, tolerance=None
+        )
+    assert LENGTH**2 <= seen.entries < 2 * LENGTH**2
+
+
+def by_definition(model: Any, ids: Tensor, target: int, nodes: int = 32) -> Tensor:
+    """The layer map of one target from zero, ``(S,)``: the block itself, run at each point."""
+    calls: list[tuple[Any, Any]] = []
+    block = model.model.layers[0]
+    handle = block.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+    )
+    with torch.no_grad():
+        model(ids, use_cache=False)
+    handle.remove()
+    ((args, kwargs),) = calls
+    z, rest = args[0], args[1:]
+    ends = torch.linspace(0, 1, nodes + 1, dtype=z.dtype) ** 3  # it changes fastest near zero
+    step, points = ends.diff(), (ends[:-1] + ends[1:]) / 2
+    with torch.no_grad():
+        start = block(torch.zeros_like(z), *rest, **kwargs)[0, target]
+    found = torch.zeros_like(z[0])
+    for a, width in zip(points, step, strict=True):
+        x = (a * z).requires_grad_()
+        change = block(x, *rest, **kwargs)[0, target] - start
+        (gradient,) = torch.autograd.grad(torch.linalg.vector_norm(change), x)
+        found += width * gradient[0]
+    return (found * z[0]).sum(-1)
+
+
+def squared_weights(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
+) -> tuple[Tensor, Tensor]:
+    """Attention that is not softmax."""
+    groups = module.num_key_value_groups
+    key, value = (modeling_llama.repeat_kv(x, groups) for x in (key, value))
+    weights = torch.softmax(query @ key.transpose(-1, -2) * scaling + mask, -1) ** 2
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_maps_are_what_the_definition_says(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not plain:  # fused attention is another function: what is recorded shows it
+        monkeypatch.setattr(modeling_llama, "eager_attention_forward", squared_weights)
+    model = llama()
+    model.set_attn_implementation("eager")  # type: ignore[operator]
+    settings = SETTINGS | {"output_indices": [40], "n_steps": 16}
+    (flow,) = LayerFlowIG(model).attribute(text(), "zero", **settings)
+    assert (flow.cost.path == "autograd") == (not plain)
+    expected = by_definition(model, text(), 40)
+    error = (flow.need("layer")[0, 0] - expected).abs().max()
+    assert error < 1e-2 * expected.abs().max()  # of the midpoint rule
+
+
+class Block(nn.Module):
+    """A causal block with one head, and what follows the attention as its kind says."""
+
+    def __init__(self, kind: str, length: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.qkv, self.mlp = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.at = nn.Parameter(torch.zeros(length, WIDTH))
+
+    def forward(self, z: Tensor) -> Tensor:
+        q, k, v = self.qkv(z)[:, None].chunk(3, -1)
+        u = functional.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0]
+        r = z + u
+        if self.kind == "mixes":
+            r = r + torch.cumsum(r, 1) / r.shape[1]
+        if self.kind == "knows positions":
+            r = r + self.at[: z.shape[1]]
+        if self.kind == "a grid":
+            r = r.unflatten(1, (20, -1)).flatten(1, 2)
+        return r + torch.tanh(self.mlp(r))
+
+
+class Model(nn.Module):
+    def __init__(self, kind: str, length: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.blocks = nn.ModuleList([Block(kind, length)])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.blocks[0](self.embedding(ids))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("length", [20, 300])
+@pytest.mark.parametrize("kind", ["mixes", "knows positions"])
+def test_what_cannot_be_split_is_refused_at_any_length(kind: str, length: int) -> None:
+    model = drawn(Model(kind, length))
+    with pytest.raises(LigError, match=r"split|mixed somewhere else"):
+        LayerFlowIG(model).attribute(text(length), "zero", boundaries=("layer",))
+
+
+@pytest.mark.parametrize("length", [20, 300])
+def test_a_block_that_runs_on_all_its_tokens_alone(length: int) -> None:
+    flows = [
+        LayerFlowIG(drawn(Model(kind, length))).attribute(
+            text(length), "zero", boundaries=("layer",), output_indices=[-1, 3]
+        )
+        for kind in ("a grid", "")
+    ]
+    grid, plain = (flow[0].need("layer") for flow in flows)
+    torch.testing.assert_close(grid, plain, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,6 @@
-"""The tables of docs/consistency.md, from the files that ``captum-lig consistency`` wrote.
+"""The tables of docs/consistency.md, from the folders that ``captum-lig consistency`` wrote.
 
-    python -m benchmarks.consistency RECORDS.parquet
+    python -m benchmarks.consistency FOLDER
 
 Prints, for each layer baseline, the best pairings with the controls and the worst, and the best
 pairing layer by layer.
@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 from benchmarks.common import table
-from captum_lig.experiments.consistency import Ranked, pool
-from captum_lig.experiments.consistency.corpus_run import Corpus
+from captum_lig.corpus import load
+from captum_lig.experiments.consistency import Ranked, pool, records
 from captum_lig.experiments.consistency.pairings import LAYER_BASELINES
 from captum_lig.experiments.consistency.ranking import MEASURES, Pooled
 from captum_lig.experiments.consistency.table import excerpt, number
@@ -70,10 +70,10 @@ def by_layer(pooled: Pooled, baseline: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("records", type=Path)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--best", type=int, default=5)
     given = parser.parse_args()
-    pooled = pool(Corpus(given.records, 0, {}).records())
+    pooled = pool(records(load(given.folder)))
     for baseline in LAYER_BASELINES:
         print(ranking(pooled, baseline, given.best), end="\n\n")
     for baseline in LAYER_BASELINES:

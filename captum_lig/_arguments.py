@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import reprlib
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from captum_lig.errors import LigError
 
-__all__ = ["brief", "fraction", "index_list", "whole_number"]
+__all__ = ["brief", "fraction", "index_list", "users_line", "whole_number"]
 
 _LONGEST = 80
 
@@ -65,3 +67,19 @@ def index_list(
             f"{what}, 0 to {count - 1}."
         )
     return chosen.long() % count
+
+
+def users_line() -> int:
+    """``stacklevel`` of a warning that is given where this is called: the line that the user wrote.
+
+    The first that is neither ours, nor of Captum and torch, that wrap methods, nor of contexts.
+    """
+    frame, level = sys._getframe(1), 1
+    between = ("captum_lig", "captum", "contextlib", "torch")
+    while frame.f_back is not None and _package(frame) in between:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]

@@ -1,5 +1,7 @@
 """The one exception of this library."""
 
+__all__ = ["LigError"]
+
 
 class LigError(ValueError):
     """Something the caller gave, or a model, cannot be worked with.

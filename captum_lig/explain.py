@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_lig._restore import restoring
 from captum_lig.attribution.lengths import BOUNDARIES
 from captum_lig.errors import LigError
 from captum_lig.flow.explanation import Explanation
@@ -21,6 +22,7 @@ from captum_lig.pretrained.load import Pretrained, load_model, says_what_comes_n
 __all__ = ["Explanation", "explain"]
 
 
+@restoring
 def explain(
     text: str,
     model: str | Path | Pretrained | None = None,
@@ -58,7 +60,8 @@ def explain(
         self_term: estimate of what targets owe to themselves, ``"map_ratio"``, ``"zero_ratio"`` or
             None, see :meth:`LayerFlow.with_self_term`.
         influence: also attribute the boundary ``"influence"``, how much each source moves a target,
-            whichever way; more work, see :meth:`LayerFlowIG.attribute`.
+            whichever way; views open with it then. 3 to 5 times the work for a sentence, 24 times
+            for 60 tokens.
         dtype: ``"float32"`` (None) or ``"float64"``, of a model by name.
         device: such as ``"cuda"``, of a model by name.
         show_progress: show a progress bar over the layers.

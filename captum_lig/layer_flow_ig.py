@@ -15,6 +15,7 @@ from typing_extensions import TypedDict, Unpack
 
 from captum_lig._arguments import brief, whole_number
 from captum_lig._captum import GradientAttribution, log_usage
+from captum_lig._restore import restoring
 from captum_lig.attribution.direct import edges_towards
 from captum_lig.attribution.lengths import (
     BOUNDARIES,
@@ -139,6 +140,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         **settings: Unpack[FlowSettings],
     ) -> tuple[LayerFlow | Flows, Delta | list[Delta]]: ...
 
+    @restoring
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(
         self,
@@ -296,6 +298,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 flows.append(flow)
         return self._result(flows, return_convergence_delta, call, tokenizer)
 
+    @restoring
     @log_usage()  # type: ignore[untyped-decorator]
     def direct_edges(
         self,
@@ -349,9 +352,13 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
 
         Example::
 
-            edges = lig.direct_edges(inputs, other_inputs, logit(" are", minus=" is"))
-            edges.strongest(1).words()  # ["a12.h3 -> a20.h1.q at ' France' (3)"]
-            edges.summed().into(Reader("output")).rows()
+            >>> from captum_lig.graph import Reader
+            >>> edges = LayerFlowIG(decoder).direct_edges(ids, other_ids, target)
+            >>> edges.strongest(2).words()  # MLPs of layers 0 and 1, to the number
+            ['m0 -> output at 2', 'm1 -> output at 2']
+            >>> read = edges.summed().into(Reader("output")).rows()
+            >>> round(sum(row["value"] for row in read) / edges.change, 3)  # all of the change
+            1.0
         """
         whole_number("keep", keep, 1)
         if target is None:

@@ -20,6 +20,7 @@ from captum_lig._captum import (
     log_usage,
     select_targets,
 )
+from captum_lig._restore import restoring
 from captum_lig.errors import LigError
 from captum_lig.integrals.adaptive import integrate
 from captum_lig.integrals.scalarization import (
@@ -37,6 +38,8 @@ from captum_lig.integrals.set_integral import (
     usable,
 )
 from captum_lig.integrals.settings import Settings
+from captum_lig.model.attention_call import AttentionCall, handle_with
+from captum_lig.model.sdpa import use_sdpa
 from captum_lig.paths.baselines import read_baseline
 
 __all__ = ["SetToSetIG"]
@@ -128,6 +131,7 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         **settings: Unpack[SetSettings],
     ) -> tuple[Inputs, Tensor]: ...
 
+    @restoring
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(
         self,
@@ -166,7 +170,8 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
             output_indices: the targets to attribute, in this order; None for all.
             per_feature: keep the inputs' feature dimensions.
             tolerance: largest completeness error of a row, relative to the size of its total: rows
-                that are not within it after ``n_steps`` nodes are refined. None: the plain rule.
+                that are not within it after ``n_steps`` nodes are refined, and those that do not
+                make it are named in a warning. None: the plain rule.
             max_steps: most nodes for one row.
 
         Returns:
@@ -200,7 +205,7 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
                     f"tolerance={tolerance} with scalarization 'vector' and "
                     "multiply_by_inputs=False: such vectors have no known sum, leave out one."
                 )
-            found = integrate([boundary], settings)
+            found = boundary.checked(integrate([boundary], settings), tolerance)
             attributions = tuple(
                 part.unflatten(0, (problem.examples, -1)) for part in found.values()
             )
@@ -212,6 +217,7 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         result = format_output(isinstance(inputs, tuple), attributions)
         return (result, delta) if return_convergence_delta else result
 
+    @restoring
     def compute_convergence_delta(
         self,
         attributions: Inputs,
@@ -268,9 +274,9 @@ class SetToSetIG(GradientAttribution):  # type: ignore[misc]
         ends = checked_inputs(inputs)
         problem = _Outputs(self.forward_func, ends, target, additional_forward_args, output_indices)
         starts, per_target = _starts(baselines, ends, problem)
-        over = SetMap(
-            problem.forward, starts, ends, per_target, internal_batch_size, self._multiply_by_inputs
-        )
+        size, multiply = internal_batch_size, self._multiply_by_inputs
+        forwards = problem.forward, problem.forward_twice
+        over = SetMap(*forwards, starts, ends, per_target, size, multiply)
         named: dict[str, type[Scalarization]] = {**SCALARIZATIONS, "vector": Vector}
         scalarization = Cotangent if problem.scalars else named[self.scalarization]
         with torch.no_grad():
@@ -327,6 +333,11 @@ class _Outputs:
         if self.scalars:
             y = y.unsqueeze(-1)
         return y if self._indices is None else y[:, self._indices]
+
+    def forward_twice(self, inputs: Tensors, example: Tensor) -> Tensor:
+        """The same without fused attention kernels, which can be differentiated once only."""
+        with use_sdpa(), handle_with(AttentionCall.eager):
+            return self.forward(inputs, example)
 
     def _raw(self, inputs: Tensors, example: Tensor) -> Tensor:
         args = [

@@ -39,6 +39,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx
 include_patterns = [
     "README.md",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "docs/*.md",
     "docs/generated/*",
     "tutorials/*.ipynb",
@@ -84,7 +85,13 @@ CONTENTS = {
     ],
     "Compare two texts": ["docs/compare-two-texts", "docs/prompts-and-sinks"],
     "Use my own model": ["docs/own-models", "docs/families", "docs/gpu", "docs/long-texts"],
-    "Work with the numbers": ["docs/how-to", "docs/pandas", "docs/charts"],
+    "Work with the numbers": [
+        "docs/how-to",
+        "docs/pandas",
+        "docs/charts",
+        "docs/corpus",
+        "docs/corpus-cluster",
+    ],
     "Within a layer": [
         "docs/getting-started",
         "tutorials/first_map",
@@ -106,6 +113,7 @@ CONTENTS = {
         "docs/reference",
         "docs/generated/command-line",
         "docs/architecture",
+        "CONTRIBUTING",
         "CHANGELOG",
     ],
 }

@@ -182,6 +182,26 @@ def test_influence_is_attributed_and_shown_if_asked_for(tiny: Path) -> None:
     result = run(TEXT, "--model", tiny, "--show", "influence")
     assert result.exit_code == 0, result.output
     assert "strongest links, influence" in result.stdout
+    given = ("--model", tiny, "--layers", "0", "--format", "csv")
+    (row, *_) = csv.DictReader(run(TEXT, *given).stdout.splitlines())
+    assert row["influence"] == ""
+    rows = list(csv.DictReader(run(TEXT, *given, "--show", "influence").stdout.splitlines()))
+    lengths = found.flows[0].influence.flatten().tolist()
+    assert [float(row["influence"]) for row in rows] == pytest.approx(lengths, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("show", ["influence", "direct", "composed"])
+def test_the_page_opens_with_the_map_that_is_asked_for(
+    tiny: Path, tmp_path: Path, show: str
+) -> None:
+    out = tmp_path / "flow.html"
+    run(TEXT, "--model", tiny, "--out", out, "--layers", "0", "--show", show)
+    said = header(out.read_text(encoding="utf-8"))
+    assert said["opening"] == show
+    assert any(one["name"] == "influence" for one in said["tensors"]) == (show == "influence")
+
+
+def test_unknown_maps_are_refused(tiny: Path) -> None:
     assert "--show 'best' is unknown" in sentence(run(TEXT, "--model", tiny, "--show", "best"))
 
 
@@ -360,7 +380,10 @@ def test_many_texts_load_the_model_once(
 
     rows = list(csv.DictReader((tmp_path / "all.csv").open()))
     table = pyarrow.parquet.read_table(tmp_path / "all.parquet").to_pylist()
-    assert [{name: str(value) for name, value in row.items()} for row in table] == rows
+    written = [
+        {name: "" if value is None else str(value) for name, value in row.items()} for row in table
+    ]
+    assert written == rows
     expected: Any = explain("the cat", tiny, layers=[1], baseline="zero").flows[0]
     own = [row for row in table if row["line"] == 1]
     assert len(own) == 4 * 4
@@ -549,7 +572,7 @@ def test_help_has_an_example_and_every_option() -> None:
 def test_help_does_not_import_torch() -> None:
     program = "import sys; from captum_lig.cli import main\ntry: main()\nexcept SystemExit: pass\n"
     program += "print(sorted({'torch', 'transformers', 'captum', 'numpy'} & set(sys.modules)))"
-    for command in ([], ["why"], ["explain"], ["inspect"], ["consistency"]):
+    for command in ([], ["why"], ["explain"], ["inspect"], ["corpus"], ["consistency"]):
         done = subprocess.run(
             [sys.executable, "-c", program, *command, "--help"], capture_output=True, text=True
         )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from captum_lig import LayerFlowIG
+from captum_lig import LayerFlowIG, circuits
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.model.split import SplitBlock
+from captum_lig.patching import effects
 from tests.helpers import models, twins
 from tests.helpers.attributions import (
     BASELINES,
@@ -150,3 +152,31 @@ def test_attention_that_is_run_for_some_rows_or_texts_alone(
         torch.testing.assert_close(
             getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-6
         )
+
+
+def test_warnings_point_at_the_line_of_the_user() -> None:
+    model, decoder = models.tiny_bert(), models.tiny_llama()
+    text, other = torch.tensor([[5, 9, 7]]), torch.tensor([[5, 4, 7]])
+
+    def number(output: Any) -> Tensor:
+        found: Tensor = output.last_hidden_state[:, -1, 0]
+        return found
+
+    rough: dict[str, Any] = {"n_steps": 2, "max_steps": 4, "tolerance": 1e-16}
+    half = models.tiny_llama(torch.bfloat16)
+
+    def circuit() -> None:
+        with circuits.of_nodes(half, text, other, number):
+            pass
+
+    calls: list[Callable[[], object]] = [
+        lambda: LayerFlowIG(model).attribute(text, 0.5, **rough),
+        lambda: LayerFlowIG(model).attribute(text, other, number, **rough),
+        lambda: LayerFlowIG(decoder).direct_edges(text, other, number, **rough),
+        lambda: effects(half, text, other, number, "heads"),
+        circuit,
+    ]
+    for call in calls:
+        with pytest.warns(match="not within tolerance|more than tolerance|comes in") as found:
+            call()
+        assert __file__ in {warning.filename for warning in found}

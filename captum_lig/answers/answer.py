@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from captum_lig._restore import restoring
 from captum_lig.answers.page import answer_page, write_answer
 from captum_lig.answers.parts import (
     Held,
@@ -114,6 +115,7 @@ class Answer:
         """The token that holds most of the change, from the lowest layer to the end."""
         return held_at(self.trace)
 
+    @restoring
     def check(self, k: int = 10, **settings: Any) -> Check:
         """Patch the ``k`` strongest of each kind and as many at random; the result is kept.
 

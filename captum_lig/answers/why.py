@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from captum_lig._restore import restoring
 from captum_lig.answers.answer import Answer
 from captum_lig.answers.asker import TOLERANCE, Asker
 from captum_lig.answers.wanted import Wanted
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["why"]
 
 
+@restoring
 def why(
     text: str,
     model: str | Path | nn.Module | None = None,

@@ -17,8 +17,8 @@ quadrature, whose errors are known stage by stage.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ from captum_lig.model.compare import nearly_equal
 from captum_lig.model.cross_attention import Cross, find_cross
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.rest import Rest
-from captum_lig.model.select import Finder
+from captum_lig.model.select import Finder, check_finite
 from captum_lig.prediction.bound_target import BoundTarget
 from captum_lig.prediction.vector_targets import State
 
@@ -165,7 +165,8 @@ class Top:
         with torch.no_grad():
             found = self._number(torch.stack([self.ends.start, self.ends.end])).double().tolist()
         for (there,), own in zip(found, self.values, strict=True):
-            if not abs(there - own) <= 1e-3 * abs(self.change) + 1e-5 * max(map(abs, self.values)):
+            if not self._near(there, own):
+                self._check_repeats()
                 raise LigError(
                     f"the target, {self.target.words}, reads more than the tokens leaving "
                     f"{self.rest.blocks[last].describe()}: with those of one run put into the "
@@ -190,6 +191,20 @@ class Top:
             return self.finest(relevance(found["z"], self.ends))
 
         return multipliers(stage, self.settings, budget, "number", scale)["z"]
+
+    def _near(self, there: float, own: float) -> bool:
+        return abs(there - own) <= 1e-3 * abs(self.change) + 1e-5 * max(map(abs, self.values))
+
+    def _check_repeats(self) -> None:
+        """Refuse a number that is another one each time."""
+        assert isinstance(self.target, BoundTarget)
+        again = float(self.target(self.rest.record(), self.rest.call))
+        if not self._near(again, self.values[1]):
+            raise LigError(
+                f"the target, {self.target.words}, is {self.values[1]:.6g} of the input, and "
+                f"{again:.6g} when the model runs on it again: the model is random (dropout that "
+                "does not ask for the mode?), or keeps a state. Switch that off."
+            )
 
     def _number(self, z: Tensor) -> Tensor:
         """``(P, 1)`` of ``z (P, S, D)`` leaving the last block."""
@@ -237,7 +252,7 @@ class Chain:
             block, call = self._block(number, number in wanted, meter), self.blocks[number]
             scale = self.top.finest(relevance(g, block.y), *elsewhere)
             handed = block.down(g, scale)
-            _check_finite(handed.z, call.describe())
+            _check_finite(handed.z, call.describe(), handed.stages)
             cross = self.crosses[number]
             if handed.e is not None and cross is not None:
                 self.waiting.append((cross, handed.e))
@@ -348,14 +363,27 @@ class Chain:
         return multipliers(stage, self.settings, self.budget, "between")["z"]
 
 
-def _check_finite(g: Tensor, of: str) -> None:
-    """A gradient somewhere on the line; both runs themselves are finite."""
-    if not bool(torch.isfinite(g).all()):
-        raise LigError(
-            f"the gradient of {of} is not finite between baseline and input: there may be a root "
-            "or a norm of 0, or numbers too large for the precision. Give another baseline or "
-            "target, or dtype=torch.float64."
-        )
+def _check_finite(g: Tensor, of: str, stages: Mapping[str, Parts] | None = None) -> None:
+    """A gradient somewhere on the line; both runs themselves are finite.
+
+    Args:
+        g: ``(S, D)`` the multiplier.
+        of: what it is of.
+        stages: what each stage handed down, the uppermost first.
+    """
+    if bool(torch.isfinite(g).all()):
+        return
+    by_token = (~torch.isfinite(g)).flatten(1).any(-1)
+    for name, parts in (stages or {}).items():
+        wrong = [~torch.isfinite(x).flatten(1).all(-1) for x in parts.values() if len(x) == len(g)]
+        if any(bool(one.any()) for one in wrong):
+            of, by_token = f"{of}, stage {name!r}", torch.stack(wrong).any(0)
+            break
+    raise LigError(
+        f"the gradient of {of} is not finite between baseline and input, at token "
+        f"{int(by_token.nonzero()[0])} first: there may be a root or a norm of 0, or numbers too "
+        "large for the precision. Give another baseline or target, or dtype=torch.float64."
+    )
 
 
 def check_runs(blocks: Sequence[BlockCall], others: Sequence[BlockCall]) -> list[Cross | None]:
@@ -375,6 +403,7 @@ def check_runs(blocks: Sequence[BlockCall], others: Sequence[BlockCall]) -> list
                 f"{block.describe()} gets {tuple(block.hidden.shape)} of the input and "
                 f"{tuple(other.hidden.shape)} of the baseline: give a baseline of as many tokens."
             )
+        check_finite(replace(other, padding=block.padding), "the baseline")
         differ = [
             ours
             for ours, theirs in zip(block.tensors(), other.tensors(), strict=True)

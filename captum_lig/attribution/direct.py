@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_lig._arguments import brief
+from captum_lig._arguments import brief, users_line
 from captum_lig.attribution.block import Handed, by_head, relevance
 from captum_lig.attribution.chain import Chain, Top, check_runs
 from captum_lig.attribution.readers import ReaderBlock
@@ -174,7 +174,7 @@ def _warn_if_off(edges: DirectEdges, scale: float, settings: Settings) -> None:
                 f"{edges.target} changes by {edges.change:.6g}, and {what} add up to {value:.6g}: "
                 f"more than tolerance={tolerance:g} off. Raise max_steps or n_steps, or give "
                 "dtype=torch.float64.",
-                stacklevel=5,
+                stacklevel=users_line(),
             )
 
 

@@ -160,6 +160,7 @@ class Problem:
             seen, asked = SplitCrossAttention(call, cross, text, meter), self.only(of_encoder).asked
             begin = encoder_start(self.cross_baseline, seen.states, seen.seen)
             found |= attribute_cross(seen, begin, targets[rows], asked, self.settings)
+        _check_finite(found, call, text, targets[rows])
         return found
 
     def with_self_term(
@@ -182,6 +183,21 @@ def _split(call: BlockCall, text: int, meter: Meter, boundaries: frozenset[str])
     stages = Stages(call.for_text(text), call.feed_forward, None, meter)
     stages.split.around_mlp = AroundMlp(stages)
     return stages.split
+
+
+def _check_finite(found: Parts, call: BlockCall, text: int, targets: Tensor) -> None:
+    """Refuse results, targets first, that are not finite: both ends of their paths are."""
+    for name, part in found.items():
+        wrong = ~torch.isfinite(part).flatten(1).all(-1) if part.dim() > 1 else ~part.isfinite()
+        if bool(wrong.any()):
+            wide = call.hidden.dtype == torch.float64
+            raise LigError(
+                f"{call.describe()}: {name} of target {int(targets[wrong][0])} of text {text} is "
+                f"not finite ({int(wrong.sum())} of {len(wrong)} targets). Values or gradients on "
+                "the path are not: there may be a root or a norm of 0, or numbers too large for "
+                f"{str(call.hidden.dtype).removeprefix('torch.')}. Give another baseline"
+                f"{'' if wide else ', or dtype=torch.float64'}."
+            )
 
 
 def check_dtype(dtype: torch.dtype | None) -> torch.dtype | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -194,24 +195,36 @@ def flows_towards(finders: Finders, question: Question) -> list[LayerFlow]:
     """
     names = question.names()
     prepared = Prepared.of(finders, question)
-    texts = [
-        attribute_number(
-            prepared.finder,
-            prepared.call.for_text(text, prepared.batch),
-            prepared.baseline.for_text(text, prepared.batch),
-            prepared.for_text(text),
-            question.settings,
-            finders.asked,
-            names,
-            question.show_progress,
-        )
-        for text in range(prepared.batch)
-    ]
+    texts = []
+    for text in range(prepared.batch):
+        with _naming(text, prepared.batch):
+            found = attribute_number(
+                prepared.finder,
+                prepared.call.for_text(text, prepared.batch),
+                prepared.baseline.for_text(text, prepared.batch),
+                prepared.for_text(text),
+                question.settings,
+                finders.asked,
+                names,
+                question.show_progress,
+            )
+        texts.append(found)
     words = prepared.target.words
     return [
         _flow(texts, number, words, _describe(question.baselines), question.settings.tolerance)
         for number in range(len(texts[0].layers))
     ]
+
+
+@contextmanager
+def _naming(text: int, batch: int) -> Iterator[None]:
+    """Say of which text of a batch an error is: each runs alone."""
+    try:
+        yield
+    except LigError as error:
+        if batch == 1:
+            raise
+        raise LigError(f"text {text} of the batch: {error}") from error
 
 
 def _flow(

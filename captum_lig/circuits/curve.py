@@ -133,12 +133,14 @@ class Circuits(ABC):
             raise LigError(
                 f"kept has the shape {tuple(kept.shape)}: give (C, {self.count:,}), for C circuits."
             )
+        self.question.check_open()
         found = []
         with tqdm(total=len(kept), desc="circuits", disable=not show_progress) as bar:
             for some in kept.split(self.at_once):
                 with torch.no_grad():
                     found.append(self._run(some))
                 bar.update(len(some))
+        self.question.check_open()
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
 
     def curve_of(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from captum_lig._restore import restoring_context
 from captum_lig.circuits.edges import EdgeCircuits
 from captum_lig.circuits.nodes import NodeCircuits
 from captum_lig.patching.runs import Layers
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["of_edges", "of_nodes"]
 
 
-@contextmanager
+@restoring_context
 def of_edges(
     model: nn.Module,
     inputs: Any,
@@ -60,7 +60,7 @@ def of_edges(
         yield EdgeCircuits(question, by_position, internal_batch_size)
 
 
-@contextmanager
+@restoring_context
 def of_nodes(
     model: nn.Module,
     inputs: Any,

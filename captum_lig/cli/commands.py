@@ -9,6 +9,7 @@ import typer
 
 from captum_lig.cli import collector
 from captum_lig.cli.consistency import consistency
+from captum_lig.cli.corpus import corpus
 from captum_lig.cli.explain import explain
 from captum_lig.cli.inspect import inspect
 from captum_lig.cli.why import why
@@ -51,4 +52,5 @@ def _options(
 app.command(no_args_is_help=True)(why)
 app.command(no_args_is_help=True)(explain)
 app.command("inspect")(inspect)
+app.command(no_args_is_help=True)(corpus)
 app.command(no_args_is_help=True)(consistency)

@@ -19,7 +19,6 @@ from captum_lig.cli.options import (
     option,
     parse_layers,
 )
-from captum_lig.cli.outputs import check_place
 
 __all__ = ["consistency"]
 
@@ -28,13 +27,13 @@ def consistency(
     corpus: Annotated[
         Path,
         typer.Argument(
-            help="Plain text, one sentence a line, or CoNLL-U (.conllu).", metavar="CORPUS"
+            help="A text a line, or .jsonl, .csv, .tsv, .parquet, .conllu.", metavar="CORPUS"
         ),
     ],
-    out: Annotated[Path, option("FILE", "File to write the records to: .parquet or .csv.", False)],
+    out: Annotated[Path, option("DIR", "Folder to write the data set to.", False)],
     model: Model = None,
     layers: Layers = "all",
-    limit: Annotated[int | None, option("N", "Stop after N sentences.", "the whole corpus")] = None,
+    limit: Annotated[int | None, option("N", "The first N sentences.", "the whole corpus")] = None,
     max_tokens: Annotated[
         int | None,
         option(
@@ -43,6 +42,7 @@ def consistency(
             "what the model takes",
         ),
     ] = None,
+    workers: Annotated[int | None, option("N", "Processes.", "one a core, at most 8")] = None,
     merge_words: Annotated[
         bool, typer.Option("--merge-words", help="Compare maps between words, not tokens.")
     ] = False,
@@ -60,34 +60,40 @@ def consistency(
 
     If it is cut off, the same command goes on where it stopped. For example:
 
-    [bold]captum-lig consistency sentences.txt --limit 20 --out consistency.parquet[/bold]
+    [bold]captum-lig consistency sentences.txt --limit 20 --out consistency[/bold]
     """
     with one_sentence():
         indices = parse_layers(layers)
-        check_place(out)
 
         from rich.console import Console
 
-        from captum_lig.experiments.consistency import pool, run_corpus
+        from captum_lig.corpus import run
+        from captum_lig.errors import LigError
+        from captum_lig.experiments.consistency import OF_TOKENS, OF_WORDS, pool, records
         from captum_lig.experiments.consistency.ranking import check_measure
         from captum_lig.experiments.consistency.table import report
 
         collector.loaded()
 
         check_measure(rank_by)
-        result = run_corpus(
+        result = run(
             corpus,
-            out,
             model,
-            layers=indices,
+            out=out,
+            measures=(OF_WORDS if merge_words else OF_TOKENS,),
+            workers=workers,
+            show_progress=sys.stderr.isatty(),
+            layers=None if indices is None else tuple(indices),
             scalarization=scalarization,
             n_steps=steps,
             tolerance=tolerance,
             limit=limit,
             max_tokens=max_tokens,
-            merge_words=merge_words,
-            show_progress=sys.stderr.isatty(),
         )
-        pooled = pool(result.records())
-        Console(highlight=False).print(report(pooled, result, rank_by, by_layer))
-        note(f"wrote {out}")
+        if not result.counts.get("done"):
+            raise LigError(
+                f"no text could be measured: {str(out / 'texts')!r} says why, under reason."
+            )
+        pooled = pool(records(result))
+        Console(highlight=False).print(report(pooled, result.counts, rank_by, by_layer))
+        note(f"wrote {out}: {', '.join(result.tables)}")

@@ -139,7 +139,7 @@ def explain(
             for line, given in zip(lines, asked, strict=True):
                 _check_text(found, line)
                 for path in outputs.single[line.number]:
-                    _tell_size(path, found, line, given["layers"])
+                    _tell_size(path, found, line, given["layers"], show == "influence")
         outputs.announce()
         with status("Loading the model"):
             loaded = load_model(found, dtype, device)
@@ -184,7 +184,9 @@ def _check_text(found: Checkpoint, line: Line) -> None:
         raise line.named(error) from error
 
 
-def _tell_size(path: Path, found: Checkpoint, line: Line, layers: list[int] | None) -> None:
+def _tell_size(
+    path: Path, found: Checkpoint, line: Line, layers: list[int] | None, influence: bool
+) -> None:
     """Say before the work that a file will be large."""
     from captum_lig.io.codec import LARGE
 
@@ -193,7 +195,8 @@ def _tell_size(path: Path, found: Checkpoint, line: Line, layers: list[int] | No
     if path.suffix.lower() not in DATA_SUFFIXES or depth is None or heads is None:
         return
     tokens = found.count_tokens(line.options["text"])
-    numbers = (len(layers) if layers else depth) * (2 * heads + 1) * tokens**2
+    maps = 2 * heads + 1 + influence * (heads + 1)
+    numbers = (len(layers) if layers else depth) * maps * tokens**2
     size = numbers * (22 if path.suffix.lower() == ".json" else 4)
     if size > LARGE:
         note(f"captum-lig: {path} will be up to {size / 1e6:,.0f} MB: {SMALLER}")

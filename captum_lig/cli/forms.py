@@ -56,6 +56,7 @@ class FlowForms:
         "total": float,
         "direct": float,
         "composed": float,
+        "influence": float,
     }
 
     def __init__(
@@ -77,15 +78,17 @@ class FlowForms:
         return flows_to_json(self._found)
 
     def rows(self) -> list[dict[str, Any]]:
-        """What a token gets from another in a layer a row: in the direct and the composed map."""
+        """What a token gets from another in a layer a row: direct, composed, and how much."""
         names, rows = self._found.tokens, []
         for flow in self._found.flows:
             totals, direct = flow.need("layer_total")[0].tolist(), flow.need("layer")[0].tolist()
             composed = flow.compose(self._rule)[0].tolist()
+            influence = None if flow.influence is None else flow.influence[0].tolist()
             for n, target in enumerate(flow.targets.tolist()):
                 for source, name in enumerate(names):
                     where = (flow.index, target, names[target], source, name)
-                    values = (totals[n], direct[n][source], composed[n][source])
+                    length = None if influence is None else influence[n][source]
+                    values = (totals[n], direct[n][source], composed[n][source], length)
                     row = (self._found.text, *where, *values)
                     rows.append(dict(zip(self.columns, row, strict=True)))
         return rows
@@ -100,7 +103,7 @@ class FlowForms:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", CannotCarryWarning)  # the page says it
                 graph = FlowGraph(found.flows, found.tokens)
-            graph.to_html(path, title, self._rule, hide_first_token=self._hide)
+            graph.to_html(path, title, self._rule, kind=self._kind, hide_first_token=self._hide)
         else:
             from captum_lig.views.plots import plot_flow
 

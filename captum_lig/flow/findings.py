@@ -26,6 +26,7 @@ __all__ = [
     "KINDS",
     "Sink",
     "View",
+    "check_kind",
     "choose_view",
     "distance",
     "find_sink",
@@ -111,6 +112,11 @@ class View:
         )
 
     @property
+    def signed(self) -> bool:
+        """Whether shares have a sign; lengths have none."""
+        return self.kind != "influence"
+
+    @property
     def sentence(self) -> str:
         """How far the composed map is off, and what follows."""
         if math.isnan(self.off_by):
@@ -120,8 +126,9 @@ class View:
             return f"{said} (median layer)."
         if self.kind == "composed":
             return f"{said} (median layer): they do not say what the layers do."
-        shown = "the direct maps are shown" if self.kind == "direct" else f"{self.kind} is shown"
-        return f"{said} (median layer), so {shown}."
+        if self.kind == "direct":
+            return f"{said} (median layer), so the direct maps are shown."
+        return f"{said} (median layer); influence, which is shown, is of no composed map."
 
 
 def distance(flows: Sequence[LayerFlow], rule: str) -> float:
@@ -138,22 +145,31 @@ def distance(flows: Sequence[LayerFlow], rule: str) -> float:
     return statistics.median(known) if known else math.nan
 
 
+def check_kind(kind: str | None) -> None:
+    """Refuse a kind that is neither None nor one of :data:`KINDS`."""
+    if kind is not None and kind not in KINDS:
+        raise LigError(f"kind={brief(kind)} is unknown: use one of {', '.join(KINDS)}, or None.")
+
+
 def choose_view(flows: Sequence[LayerFlow], rule: str, kind: str | None = None) -> View:
-    """The map to show: the composed one, or the direct one if that is far from it.
+    """The map to show.
 
     Args:
         flows: of one text.
         rule: a composition rule.
-        kind: one of :data:`KINDS`; None chooses.
+        kind: one of :data:`KINDS`. None chooses: influence where the flows hold it, since it is
+            what agrees best with how much sources do, and links are ranked by size; else the
+            composed map, or the direct one if that is far from it.
 
     Raises:
         LigError: for an unknown rule or kind, or a missing boundary.
     """
     find_rule(rule)
-    if kind is not None and kind not in KINDS:
-        raise LigError(f"kind={brief(kind)} is unknown: use one of {', '.join(KINDS)}, or None.")
+    check_kind(kind)
     off_by = distance(flows, rule)
     opened = "direct" if off_by > FAR else "composed"
+    if flows and all(flow.influence is not None for flow in flows):
+        opened = "influence"
     return View(kind or opened, rule, off_by)
 
 

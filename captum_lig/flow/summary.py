@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_lig._arguments import users_line
 from captum_lig.errors import LigError
 from captum_lig.flow.axes import FIELDS
 from captum_lig.flow.composition import DEFAULT_RULE
@@ -255,7 +256,7 @@ def warn_of_rows_not_converged(flows: list[LayerFlow]) -> None:
             + "; ".join(named[:MOST_NAMED])
             + more
             + ". Rows are flagged in flow.converged; raise max_steps or choose another baseline.",
-            stacklevel=5,  # past attribute() and Captum's wrapper of it
+            stacklevel=users_line(),
         )
 
 

@@ -49,6 +49,11 @@ def check_flows(flows: list[LayerFlow], text: int | None) -> int:
                 f"the flow of layer {flow.index} is of other texts than that of layer "
                 f"{first.index}: make a graph of the flows of one call."
             )
+        if flow.tokens is not None and first.tokens is not None and flow.tokens != first.tokens:
+            raise LigError(
+                f"the flow of layer {flow.index} is of {brief(flow.tokens)}, that of layer "
+                f"{first.index} of {brief(first.tokens)}: make a graph of the flows of one call."
+            )
         for name in ("scalarization", "baseline", "mlp_start", "target"):
             own, others = getattr(flow, name), getattr(first, name)
             if own != others:

@@ -411,12 +411,13 @@ class FlowGraph(JoinedLayers):
         title: str | None = None,
         rule: str = DEFAULT_RULE,
         *,
+        kind: str | None = None,
         hide_first_token: bool = False,
     ) -> Path:
         """Write the interactive page, see :func:`captum_lig.views.page.write_page`."""
         from captum_lig.views.page import write_page
 
-        return write_page(self, path, title, rule, hide_first_token=hide_first_token)
+        return write_page(self, path, title, rule, kind=kind, hide_first_token=hide_first_token)
 
     def plot(
         self, target: TokenIndex | Sequence[TokenIndex] | None = None, **settings: Any

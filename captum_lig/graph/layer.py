@@ -94,7 +94,7 @@ class Part(NamedTuple):
     """None: that of the flow's attributions."""
     merge: str | None = "sum"
     """What merging tokens to words makes of it: the ``sum`` over the pieces, ``any`` or ``all`` of
-    them; None: worked out anew from the edges."""
+    them; None: worked out anew from the edges; ``drop``: nothing, it is left out."""
     mask: str | None = None
     """Which of the masks of edges that are kept it is subject to."""
     needs: tuple[str, ...] = ()

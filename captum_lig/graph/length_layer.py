@@ -34,6 +34,7 @@ _SUM_BY_HEAD = part("head", "target", dtype=torch.float64, merge=None)
 _SUM = part("target", dtype=torch.float64, merge=None)
 _CHAIN = ("chain", "chain_sum", "chain_size")
 _DIRECT = ("direct", "direct_total")
+_INFLUENCE = ("influence", "influence_sum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,16 @@ class LengthLayer(GraphLayer):
         default=None, metadata=part("target", dtype=torch.float64, needs=_DIRECT)
     )
     """What a row of ``direct`` should add up to."""
+    influence: Tensor | None = field(
+        default=None, metadata=part("target", "source", merge="drop", needs=_INFLUENCE)
+    )
+    """z -> z': the length of what each source brings, as the flow has it; no edge, either. Lengths
+    of pieces are not those of words."""
+    influence_sum: Tensor | None = field(
+        default=None,
+        metadata=part("target", dtype=torch.float64, merge="drop", needs=_INFLUENCE),
+    )
+    """Of a whole row of ``influence``: lengths add up to no total, so they are shares of this."""
 
     @classmethod
     def of(cls, flow: LayerFlow, text: int) -> LengthLayer:
@@ -110,6 +121,9 @@ class LengthLayer(GraphLayer):
         if flow.layer is not None:
             tensors["direct"] = placed(flow.layer[0].to(dtype), "target", "source")
             tensors["direct_total"] = placed(flow.need("layer_total")[0].double(), "target")
+        if flow.influence is not None:
+            lengths = placed(flow.influence[0].to(dtype), "target", "source")
+            tensors |= {"influence": lengths, "influence_sum": lengths.double().sum(-1)}
         known = placed.known
         unmoved = (tensors["mlp"] == 0).all(-1) & (tensors["residual"] == 0)
         return cls(

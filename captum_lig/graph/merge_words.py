@@ -53,7 +53,7 @@ def merged_layer(layer: AnyLayer, groups: Sequence[int]) -> AnyLayer:
     edges at a node add up too. Sums of absolute values are taken anew, since edges of opposite
     sign cancel in a word; of edges that are not in the graph (pruned) the pieces' sizes are kept,
     which is the most that they can come to. The completeness error of a word is the largest of its
-    pieces, which its own cannot exceed.
+    pieces, which its own cannot exceed. Influence is left out: lengths of pieces do not add up.
 
     Raises:
         LigError: if a word has a piece that was a target and one that was none.
@@ -71,9 +71,12 @@ def merged_layer(layer: AnyLayer, groups: Sequence[int]) -> AnyLayer:
 
     before = layer.tensors()
     after: dict[str, Any] = {}
+    dropped: dict[str, Any] = {}
     for part, value in layer.parts():
         if part.merge == "all":
             after[part.name] = merge(~value, part.axes) == 0
+        elif part.merge == "drop":
+            dropped[part.name] = None
         elif part.merge is not None:
             after[part.name] = merge(value, part.axes).to(value.dtype)
     # Of the edges that are not in the graph the whole layer's sums are all that is known.
@@ -86,4 +89,4 @@ def merged_layer(layer: AnyLayer, groups: Sequence[int]) -> AnyLayer:
     for name, found in layer.errors.items():
         worst = found.new_zeros(*found.shape[:-1], max(groups) + 1)
         errors[name] = worst.scatter_reduce_(-1, word.expand_as(found), found, "amax")
-    return replace(layer, **after, errors=errors)
+    return replace(layer, **after, **dropped, errors=errors)

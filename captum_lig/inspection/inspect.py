@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_lig._restore import restoring
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.inspection.report import AttentionReport, BlockReport, ModelReport, ModuleList
@@ -36,6 +37,7 @@ MOST_ROWS = 16
 """Tokens at which the split block is compared, whatever the length of the text."""
 
 
+@restoring
 def inspect_model(
     model: nn.Module, inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Any]
 ) -> ModelReport:
@@ -87,6 +89,7 @@ def inspect_model(
     )
 
 
+@restoring
 def inspect_pretrained(
     model: str | Path | None, text: str, dtype: str | None = None, device: str | None = None
 ) -> ModelReport:

@@ -7,14 +7,15 @@ Its rows are pairs of an example and a target. Shapes: ``B`` examples, ``T`` tar
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import Self
 
+from captum_lig._arguments import users_line
 from captum_lig._types import Parts
 from captum_lig.errors import LigError
 from captum_lig.integrals.boundary import Boundary
@@ -35,6 +36,8 @@ class SetMap:
     """A map, and the paths of its inputs."""
 
     forward: Forward
+    forward_twice: Forward
+    """The same without fused attention kernels, which can be differentiated once only."""
     starts: Tensors
     """``(B, ...)`` of a path that all targets share, or ``(B, T, ...)`` of a path for each."""
     ends: Tensors
@@ -63,6 +66,10 @@ class SetMap:
         if most >= targets:
             return most - most % targets
         return max(part for part in range(1, most + 1) if targets % part == 0)
+
+
+NAMED = 5
+"""How many rows a message names."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +121,71 @@ class SetBoundary(Boundary):
                     "forward_func gives outputs that are not finite (NaN or infinity) at the "
                     "inputs or at the baselines: look at it there."
                 )
+        made.check_repeats(y_end)
         step = y_end - y_start
         return replace(made, y_start=y_start, y_step=step, scalarization=scalarization.of(step))
+
+    def check_repeats(self, y_end: Tensor) -> None:
+        """Check on some rows that outputs at the inputs are what they were, one example at a time.
+
+        Args:
+            y_end: ``(R, 1, E)`` what they were.
+
+        Raises:
+            LigError: if they are others.
+        """
+        rows = self.chunks()[0]
+        found, expected = self.select(rows).outputs(1.0), y_end[rows]
+        bound = 5e-2 if y_end.dtype not in (torch.float32, torch.float64) else 1e-3
+        gap = (found - expected).abs().amax()
+        if not gap <= bound * expected.abs().amax():
+            raise LigError(
+                f"forward_func gives something else when it is called again on the same inputs, "
+                f"with other examples beside them (off by {float(gap):.1e}): it is random or keeps "
+                "a state (call .eval() on its modules), or its examples reach each other."
+            )
+
+    def checked(self, results: Parts, tolerance: float | None) -> Parts:
+        """The results, of which rows that are not within tolerance are named in a warning.
+
+        Args:
+            results: what :meth:`results` gives.
+            tolerance: None: no row is checked.
+
+        Raises:
+            LigError: if they are not finite.
+        """
+        for part in results.values():
+            wrong = (~torch.isfinite(part)).flatten(1).any(-1)
+            if bool(wrong.any()):
+                raise LigError(
+                    f"the attributions of {self._name(wrong)} are not finite: forward_func or its "
+                    "gradients are not, on the path between baseline and input, where there may "
+                    "be a root or a norm of 0, or numbers too large for the precision. Give "
+                    "another baseline, or float64 inputs."
+                )
+        if tolerance is None:
+            return results
+        if isinstance(self.scalarization, Vector) or not self.map.multiply:
+            sums = self.sums(results)
+        else:
+            sums = sum_of([part.flatten(1).sum(-1) for part in results.values()])[:, None]
+        gap = self.error(sums, self.totals)
+        missed = ~(gap <= tolerance * self.scale).flatten(1).all(-1)
+        if bool(missed.any()):
+            warnings.warn(
+                f"rows are not within tolerance={tolerance} (completeness error): "
+                f"{self._name(missed)}. Raise max_steps, or choose another baseline.",
+                stacklevel=users_line(),
+            )
+        return results
+
+    def _name(self, rows: Tensor) -> str:
+        """Some of the rows ``(R,)`` in words."""
+        pairs = zip(self.example[rows].tolist(), self.target[rows].tolist(), strict=True)
+        named = [f"target {target} of example {example}" for example, target in pairs]
+        more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        return ", ".join(named[:NAMED]) + more
 
     def chunks(self) -> tuple[Tensor, ...]:
         """Indices of rows, as many at a time as may be in flight."""
@@ -260,10 +330,9 @@ class SetBoundary(Boundary):
     def _jvp(self, inputs: Tensors, tangents: Tensors, example: Tensor) -> Tensor:
         """Jacobian-vector products ``(N, T, E)``; fused attention kernels have none."""
         try:
-            with sdpa_kernel(SDPBackend.MATH):
-                rates: Tensor = jvp(
-                    lambda *x: self.map.forward(x, example), inputs, tangents, forward_mode=False
-                )[1]
+            rates: Tensor = jvp(
+                lambda *x: self.map.forward_twice(x, example), inputs, tangents, forward_mode=False
+            )[1]
         except LigError as error:
             raise error.__cause__ or error from None  # what the map itself said
         return rates

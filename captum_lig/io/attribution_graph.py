@@ -79,10 +79,14 @@ def save_attribution_graph(
 
     Example::
 
-        flows = lig.attribute(inputs, other, target)
-        edges = lig.direct_edges(inputs, other, target)
-        save_attribution_graph(FlowGraph(flows, tokens), "graphs/capital.json", edges)
-        # circuit-tracer start-server --graph_file_dir graphs
+        >>> from captum_lig import FlowGraph, LayerFlowIG
+        >>> lig = LayerFlowIG(decoder)
+        >>> graph = FlowGraph(lig.attribute(ids, other_ids, target))
+        >>> edges = lig.direct_edges(ids, other_ids, target)
+        >>> save_attribution_graph(graph, "capital.json", edges)
+        PosixPath('capital.json')
+
+    ``circuit-tracer start-server --graph_file_dir .`` shows it.
     """
     path = _checked(Path(path))
     whole_number("nodes", nodes, 1)

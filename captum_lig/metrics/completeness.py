@@ -55,7 +55,7 @@ def completeness(parts: Tensor, total: Tensor, scale: Tensor | None = None) -> C
             f"{tuple(scale.shape)}: give (..., S) and twice (...)."
         )
     missed = (parts.double().sum(-1) - total.double()).abs()
-    return _completeness(torch.where(missed > 0, missed / scale.double().abs(), 0.0))
+    return _completeness(torch.where(missed != 0, missed / scale.double().abs(), 0.0))
 
 
 def _completeness(errors: Tensor) -> Completeness:

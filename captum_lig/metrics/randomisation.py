@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lig._arguments import brief
+from captum_lig._restore import restoring
 from captum_lig.errors import LigError
 from captum_lig.metrics.statistics import OverTexts, agreement
 
@@ -33,6 +34,7 @@ class Randomised:
     pearson: float
 
 
+@restoring
 def cascading_randomisation(
     model: nn.Module,
     explain: Callable[[nn.Module], Tensor],

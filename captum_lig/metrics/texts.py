@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lig._arguments import brief, whole_number
+from captum_lig._restore import restoring
 from captum_lig.errors import LigError
 from captum_lig.metrics.statistics import OverTexts
 from captum_lig.model.inputs import ModelCall
@@ -76,6 +77,7 @@ class Erasure:
         return (nothing + float(self.sufficiency.sum())) / (len(self.fractions) + 1)
 
 
+@restoring
 @torch.no_grad()
 def erasure(
     model: nn.Module,
@@ -155,6 +157,8 @@ def _of_text(
             f"relevance of shape {tuple(relevance.shape)} for an input of shape "
             f"{tuple(given.shape[1:])}: give one number for each of its tokens."
         )
+    if not bool(torch.isfinite(relevance).all()):
+        raise LigError("relevance holds numbers that are not finite, which have no order.")
     changed = (given != start)[0].flatten(1).any(1) if given.dim() > 2 else (given != start)[0]
     order = relevance.double().argsort(descending=True, stable=True).to(given.device)
     order = order[changed[order]]
@@ -169,10 +173,9 @@ def _of_text(
         shape = rows.view(*rows.shape, *[1] * (given.dim() - 2))
         tokens = torch.where(shape, start, given)
         changed_call = call.with_instead(given, tokens).repeated(len(rows))
-        args, kwargs = changed_call.arguments()
-        output = call.model(*args, **kwargs, **target.arguments(changed_call))
-        values.append(target(output, changed_call).double().cpu())
+        values.append(_value(changed_call, target))
     found = torch.cat(values)
+    _check_repeats(call, target, found)
     return Erasure(
         fractions,
         counts,
@@ -181,6 +184,26 @@ def _of_text(
         found[2 : 2 + len(counts)],
         found[2 + len(counts) :],
     )
+
+
+def _value(call: ModelCall, target: BoundTarget) -> Tensor:
+    args, kwargs = call.arguments()
+    with call.explained():
+        output = call.model(*args, **kwargs, **target.arguments(call))
+    return target(output, call).double().cpu()
+
+
+def _check_repeats(call: ModelCall, target: BoundTarget, found: Tensor) -> None:
+    """Refuse a model that gives another number each time, or with other texts beside one."""
+    args = (*call.args, *call.kwargs.values(), *call.model.parameters())
+    half = any(isinstance(x, Tensor) and x.dtype in (torch.half, torch.bfloat16) for x in args)
+    again = float(_value(call, target)[0])
+    if not abs(again - float(found[0])) <= (5e-2 if half else 1e-3) * float(found.abs().max()):
+        raise LigError(
+            f"the number, {target.words}, is {float(found[0]):.6g} of the text, and {again:.6g} "
+            "when it runs alone: the model is random (dropout that does not ask for the mode?), "
+            "keeps a state, or mixes texts. Switch that off."
+        )
 
 
 def _what_differs(call: ModelCall, baseline: Any) -> tuple[Tensor, Tensor]:

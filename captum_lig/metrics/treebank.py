@@ -9,7 +9,7 @@ from typing import Any
 
 from captum_lig.errors import LigError
 
-__all__ = ["Tree", "read_trees"]
+__all__ = ["Tree", "parse_tree", "read_trees"]
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,7 @@ def read_trees(path: str | Path) -> Iterator[Tree]:
             or if the package ``conllu`` is missing.
         OSError: if it cannot be read.
     """
-    try:
-        import conllu
-    except ModuleNotFoundError as error:
-        raise LigError(
-            "conllu is not installed, and treebanks need it: pip install 'captum-lig[corpus]'."
-        ) from error
+    conllu = _conllu()
     with Path(path).open(encoding="utf-8") as file:
         try:
             for sentence in conllu.parse_incr(file):
@@ -119,11 +114,39 @@ def read_trees(path: str | Path) -> Iterator[Tree]:
             raise LigError(f"{str(path)!r} is no CoNLL-U: {error}.") from error
 
 
+def parse_tree(lines: str, path: str) -> Tree:
+    """The tree of one sentence of a CoNLL-U file.
+
+    Args:
+        lines: of the sentence, comments included.
+        path: of the file, for messages.
+
+    Raises:
+        LigError: see :func:`read_trees`.
+    """
+    conllu = _conllu()
+    try:
+        (sentence,) = conllu.parse(lines)
+        return _tree(sentence, path)
+    except (conllu.exceptions.ParseException, KeyError, ValueError) as error:
+        raise LigError(f"a sentence of {path!r} is no CoNLL-U: {error}.") from error
+
+
+def _conllu() -> Any:
+    try:
+        import conllu
+    except ModuleNotFoundError as error:
+        raise LigError(
+            "conllu is not installed, and treebanks need it: pip install 'captum-lig[corpus]'."
+        ) from error
+    return conllu
+
+
 def _tree(sentence: Any, path: str) -> Tree:
     about = sentence.metadata or {}
     name, text = about.get("sent_id") or "", about.get("text")
     if text is None:
-        raise LigError(f"{path!r}: sentence {name!r} has no '# text', so its words have no place.")
+        text = _text_of(sentence)
     words = [token for token in sentence if isinstance(token["id"], int)]
     number = {token["id"]: index for index, token in enumerate(words)}
     return Tree(
@@ -135,6 +158,23 @@ def _tree(sentence: Any, path: str) -> Tree:
         tuple(token["deprel"] or "" for token in words),
         tuple(token["upos"] or "" for token in words),
     )
+
+
+def _text_of(sentence: Any) -> str:
+    """The text of a sentence whose ``# text`` is missing, from its words."""
+    parts: list[str] = []
+    inside = 0  # the last word of the multi-word token that the words belong to
+    for token in sentence:
+        first = token["id"]
+        if isinstance(first, tuple):
+            if first[1] == ".":  # an empty node, which is not in the text
+                continue
+            inside = first[2]
+        elif first <= inside:
+            continue
+        spaced = (token.get("misc") or {}).get("SpaceAfter") != "No"
+        parts.append(token["form"] + (" " if spaced else ""))
+    return "".join(parts).strip()
 
 
 def _spans(sentence: Any, text: str, where: str) -> Iterator[tuple[int, int]]:

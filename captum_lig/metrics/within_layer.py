@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from captum_lig._restore import restoring
 from captum_lig.attribution.lengths import Baselines
 from captum_lig.errors import LigError
 from captum_lig.flow.compare_maps import compare_maps
@@ -102,6 +103,7 @@ class Intervening:
     def __init__(self, model: nn.Module, layer: Layer | Sequence[Layer] | None = None) -> None:
         self.finder = Finder(model, layer)
 
+    @restoring
     def sources(
         self,
         inputs: Any,
@@ -117,6 +119,7 @@ class Intervening:
                 for texts in tqdm(found, desc="layers", unit="layer", disable=not show_progress)
             ]
 
+    @restoring
     def edges(
         self,
         inputs: Any,
@@ -133,6 +136,7 @@ class Intervening:
             ]
 
 
+@restoring
 def interventions(
     model: nn.Module,
     inputs: Any,
@@ -170,6 +174,7 @@ def interventions(
     return one.sources(inputs, baselines, additional_forward_args, show_progress=show_progress)
 
 
+@restoring
 def edge_interventions(
     model: nn.Module,
     inputs: Any,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from captum_lig._restore import variable
 from captum_lig.errors import LigError
 
 __all__ = [
@@ -122,7 +123,7 @@ class AttentionCall:
 Handler = Callable[[AttentionCall], Tensor]
 """Takes a call, returns the attention output ``(B, T, H, e)``."""
 
-_handler: ContextVar[Handler] = ContextVar("captum_lig_handler", default=AttentionCall.eager)
+_handler: ContextVar[Handler] = variable("handler", AttentionCall.eager)
 
 
 def current_handler() -> Handler:
@@ -133,11 +134,12 @@ def current_handler() -> Handler:
 @contextmanager
 def handle_with(handler: Handler) -> Iterator[None]:
     """Send the attention calls made inside to ``handler``."""
-    token = _handler.set(handler)
+    before = _handler.get()
     try:
+        _handler.set(handler)
         yield
     finally:
-        _handler.reset(token)
+        _handler.set(before)
 
 
 def lowest(dtype: torch.dtype) -> float:

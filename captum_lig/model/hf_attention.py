@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from captum_lig._restore import changing
 from captum_lig.model.attention_call import AttentionCall, added, current_handler, lowest
 from captum_lig.model.hooks import only_here
 
@@ -112,23 +113,33 @@ def use_interface(model: nn.Module) -> Iterator[None]:
         for owner in config.__mro__
         if isinstance(vars(owner).get(name), property)
     }
-    before = {(owner, name): vars(owner)[name] for owner, name in properties}
     with only_here() as here:
-        try:
-            for (owner, name), own in before.items():
-                setattr(owner, name, _seen_from(here, own, IMPLEMENTATIONS[name]))
+        ours = {
+            (owner, name): _Seen(here, vars(owner)[name], IMPLEMENTATIONS[name])
+            for owner, name in properties
+        }
+
+        def undo() -> None:
+            for (owner, name), one in ours.items():
+                one.ended = True
+                # What another library has put there meanwhile stays.
+                while isinstance(top := vars(owner)[name], _Seen) and top.ended:
+                    setattr(owner, name, top.before)
+
+        with changing(undo):
+            for (owner, name), seen in ours.items():
+                setattr(owner, name, seen)
             yield
-        finally:
-            for (owner, name), own in before.items():
-                setattr(owner, name, own)
 
 
-def _seen_from(here: Callable[[], bool], own: property, ours: str) -> property:
+class _Seen(property):
     """A property that is ``ours`` where ``here`` says so."""
 
-    def get(config: Any) -> Any:
-        # What another thread compiles meanwhile must not have us in it.
-        compiling = torch.compiler.is_compiling()
-        return ours if not compiling and here() else own.__get__(config)
+    def __init__(self, here: Callable[[], bool], before: property, ours: str) -> None:
+        def get(config: Any) -> Any:
+            # What another thread compiles meanwhile must not have us in it.
+            compiling = torch.compiler.is_compiling()
+            return ours if not compiling and here() else before.__get__(config)
 
-    return property(get, own.fset, own.fdel, own.__doc__)
+        super().__init__(get, before.fset, before.fdel, before.__doc__)
+        self.before, self.ended = before, False

@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 from torch import nn
 from torch._dynamo import eval_frame
 
+from captum_lig._restore import changing, variable
+
 __all__ = ["attribution", "hooked", "only_here", "replaced_forward", "stoppable", "uncompiled"]
 
 Enter = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
@@ -24,7 +26,7 @@ Enter = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 Leave = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 """Gets that and the module's output; may return another output."""
 
-_active: ContextVar[frozenset[object]] = ContextVar("captum_lig_active", default=frozenset())
+_active: ContextVar[frozenset[object]] = variable("active", frozenset())
 """The ``with`` statements of :func:`only_here` that the current call is inside of."""
 
 _lock = RLock()
@@ -33,23 +35,26 @@ _lock = RLock()
 @contextmanager
 def attribution() -> Iterator[None]:
     """One attribution of the process at a time; inside, nothing of an outer one acts."""
-    with _lock:
-        before = _active.set(frozenset())
-        try:
-            yield
-        finally:
-            _active.reset(before)
+    # On one line: no exception gets between the end of what is inside and the lock's release.
+    with _lock, _among(frozenset()): yield  # fmt: skip # noqa: E701
 
 
 @contextmanager
 def only_here() -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether it is called from inside this ``with``."""
     own = object()
-    before = _active.set(_active.get() | {own})
-    try:
+    with _among(_active.get() | {own}):
         yield lambda: own in _active.get()
+
+
+@contextmanager
+def _among(active: frozenset[object]) -> Iterator[None]:
+    before = _active.get()
+    try:
+        _active.set(active)
+        yield
     finally:
-        _active.reset(before)
+        _active.set(before)
 
 
 @contextmanager
@@ -57,47 +62,71 @@ def hooked(
     modules: Iterable[nn.Module], *, enter: Enter | None = None, leave: Leave | None = None
 ) -> Iterator[None]:
     """Call ``enter`` before and ``leave`` after each call of the modules made inside."""
-    handles = []
+    modules = list(modules)
     with only_here() as here:
 
-        def guarded(hook: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(hook: Callable[..., Any] | None) -> Callable[..., Any]:
             # Another thread that is about to call a hook while it is removed calls it without
             # the keyword arguments, so these are not looked at before it is known who calls.
-            return lambda *given: hook(*given) if here() else None
+            return lambda *given: hook(*given) if hook is not None and here() else None
 
-        try:
+        entering, leaving = guarded(enter), guarded(leave)
+
+        def undo() -> None:
+            # Not by their handles: one may have been put on and its handle not yet returned.
+            for module in modules:
+                _without(entering, module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
+                _without(leaving, module._forward_hooks, module._forward_hooks_with_kwargs)
+
+        with changing(undo):
             for module in modules:
                 if enter is not None:
-                    handle = module.register_forward_pre_hook(guarded(enter), with_kwargs=True)
-                    handles.append(handle)
+                    module.register_forward_pre_hook(entering, with_kwargs=True)
                 if leave is not None:
-                    handle = module.register_forward_hook(guarded(leave), with_kwargs=True)
-                    handles.append(handle)
+                    module.register_forward_hook(leaving, with_kwargs=True)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
+
+
+def _without(hook: Callable[..., Any], hooks: dict[int, Any], flags: dict[int, bool]) -> None:
+    for key in [key for key, one in list(hooks.items()) if one is hook]:
+        hooks.pop(key, None)
+    for key in flags.keys() - hooks.keys():
+        flags.pop(key, None)
+
+
+class _Forward:
+    """What stands in a module for its ``forward``; ``before`` is what stood there, if anything."""
+
+    def __init__(
+        self, here: Callable[[], bool], module: nn.Module, other: Callable[..., Any]
+    ) -> None:
+        self._here, self._own, self._other = here, module.forward, other
+        self.before, self.ended = vars(module).get("forward"), False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return (self._other if self._here() else self._own)(*args, **kwargs)
 
 
 @contextmanager
 def replaced_forward(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Let modules do something else than their own ``forward`` in calls made inside."""
-    before: dict[nn.Module, Any] = {module: vars(module).get("forward") for module in forwards}
     with only_here() as here:
+        ours = {module: _Forward(here, module, other) for module, other in forwards.items()}
 
-        def guarded(own: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda *args, **kwargs: (other if here() else own)(*args, **kwargs)
+        def undo() -> None:
+            for module, one in ours.items():
+                one.ended = True
+                # What another library has wrapped meanwhile stays, and does nothing any more.
+                while isinstance(top := vars(module).get("forward"), _Forward) and top.ended:
+                    if top.before is None:
+                        vars(module).pop("forward", None)
+                    else:
+                        module.forward = top.before
 
-        try:
-            for module, forward in forwards.items():
-                module.forward = guarded(module.forward, forward)
+        with changing(undo):
+            for module, forward in ours.items():
+                module.forward = forward
             yield
-        finally:
-            for module, forward in before.items():
-                if forward is None:
-                    vars(module).pop("forward", None)
-                else:
-                    module.forward = forward
 
 
 class _Stop(Exception):
@@ -123,10 +152,10 @@ class _Stance:
     """The stance of torch's compiler: ``force_eager`` to calls from here, to others what it was."""
 
     def __init__(self, here: Callable[[], bool], before: Any) -> None:
-        self._here, self._before = here, before
+        self._here, self.before, self.ended = here, before, False
 
     def __getattr__(self, name: str) -> Any:
-        return "force_eager" if name == "stance" and self._here() else getattr(self._before, name)
+        return "force_eager" if name == "stance" and self._here() else getattr(self.before, name)
 
 
 @contextmanager
@@ -136,11 +165,14 @@ def uncompiled() -> Iterator[None]:
     ``torch.compiler.set_stance`` would do so for all threads.
     """
     dynamo: Any = eval_frame  # the stance is a name in it
-    before = dynamo._stance
     with only_here() as here:
-        dynamo._stance = ours = _Stance(here, before)
-        try:
+        ours = _Stance(here, dynamo._stance)
+
+        def undo() -> None:
+            ours.ended = True
+            while isinstance(top := dynamo._stance, _Stance) and top.ended:
+                dynamo._stance = top.before
+
+        with changing(undo):
+            dynamo._stance = ours
             yield
-        finally:
-            if dynamo._stance is ours:
-                dynamo._stance = before

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 
 from captum_lig._captum import format_additional_forward_args
 from captum_lig.errors import LigError
@@ -194,13 +195,19 @@ class ModelCall:
         self.model(*args, **kwargs)
 
     def run(self) -> None:
-        """Call the model.
+        """Call the model, see :meth:`explained`."""
+        with self.explained():
+            self.run_unmodified()
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn the errors of a run of the model inside into ours.
 
         Raises:
             LigError: if it cannot embed the tokens (too many, or unknown).
         """
         try:
-            self.run_unmodified()
+            yield
         except (TypeError, ValueError) as error:
             if isinstance(error, LigError):
                 raise
@@ -253,6 +260,7 @@ def _masks(model: nn.Module, named: dict[str, Any]) -> Iterator[Masked]:
     for name, mask in named.items():
         if not name.endswith(SUFFIX) or not isinstance(mask, Tensor) or mask.dim() != 2:
             continue
+        _check_mask(model, name, mask)
         padding = left_out(mask)
         if bool(padding.all(-1).any()):
             empty = int(padding.all(-1).nonzero()[0])
@@ -267,6 +275,22 @@ def _masks(model: nn.Module, named: dict[str, Any]) -> Iterator[Masked]:
         its = [x for x in tokens if x.shape[:2] == mask.shape and x is not mask]
         if its and bool(padding.any()):
             yield Masked(mask, its[0])
+
+
+def _check_mask(model: nn.Module, name: str, mask: Tensor) -> None:
+    """Refuse a mask ``(B, S)`` that would be read as another one."""
+    given = f"{name}, a {str(mask.dtype).removeprefix('torch.')} tensor of shape "
+    given += str(tuple(mask.shape))
+    if bool(mask.isnan().any()):
+        raise LigError(f"{given}, holds NaN: give 1 for tokens and 0 for padding.")
+    other = (mask != 0) & (mask != 1)
+    # transformers turns it into booleans: whatever is not 0 is a token.
+    if isinstance(model, PreTrainedModel) and bool(other.any()):
+        raise LigError(
+            f"{given}, holds {mask[other][0].item():g}, and {type(model).__name__} takes all that "
+            "is not 0 for a token, what is to be added to logits the wrong way round: give 1 for "
+            "tokens and 0 for padding; what is added has the shape (B, 1, S, S)."
+        )
 
 
 def _check_tokens(model: nn.Module, named: dict[str, Any]) -> None:
@@ -285,6 +309,11 @@ def _check_tokens(model: nn.Module, named: dict[str, Any]) -> None:
             kind = "whole numbers" if name == "input_ids" else "floating point vectors"
             raise LigError(f"{given}: it has to hold {kind}.")
         mask = named.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() < 2:
+            raise LigError(
+                f"attention_mask has shape {tuple(mask.shape)}, and {given}: give (B, S), texts "
+                "first, or (B, 1, S, S) to be added to the logits."
+            )
         if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape != tokens.shape[:2]:
             raise LigError(
                 f"attention_mask has shape {tuple(mask.shape)}, and {given}: they have to agree."

@@ -27,7 +27,7 @@ from captum_lig.model.call import BlockCall
 from captum_lig.model.inputs import Masked, ModelCall
 from captum_lig.model.split import SplitBlock
 
-__all__ = ["reads_own_tokens", "with_padding"]
+__all__ = ["differ", "reads_own_tokens", "with_padding"]
 
 
 def with_padding(
@@ -128,12 +128,12 @@ def _about(
     untouched: list[int] = []
     for number, block in blocks.items():
         padding = masked.padding.to(block.hidden.device)
-        changed = _changed(block.hidden, others[number].hidden)
+        changed = differ(block.hidden, others[number].hidden)
         if not bool(changed.any()):
             if block.attention is None or block.attention.sizes is None:
                 untouched.append(number)
         else:
-            changed |= _changed(block.output, others[number].output)
+            changed |= differ(block.output, others[number].output)
             if not bool((changed & ~padding).any()):
                 found.append(number)
     if untouched:
@@ -153,7 +153,7 @@ def _reads(block: BlockCall, text: int, z: Tensor, padding: Tensor) -> bool:
     other = torch.where(padding[text, :, None], _moved(z), z)
     with torch.no_grad():
         outputs = [one.whole(x[None]) for x in (z, other)]
-    return bool((_changed(*outputs)[0] & ~padding[text]).any())
+    return bool((differ(*outputs)[0] & ~padding[text]).any())
 
 
 def _moved(z: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def _moved(z: Tensor) -> Tensor:
     return z + noise * z[torch.isfinite(z).all(-1)].std().clamp_min(1e-3)
 
 
-def _changed(before: Tensor, after: Tensor) -> Tensor:
+def differ(before: Tensor, after: Tensor) -> Tensor:
     """``(B, S)`` tokens ``(B, S, D)`` that are not the same up to rounding."""
     half = before.dtype not in (torch.float32, torch.float64)
     size = torch.linalg.vector_norm(before.float(), dim=-1).clamp_min(1e-6)

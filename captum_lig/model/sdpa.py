@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, added, current_handler
@@ -65,6 +65,11 @@ class _Intercept(TorchFunctionMode):
     def __init__(self, here: Callable[[], bool]) -> None:
         super().__init__()
         self._here = here
+
+    def __exit__(self, *_: object) -> None:
+        # Not what is on top: torch takes modes off for a time, and may be interrupted there.
+        while any(mode is self for mode in _get_current_function_mode_stack()):
+            super().__exit__(None, None, None)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

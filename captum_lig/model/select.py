@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_lig._arguments import brief
+from captum_lig._arguments import brief, users_line
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, handle_with
 from captum_lig.model.call import Attention, BlockCall, FeedForward, Spread
@@ -20,12 +20,14 @@ from captum_lig.model.find_blocks import elements, record_blocks
 from captum_lig.model.hf_attention import use_interface
 from captum_lig.model.hooks import attribution, uncompiled
 from captum_lig.model.inputs import ModelCall, is_quantised
+from captum_lig.model.left_padding import shifted_by_padding
 from captum_lig.model.padding import with_padding
 from captum_lig.model.texts import with_readings
+from captum_lig.model.unchanged import MadeOf
 from captum_lig.model.user_block import Block, record_user_block
 from captum_lig.model.validate import compare_with_model, validate_block
 
-__all__ = ["Finder", "Layer", "chosen", "is_one"]
+__all__ = ["Finder", "Layer", "check_finite", "chosen", "is_one"]
 
 Layer = nn.Module | str | int | Block
 
@@ -40,8 +42,9 @@ class Finder:
         self.model, self.layer = model, layer
         self.left_out: list[str] = []
         """What the last run had beside the blocks that may be blocks too, if none were named."""
-        self._said = False
+        self._said = self._said_padding = False
         self._fused = True
+        self._made: MadeOf | None = None
         self._feed_forward: dict[tuple[Any, ...], FeedForward | None] = {}
         self._known: dict[tuple[Any, ...], tuple[Spread, tuple[int, ...], Attention | None]] = {}
 
@@ -53,12 +56,16 @@ class Finder:
             LigError: if there are no such blocks, or one of them cannot be split.
         """
         with self.recorded(call) as calls:
+            made = self._made
             if self.left_out and not self._said:
                 self._said = True
                 warnings.warn(
-                    f"of {type(self.model).__name__}, {' And '.join(self.left_out)}", stacklevel=5
+                    f"of {type(self.model).__name__}, {' And '.join(self.left_out)}",
+                    stacklevel=users_line(),
                 )
             yield [self.attached(block) for block in calls]
+            assert made is not None
+            made.check("while it was attributed")
 
     @contextmanager
     def recorded(self, call: ModelCall) -> Iterator[list[BlockCall]]:
@@ -85,11 +92,13 @@ class Finder:
         self, call: ModelCall
     ) -> tuple[list[BlockCall], Callable[[], AbstractContextManager[None]]]:
         """The blocks, held against the unmodified model, and the context to call them in."""
+        self._forget_if_changed()
         calls, recording = self._record(call)
         for block in calls:
             check_not_quantised(block)
         with recording():
             calls = with_padding(call, [with_readings(block) for block in calls], self._recorded)
+            self._warn_of_padding(call, calls)
         try:
             for block in calls:
                 check_finite(block)
@@ -135,6 +144,34 @@ class Finder:
             self._known[_kind(block)] = sure.spread, sure.per_token, found
         return sure
 
+    def _warn_of_padding(self, call: ModelCall, calls: list[BlockCall]) -> None:
+        """Warn of texts that are all padding, and of padding that a model counts."""
+        for block in calls:
+            empty = (~block.valid.any(-1)).nonzero().flatten().tolist()
+            if empty:
+                warnings.warn(
+                    f"every token of text {empty[0]} is padding: the attention mask of "
+                    f"{block.describe()} lets none of them be read, and all its rows are 0.",
+                    stacklevel=users_line(),
+                )
+                break
+        if self._said_padding:
+            return
+        left_out = self.left_out
+        said = shifted_by_padding(call, calls, self._recorded)
+        self.left_out = left_out
+        if said is not None:
+            self._said_padding = True
+            warnings.warn(said, stacklevel=users_line())
+
+    def _forget_if_changed(self) -> None:
+        """What was found out of a model is true of it as long as it is what it was."""
+        made = MadeOf(self.model)
+        if made != self._made:
+            self._known.clear()
+            self._feed_forward.clear()
+        self._made = made
+
     def _record(
         self, call: ModelCall
     ) -> tuple[list[BlockCall], Callable[[], AbstractContextManager[None]]]:
@@ -174,20 +211,26 @@ def _kind(block: BlockCall) -> tuple[Any, ...]:
     return block.name, block.module, block.site, batch > 1, given
 
 
-def check_finite(call: BlockCall) -> None:
+def check_finite(call: BlockCall, of: str = "these inputs") -> None:
     """Refuse a block with activations that are not finite, padding aside.
 
     Raises:
         LigError: if there are some.
     """
     valid = call.valid
-    if not bool(
-        torch.isfinite(call.hidden[valid]).all() and torch.isfinite(call.output[valid]).all()
-    ):
-        raise LigError(
-            f"{call.describe()} has activations that are not finite on these inputs: look at "
-            "the weights and the inputs, or load the model in a wider dtype."
-        )
+    for x, where in ((call.hidden, "entering"), (call.output, "leaving")):
+        wrong = ~torch.isfinite(x).all(-1) & valid
+        if bool(wrong.any()):
+            text, token = wrong.nonzero()[0].tolist()
+            in_text = f" of text {text}" if len(wrong) > 1 else ""
+            kept = str(x.dtype).removeprefix("torch.")
+            place = "before" if where == "entering" else "in"
+            wider = "" if x.dtype == torch.float64 else ", or load the model in a wider dtype"
+            raise LigError(
+                f"{call.describe()} has activations that are not finite on {of}: {where} it, "
+                f"token {token}{in_text} is the first of {int(wrong.sum())}, in {kept}. "
+                f"Look at the inputs, and at the weights {place} this block{wider}."
+            )
 
 
 def check_not_quantised(call: BlockCall) -> None:

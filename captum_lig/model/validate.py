@@ -93,8 +93,9 @@ def _reason(call: BlockCall) -> str:
             "negative number, or load the model with attn_implementation='sdpa'."
         )
     return (
-        "it is random, or keeps a state, or its attention or mask is not what it hands to "
-        f"{_reached(call)}. Load the model with attn_implementation='eager' and see whether its "
+        "it is random (dropout that does not ask for the mode?), keeps a state, or its attention "
+        f"or mask is not what it hands to {_reached(call)}. Load the model with "
+        "attn_implementation='eager' and see whether its "
         "outputs stay the same."
     )
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from captum_lig._arguments import brief, whole_number
+from captum_lig._restore import restoring
 from captum_lig.errors import LigError
 from captum_lig.flow.compare_maps import compare_maps
 from captum_lig.flow.shown import html_list, html_table
@@ -193,6 +194,7 @@ class Check:
 HEADER = ("node", "chosen", "attributed", "out", "into", "mean")
 
 
+@restoring
 def check(
     graph: Explanation,
     model: nn.Module,

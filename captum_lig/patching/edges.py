@@ -165,6 +165,7 @@ class Streams:
                     out[where] = question.value - self._cut(reader, self.input, -step)
                     into[where] = self._cut(reader, self.baseline, step) - question.baseline_value
                     bar.update(2 * len(batch))
+        question.check_open()
         return EdgeEffects(
             tuple(edges), out, into, question.value, question.baseline_value, question.target
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from captum_lig._arguments import brief
+from captum_lig._restore import restoring
 from captum_lig.errors import LigError
 from captum_lig.graph.direct_edges import Edge
 from captum_lig.model.inputs import ModelCall
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["edge_effects", "effects", "means"]
 
 
+@restoring
 def effects(
     model: nn.Module,
     inputs: Any,
@@ -123,6 +125,7 @@ def _asked(
     return single
 
 
+@restoring
 def edge_effects(
     model: nn.Module,
     inputs: Any,
@@ -173,6 +176,7 @@ def edge_effects(
         return Streams(question).effects(edges, show_progress)
 
 
+@restoring
 def means(
     model: nn.Module,
     texts: Iterable[Any],

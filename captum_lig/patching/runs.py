@@ -86,7 +86,9 @@ class Runner:
             return note
 
         keys = [(n, place) for n in self.chosen for place in self.places(n)]
-        output = self.run(call, further, {key: keep(key) for key in keys}, returned=run.returned)
+        edits: Edits = {key: keep(key) for key in keys}
+        with call.explained():
+            output = self.run(call, further, edits, returned=run.returned)
         return replace(run, output=output)
 
     def places(self, number: int) -> list[Place]:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from captum_lig._arguments import brief, whole_number
+from captum_lig._arguments import brief, users_line, whole_number
 from captum_lig.errors import LigError
 from captum_lig.model.compare import tolerance
 from captum_lig.model.inputs import ModelCall
+from captum_lig.model.unchanged import MadeOf
 from captum_lig.patching.effects import Effects, Means
 from captum_lig.patching.nodes import Kind, Node
 from captum_lig.patching.runs import Layers, Place, Run, Runner, blocks_of, one_text, runner
@@ -63,6 +64,8 @@ class TwoRuns:
         labels: Sequence[str] | None = None,
     ) -> None:
         self.runner, self.read, self.target = run, read, target
+        self.open = True
+        self._made = MadeOf(calls[0].model)
         # Of an encoder-decoder the blocks may be of the other side.
         self.labels = labels if labels is not None and len(labels) == self.count else None
         self.further = further
@@ -77,11 +80,24 @@ class TwoRuns:
                 f"the number, {target}, comes in {name}, and effects are differences of it: they "
                 f"are rounded to steps of {abs(self.value) * torch.finfo(dtype).eps:.1g}. Load "
                 "the model with dtype=torch.float32.",
-                stacklevel=5,
+                stacklevel=users_line(),
             )
         self._moved: dict[tuple[int, Place], Tensor] = {}
         self._skips = True
         self._skips = self._may_skip()
+
+    def check_open(self) -> None:
+        """Refuse runs outside of the context, and of a model that was changed in it.
+
+        Raises:
+            LigError: if it is so.
+        """
+        if not self.open:
+            raise LigError(
+                "the context is left, and with it what was put on the model: ask inside of "
+                "`with ...:`."
+            )
+        self._made.check("between its runs")
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -147,6 +163,7 @@ class TwoRuns:
         out, into = (torch.zeros(len(nodes), dtype=torch.float64) for _ in range(2))
         # A node that is the same in both runs does nothing, and so need not run.
         moved = [n for n, node in enumerate(nodes) if instead is not None or self.changes(node)]
+        self.check_open()
         with tqdm(
             total=ways * len(moved), desc="patching", unit="run", disable=not show_progress
         ) as bar:
@@ -162,6 +179,7 @@ class TwoRuns:
                     patched = self._patched(some, self.baseline, values)
                     into[where] = patched - self.baseline_value
                 bar.update(ways * len(batch))
+        self.check_open()
         return Effects(
             tuple(nodes),
             out,
@@ -253,7 +271,22 @@ class TwoRuns:
         """Whether the model gives the same if blocks return what they returned, without running.
 
         They may leave something behind for later ones in another way than by what they return.
+
+        Raises:
+            LigError: if it gives something else each time.
         """
+        if self._same_again():
+            return True
+        self._skips = False
+        if not self._same_again():
+            raise LigError(
+                f"the number, {self.target}, is {self.value:.6g}, and another one when the model "
+                "runs on the same text again: it is random (dropout that does not ask for the "
+                "mode?), or keeps a state. Switch that off."
+            )
+        return False
+
+    def _same_again(self) -> bool:
         found = self.put(self.input, self.runner.chosen[-1], "entering", lambda z: z, 1)
         gap = abs(float(found) - self.value)
         return gap <= tolerance(torch.float32) * max(abs(self.value), 1e-30)
@@ -292,7 +325,7 @@ def two_runs(
     bound = read_target(target, model, batch, tokenizer)
     labels = own_tokens(calls[0], tokenizer)
     with runner(calls[0], *blocks_of(model, layers)) as run:
-        yield TwoRuns(
+        question = TwoRuns(
             run,
             bound.for_text(chosen % batch),
             (calls[0], None if without_baseline else calls[1]),
@@ -301,6 +334,10 @@ def two_runs(
             bound.words,
             None if labels is None else labels[0],
         )
+        try:
+            yield question
+        finally:
+            question.open = False
 
 
 def number_of_texts(inputs: Any) -> int:

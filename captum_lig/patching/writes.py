@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from captum_lig._restore import restoring
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.model.call import first_tensor
@@ -68,6 +69,7 @@ class Writes:
     """Of the run on the text."""
 
 
+@restoring
 def writes(
     model: nn.Module,
     inputs: Any,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lig._arguments import brief
+from captum_lig._restore import restoring
 from captum_lig.errors import LigError
 from captum_lig.model.inputs import ModelCall
 from captum_lig.prediction.positions import named_arguments
@@ -34,6 +35,7 @@ NEUTRAL = {"attention_mask": 1, "token_type_ids": 0}
 """What a tokenizer may add to a text without saying anything with it."""
 
 
+@restoring
 def input_baseline(
     model: nn.Module,
     inputs: Inputs,

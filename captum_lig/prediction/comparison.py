@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from captum_lig._arguments import brief
+from captum_lig._restore import restoring
 from captum_lig.errors import LigError
 from captum_lig.flow.compare_maps import Comparison, compare_maps
 from captum_lig.flow.composition import DEFAULT_RULE
@@ -97,6 +98,7 @@ class RelevanceComparison(Short):
         ]
 
 
+@restoring
 def compare_with_layer_integrated_gradients(
     graph: FlowGraph,
     model: nn.Module,
@@ -134,6 +136,7 @@ def compare_with_layer_integrated_gradients(
     return compare(graph, direct, rule, absolute)
 
 
+@restoring
 def compare(
     graph: FlowGraph, direct: DirectRelevance, rule: str = DEFAULT_RULE, absolute: bool = False
 ) -> RelevanceComparison:

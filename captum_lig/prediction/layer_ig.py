@@ -14,6 +14,7 @@ from typing_extensions import TypedDict, Unpack
 
 from captum_lig._arguments import brief, index_list, whole_number
 from captum_lig._captum import format_additional_forward_args
+from captum_lig._restore import restoring
 from captum_lig.errors import LigError
 from captum_lig.flow.shown import Short
 from captum_lig.integrals import quadrature
@@ -96,6 +97,7 @@ def last_layer_relevance(
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@restoring
 def last_layer_relevance(
     model: nn.Module,
     target: TargetLike,
@@ -139,6 +141,7 @@ def last_layer_relevance(
     return (tokens, delta) if return_convergence_delta else tokens
 
 
+@restoring
 def direct_relevance(
     model: nn.Module,
     target: TargetLike,
@@ -180,6 +183,7 @@ def direct_relevance(
     )
 
 
+@restoring
 def layer_baselines(
     model: nn.Module,
     inputs: Inputs,

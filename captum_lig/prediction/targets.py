@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from captum_lig._arguments import brief
 from captum_lig._captum import select_targets
+from captum_lig._restore import restoring
 from captum_lig.errors import LigError
 from captum_lig.model.inputs import ModelCall
 from captum_lig.prediction.bound_target import (
@@ -95,6 +96,7 @@ def read_target(
     )
 
 
+@restoring
 def target_value(
     model: nn.Module,
     target: TargetLike,
@@ -117,7 +119,9 @@ def target_value(
         target = target.placed(call, tokenizer)
     bound = read_target(target, model, batch, tokenizer)
     args, kwargs = call.arguments()
-    return bound(model(*args, **kwargs, **bound.arguments(call)), call)
+    with call.explained():
+        output = model(*args, **kwargs, **bound.arguments(call))
+    return bound(output, call)
 
 
 def _captums(target: Any, batch: int) -> BoundTarget:

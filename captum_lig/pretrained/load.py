@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from captum_lig._arguments import brief
+from captum_lig._restore import changing
 from captum_lig.errors import LigError
 
 if TYPE_CHECKING:
@@ -299,13 +300,15 @@ def quiet() -> Iterator[None]:
 
     verbosity, hub_verbosity = logging.get_verbosity(), hub.get_verbosity()
     bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    hub.set_verbosity(ERROR)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
+
+    def undo() -> None:
         logging.set_verbosity(verbosity)
         hub.set_verbosity(hub_verbosity)
-        if bars:
+        if bars and not logging.is_progress_bar_enabled():
             logging.enable_progress_bar()
+
+    with changing(undo):
+        logging.set_verbosity_error()
+        hub.set_verbosity(ERROR)
+        logging.disable_progress_bar()
+        yield

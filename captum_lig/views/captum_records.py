@@ -48,10 +48,13 @@ def captum_record(
 
     Example::
 
-        from captum.attr import visualization
-        trace = graph.relevance()
-        record = captum_record(trace.tokens[0], trace.labels, target=graph.target)
-        visualization.visualize_text([record])
+        >>> from captum.attr import visualization
+        >>> from captum_lig import FlowGraph, LayerFlowIG
+        >>> graph = FlowGraph(LayerFlowIG(decoder).attribute(ids, other_ids, target))
+        >>> trace = graph.relevance()
+        >>> record = captum_record(trace.tokens[0], trace.labels, target=graph.target)
+        >>> page = visualization.visualize_text([record])  # shows it, too
+        <IPython.core.display.HTML object>
     """
     from captum.attr import visualization
 

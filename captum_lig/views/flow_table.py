@@ -38,9 +38,9 @@ def flow_table(
         tokens: the text's tokens, one for each source.
         rule: composition rule for the agreement and the links.
         kind: the map that links are of: ``"composed"``, ``"direct"``, or ``"influence"``, how much
-            each source moves a target, whichever way (flows need that boundary). None: the composed
-            one, or the direct one where that is more than 50 % off it (mean over the targets of a
-            layer, median over the layers).
+            each source moves a target, whichever way (flows need that boundary). None: influence,
+            where the flows hold it; else the composed one, or the direct one where that is more
+            than 50 % off it (mean over the targets of a layer, median over the layers).
         hide_first_token: name no links from the first token. No number changes.
 
     Returns:
@@ -70,7 +70,7 @@ def flow_table(
         cells.append(layer.agreement_text)
         if show_heads:
             cells.append(f"{layer.via_heads:.0%}")
-        table.add_row(*cells, _links(layer.links, names))
+        table.add_row(*cells, _links(layer.links, names, view))
     said = [_verdict(layers, view)]
     sink = find_sink(flows, [row_shares(flow, view) for flow in flows])
     first = tokens[int(flows[0].valid[0].nonzero()[0])]
@@ -87,11 +87,11 @@ def _error(layer: LayerSummary) -> Text:
     return Text(f"{layer.error_text} !", style="bold red")
 
 
-def _links(links: Sequence[Link], names: Sequence[str]) -> Text:
-    lines = []
+def _links(links: Sequence[Link], names: Sequence[str], view: View) -> Text:
+    lines, sign = [], "+" if view.signed else ""
     for link in links:
         head = "" if link.head is None else f"{link.head}, "
-        lines.append(f"{names[link.source]} → {names[link.target]} ({head}{link.share:+.0%})")
+        lines.append(f"{names[link.source]} → {names[link.target]} ({head}{link.share:{sign}.0%})")
     return Text("\n".join(lines) or "none", overflow="fold")
 
 
@@ -129,9 +129,14 @@ def _legend(view: View, show_heads: bool) -> Text:
     if show_heads:
         meaning += "via heads: the heads' part against the residual path. "
     if view.kind == "influence":
-        whole = "the sizes of all that moves the target, whichever way"
+        whole = (
+            "the sum of the lengths of what the sources bring, whichever way; they add up to no "
+            "total"
+        )
     elif view.kind == "composed" and view.rule == "product":
         whole = "the row's absolute sum"
     else:
         whole = "the target's total"
+    if view.signed:
+        whole += ", signed. How much, whichever way: influence=True (--show influence)"
     return Text(f"{meaning}share: of {whole}.", style="dim")

@@ -13,7 +13,7 @@ from captum_lig import LayerFlow, LayerFlowIG, LigError
 from captum_lig.flow.findings import choose_view, distance, find_sink, one_source, spans
 from captum_lig.flow.summary import findings, row_shares, shares, summarize
 from tests.helpers.models import tiny_bert, tiny_gpt2, tiny_llama
-from tests.helpers.synthetic import flows, layer_flow
+from tests.helpers.synthetic import flows, layer_flow, with_influence
 
 MAPS = ("attention", "chain", "layer")
 
@@ -155,6 +155,15 @@ def test_influence_is_shown_as_shares_of_the_row() -> None:
     assert [(one.source, one.target, one.head, one.share) for one in links] == [(1, 0, None, 0.75)]
     with pytest.raises(LigError, match="no 'influence' boundary"):
         row_shares(layer_flow(), view)
+
+
+def test_a_view_opens_with_influence_where_all_flows_hold_it() -> None:
+    given = [with_influence(flow) for flow in composed_off_by([0.9, 0.9])]
+    view = choose_view(given, "chain")
+    assert (view.kind, view.signed) == ("influence", False)
+    assert "influence, which is shown, is of no composed map" in view.sentence
+    assert choose_view(given, "chain", "composed").kind == "composed"
+    assert choose_view([*given, layer_flow(2)], "chain").kind != "influence"
 
 
 # --- the first token ------------------------------------------------------------------------------

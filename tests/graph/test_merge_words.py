@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_lig import FlowGraph, LigError
 from captum_lig.flow.words import merge_map, word_groups, word_labels
 from captum_lig.pretrained.minilm import embedded_model_path
-from tests.helpers.synthetic import flows, signed_flows
+from tests.helpers.synthetic import flows, layer_flow, signed_flows, with_influence
 
 SENTENCE = "Untokenizable naïveté, didn't I say? 1,024 e\u0301tudes: x_1 = ok."
 
@@ -244,6 +244,14 @@ def test_one_layer_of_words_is_the_layer_of_pieces() -> None:
     totals = graph.layers[0].mlp_sum[3:]
     by_piece = graph.relevance([3, 4, 5], start=totals / totals.sum(), rule="chain").tokens[0]
     torch.testing.assert_close(by_word, twin_merge(by_piece[None], [0], groups)[0])
+
+
+def test_lengths_of_pieces_are_not_those_of_words() -> None:
+    flow = with_influence(layer_flow(0, 4, baseline="zero"))
+    given = FlowGraph([flow], list("abcd"))
+    assert given.layers[0].influence is not None
+    (layer,) = given.merge_tokens([0, 0, 1, 2]).layers
+    assert (layer.influence, layer.influence_sum) == (None, None)
 
 
 def test_of_a_pruned_graph_the_missing_edges_are_counted() -> None:

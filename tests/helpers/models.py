@@ -65,14 +65,18 @@ class ExactRMSNorm(nn.Module):
 
 
 def tiny_bert(
-    dtype: torch.dtype = torch.float64, seed: int = 0, layers: int = 2, eps: float = 1e-5
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    layers: int = 2,
+    eps: float = 1e-5,
+    heads: int = HEADS,
 ) -> BertModel:
     """Post-norm encoder: LayerNorm, learned positions, full attention."""
     config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
         num_hidden_layers=layers,
-        num_attention_heads=HEADS,
+        num_attention_heads=heads,
         intermediate_size=2 * WIDTH,
         max_position_embeddings=POSITIONS,
         pad_token_id=PADDING_ID,
@@ -85,14 +89,18 @@ def tiny_bert(
 
 
 def tiny_gpt2(
-    dtype: torch.dtype = torch.float64, seed: int = 0, layers: int = 2, eps: float = 1e-5
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    layers: int = 2,
+    eps: float = 1e-5,
+    heads: int = HEADS,
 ) -> GPT2Model:
     """Pre-norm causal decoder: LayerNorm, learned positions, one matrix for q, k and v."""
     config = GPT2Config(
         vocab_size=VOCABULARY,
         n_embd=WIDTH,
         n_layer=layers,
-        n_head=HEADS,
+        n_head=heads,
         n_inner=2 * WIDTH,
         n_positions=POSITIONS,
         bos_token_id=1,
@@ -112,6 +120,8 @@ def tiny_llama(
     layers: int = 2,
     eps: float = 1e-5,
     exact_norms: bool = True,
+    heads: int = HEADS,
+    key_heads: int = KEY_VALUE_HEADS,
 ) -> LlamaModel:
     """Pre-norm causal decoder: RMSNorm, rotary positions, grouped keys, gated feed-forward.
 
@@ -121,8 +131,8 @@ def tiny_llama(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
         num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KEY_VALUE_HEADS,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
         intermediate_size=2 * WIDTH,
         max_position_embeddings=POSITIONS,
         bos_token_id=1,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from captum_lig import FlowGraph, LayerFlow
-from tests.helpers.synthetic import layer_flow
+from tests.helpers.synthetic import layer_flow, with_influence
 
 
 def signed(flow: LayerFlow, seed: int = 0) -> LayerFlow:
@@ -49,14 +49,22 @@ def signed(flow: LayerFlow, seed: int = 0) -> LayerFlow:
 
 
 def graph(
-    layers: int = 3, tokens: int = 5, heads: int = 3, seed: int = 0, **settings: Any
+    layers: int = 3,
+    tokens: int = 5,
+    heads: int = 3,
+    seed: int = 0,
+    influence: bool = False,
+    **settings: Any,
 ) -> FlowGraph:
     """A graph of random flows in which no share is 0, and their signs are mixed."""
     flows = [
         layer_flow(2 + index, tokens, heads, baseline="zero", seed=10 * seed, **settings)
         for index in range(layers)
     ]
-    return FlowGraph([signed(flow, seed) for flow in flows], list("abcdefghijklmnop")[:tokens])
+    flows = [signed(flow, seed) for flow in flows]
+    if influence:
+        flows = [with_influence(flow, seed) for flow in flows]
+    return FlowGraph(flows, list("abcdefghijklmnop")[:tokens])
 
 
 class Elements(HTMLParser):

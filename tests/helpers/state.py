@@ -1,16 +1,30 @@
-"""All that an attribution could leave changed: a model, its config, and torch's global state."""
+"""All that a call could leave changed: a model, what transformers registered, and torch's state."""
 
 from __future__ import annotations
 
 import copy
+import gc
 import random
+import signal
+import warnings
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._dynamo import eval_frame
+from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.nn.modules import module as modules
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from transformers import PreTrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
+
+from captum_lig.model.attention_call import AttentionCall
 
 HOOKS = (
     "_forward_hooks",
@@ -21,7 +35,19 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
     "_state_dict_hooks",
+    "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+DEFAULTS = (None, frozenset(), AttentionCall.eager)
+"""Of the variables of a context: as good as not set."""
+
+OF_ALL_MODULES = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
 )
 
 
@@ -30,10 +56,13 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for name, module in model.named_modules():
         for hooks in HOOKS:
-            state[f"{name}: {hooks}"] = list(getattr(module, hooks, ()))
+            state[f"{name}: {hooks}"] = list(getattr(module, hooks, {}).items())
         state[f"{name}: training"] = module.training
-        state[f"{name}: forward"] = "forward" in vars(module)  # replaced on the instance
-        state[f"{name}: class"] = type(module)
+        state[f"{name}: forward"] = vars(module).get("forward")  # replaced on the instance
+        state[f"{name}: class"] = type(module), type(module).forward
+        state[f"{name}: attributes"] = list(vars(module))
+        for held in ("_parameters", "_buffers", "_modules"):
+            state[f"{name}: {held}"] = [(k, id(v)) for k, v in vars(module)[held].items()]
         config = getattr(module, "config", None)
         if config is not None:
             state[f"{name}: config"] = id(config), _of_config(config)
@@ -55,28 +84,88 @@ def _of_config(config: Any) -> dict[str, Any]:
 
 
 def global_state() -> dict[str, Any]:
+    """What all models of the process, or of this thread, share."""
     backends = torch.backends.cuda
     return {
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": [
+            (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in ("cpu", "cuda")
+        ],
+        "anomaly mode": torch.is_anomaly_enabled(),
+        "function modes": _get_current_function_mode_stack(),
+        "dispatch modes": _get_current_dispatch_mode_stack(),
+        "levels of torch.func": torch._C._functorch.peek_interpreter_stack() is not None,
+        "forward mode": forward_ad._current_level,
+        "forward mode is on": torch._C._is_fwd_grad_enabled(),
         "torch's random state": torch.get_rng_state().tolist(),
         "numpy's random state": str(np.random.get_state()),
         "python's random state": random.getstate(),
         "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
         "threads": torch.get_num_threads(),
         "attention": functional.scaled_dot_product_attention,
         "what configs say": [
             vars(PreTrainedConfig)[name]
             for name in ("_attn_implementation", "_experts_implementation")
         ],
+        "attention functions": dict(ALL_ATTENTION_FUNCTIONS),
+        "mask functions": dict(ALL_MASK_ATTENTION_FUNCTIONS),
         "attention kernels": (
             backends.flash_sdp_enabled(),
             backends.mem_efficient_sdp_enabled(),
             backends.math_sdp_enabled(),
             backends.cudnn_sdp_enabled(),
+            torch._C._get_sdp_priority_order(),
         ),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "fused encoder layers": torch.backends.mha.get_fastpath_enabled(),
+        "deterministic": (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_deterministic_debug_mode(),
+            torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.benchmark,
+        ),
+        "the compiler's stance": eval_frame._stance,
+        "hooks of all modules": [dict(getattr(modules, name)) for name in OF_ALL_MODULES],
+        "warnings": (list(warnings.filters), warnings.showwarning),
+        "transformers' messages": (logging.get_verbosity(), logging.is_progress_bar_enabled()),
+        "signals": signal.getsignal(signal.SIGINT),
+        "of this context": {
+            var.name: value
+            for var, value in copy_context().items()
+            if var.name.startswith("captum_lig") and value not in DEFAULTS
+        },
     }
+
+
+class Snapshot:
+    """A model and all global state at one moment.
+
+    Tensors are kept by what identifies them and by their bits, functions and hooks themselves.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._state = state_of(model), global_state()
+
+    def changes(self) -> list[str]:
+        """Names of what is no longer as it was."""
+        return self._changes() and (gc.collect(), self._changes())[1]
+
+    def _changes(self) -> list[str]:
+        now = state_of(self._model), global_state()
+        return [
+            name
+            for before, after in zip(self._state, now, strict=True)
+            for name in before | after
+            if name not in before or name not in after or before[name] != after[name]
+        ]
+
+
+def snapshot(model: nn.Module) -> Snapshot:
+    """All that a call of the library could leave changed, as it is now."""
+    return Snapshot(model)
 
 
 def outputs_of(model: nn.Module, inputs: dict[str, Tensor]) -> bytes:
@@ -94,13 +183,8 @@ class Unchanged:
 
     def __enter__(self) -> None:
         self._outputs = outputs_of(self._model, self._inputs)
-        self._state, self._globals = state_of(self._model), global_state()
+        self._before = snapshot(self._model)
 
     def __exit__(self, *_: object) -> None:
-        for before, after in (
-            (self._state, state_of(self._model)),
-            (self._globals, global_state()),
-        ):
-            changed = [name for name in before | after if before.get(name) != after.get(name)]
-            assert not changed
+        assert self._before.changes() == []
         assert outputs_of(self._model, self._inputs) == self._outputs

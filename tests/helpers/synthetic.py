@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,6 +70,17 @@ def layer_flow(
         chain=chain,
         chain_total=mlp.transpose(1, 2),
         self_weight=numbers(texts, heads, len(target)) * rows[:, None],
+    )
+
+
+def with_influence(flow: LayerFlow, seed: int = 0) -> LayerFlow:
+    """The flow with random lengths, none of them 0 where its direct map is not."""
+    random = torch.Generator().manual_seed(500 + 10 * seed + flow.index)
+    layer = flow.need("layer")
+    lengths = 0.1 + torch.rand(layer.shape, generator=random, dtype=torch.float64)
+    missing = 1e-5 * flow.need("layer_total")
+    return replace(
+        flow, influence=lengths.to(layer.dtype) * (layer != 0), influence_missing=missing
     )
 
 

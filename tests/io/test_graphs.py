@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from captum_lig import FlowGraph, LigError
-from tests.helpers.synthetic import HOSTILE, flows, signed_flow, signed_flows
+from tests.helpers.synthetic import (
+    HOSTILE,
+    flows,
+    layer_flow,
+    signed_flow,
+    signed_flows,
+    with_influence,
+)
 
 SUFFIXES = [".json", ".safetensors"]
 
@@ -71,6 +78,12 @@ def chain_alone() -> FlowGraph:
     return FlowGraph([flow, signed_flow(1, 4, 2)])
 
 
+def influence() -> FlowGraph:
+    """Lengths beside the edges, also where there are few targets."""
+    made = [*flows(2, 6, baseline="zero"), layer_flow(2, 6, baseline="zero", targets=[1, 4])]
+    return FlowGraph([with_influence(flow) for flow in made], list("abcdef"))
+
+
 def still() -> FlowGraph:
     """One token that nothing moves."""
     flow = signed_flow(0, 4, 2)
@@ -89,6 +102,8 @@ GRAPHS: dict[str, Callable[[], FlowGraph]] = {
     "mixed": mixed,
     "chain alone": chain_alone,
     "still": still,
+    "influence": influence,
+    "part of influence": lambda: influence().subgraph([3, 0], (0, 1)),
     "threshold": lambda: signed().prune(threshold=0.3),
     "top_k": lambda: everything().prune(top_k=2),
     "subgraph": lambda: signed().subgraph([3, 0, 2], (5, 6), [1, (6, 0)]),
@@ -101,6 +116,18 @@ GRAPHS: dict[str, Callable[[], FlowGraph]] = {
 @pytest.fixture(params=GRAPHS)
 def graph(request: pytest.FixtureRequest) -> FlowGraph:
     return GRAPHS[request.param]()
+
+
+def test_influence_of_a_graph_is_that_of_the_flows() -> None:
+    for layer in influence().layers[:2]:
+        flow = with_influence(layer_flow(layer.index, 6, baseline="zero"))
+        assert torch.equal(layer.influence, flow.influence[0])
+        assert torch.equal(layer.influence_sum, flow.influence[0].double().sum(-1))
+    part = influence().subgraph([3, 0]).layers[1]
+    whole = influence().layers[1]
+    assert part.influence[0, 1] == whole.influence[3, 0]
+    assert part.influence_sum[0] == whole.influence_sum[3]  # shares stay what they are
+    assert influence().layers[2].influence[0].sum() == 0  # no target
 
 
 # --- files ----------------------------------------------------------------------------------------

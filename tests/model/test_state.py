@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, PreTrainedModel
+from torch.nn.attention import SDPBackend
+from torch.overrides import BaseTorchFunctionMode
+from transformers import AttentionInterface, CLIPConfig, CLIPModel, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from captum_lig import LayerFlow, LayerFlowIG, LigError, SetToSetIG
 from tests.helpers import models
@@ -48,7 +52,23 @@ def test_the_check_itself_sees_changes() -> None:
     def one_more_draw() -> None:
         torch.rand(1)
 
+    hooks = block.output._forward_hooks
+    hooks[0] = lambda *_: None
+    mode, level = BaseTorchFunctionMode(), torch.nn.attention.sdpa_kernel(SDPBackend.MATH)
+
     changes: list[Callable[[], object]] = [
+        lambda: hooks.update({0: lambda *_: None}),
+        lambda: setattr(block.output, "forward", block.output.forward),
+        lambda: setattr(block.output, "__class__", type("Other", (type(block.output),), {})),
+        lambda: setattr(block, "remembered", 1),
+        lambda: AttentionInterface.register("another library", print),
+        lambda: ALL_MASK_ATTENTION_FUNCTIONS.register("another library", print),
+        mode.__enter__,
+        level.__enter__,
+        lambda: torch.set_autocast_enabled("cpu", True),
+        lambda: warnings.simplefilter("ignore", UserWarning),
+        lambda: torch.use_deterministic_algorithms(True, warn_only=True),
+        lambda: torch.set_default_dtype(torch.float64),
         lambda: block.register_forward_hook(lambda *_: None),
         lambda: block.attention.register_forward_pre_hook(lambda *_: None),
         lambda: block.register_full_backward_hook(lambda *_: None),
@@ -61,10 +81,17 @@ def test_the_check_itself_sees_changes() -> None:
         lambda: torch.set_grad_enabled(False),
         one_more_draw,
     ]
+    kept = list(warnings.filters)
     for change in changes:
         with pytest.raises(AssertionError), Unchanged(model, inputs):
             change()
         torch.set_grad_enabled(True)
+    mode.__exit__(None, None, None)
+    level.__exit__(None, None, None)
+    torch.set_autocast_enabled("cpu", False)
+    torch.use_deterministic_algorithms(False)
+    torch.set_default_dtype(torch.float32)
+    warnings.filters[:] = kept
 
 
 # ---- after success ---------------------------------------------------------------------------

@@ -196,6 +196,18 @@ def test_the_table_opens_with_direct_maps_where_composed_ones_are_far_off() -> N
     assert "they do not say what the layers do" in asked
 
 
+def test_the_table_opens_with_influence_where_flows_hold_it() -> None:
+    lengths = torch.tensor([[[0.0, 3.0, 1.0], [2.0, 2.0, 0.0]]], dtype=torch.float64)
+    missing = torch.zeros(1, 2, dtype=torch.float64)
+    flow = replace(small_flow(), influence=lengths, influence_missing=missing)
+    text = in_one_line(printed([flow], list("abc")))
+    assert "strongest links, influence" in text
+    assert "b → a (75%)" in text
+    assert "they add up to no total" in text
+    assert "--show influence" not in text
+    assert "--show influence" in in_one_line(printed([small_flow()], list("abc")))
+
+
 def test_a_single_token_has_no_links() -> None:
     text = printed([layer_flow(tokens=1, baseline="zero")], ["a"])
     assert "none" in text

@@ -22,12 +22,12 @@ from tests.helpers.synthetic import ATTACK, flows
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_numbers_of_the_page_are_those_of_the_graph(dtype: torch.dtype) -> None:
-    given = graph(dtype=dtype)
+    given = graph(dtype=dtype, influence=True)
     found = numbers(page(given))
     for place, layer in enumerate(given.layers):
         tensors = {name: getattr(layer, name) for name in PARTS}
         for name, tensor in tensors.items():
-            edges = name in ("attention", "chain", "mlp", "residual", "direct")
+            edges = name in ("attention", "chain", "mlp", "residual", "direct", "influence")
             narrow = tensor.to(torch.float32) if edges else tensor
             assert found.pop((place, name)) == narrow.flatten().tolist()
         assert found.pop((place, "one_source")) == [0] * 5
@@ -60,11 +60,25 @@ def test_what_a_graph_does_not_hold_is_left_out() -> None:
     without = page(FlowGraph(given), rule="conserve")
     names = {name for _, name in numbers(without)}
     left_out = {"direct", "direct_total", "error.layer", "chain", "error.chain", "chain.heads"}
+    left_out |= {"influence", "influence_sum"}
     assert names.isdisjoint(left_out)
     assert [rule["name"] for rule in header(without)["rules"]] == ["conserve", "product"]
     assert header(without)["layers"][0]["certified"] == ["attention", "mlp"]
     with pytest.raises(LigError, match=r"layer 0 has no 'chain' boundary.*use rule='conserve'"):
         page(FlowGraph(given))
+
+
+def test_which_map_a_page_opens_with() -> None:
+    given = graph(influence=True)
+    assert header(page(given))["opening"] == "influence"
+    assert header(page(graph()))["opening"] == "composed"
+    assert header(page(given.prune(top_k=1)))["opening"] == "composed"  # these edges, asked for
+    assert header(page(given.merge_tokens([0, 0, 1, 1, 2])))["opening"] == "composed"
+    assert header(page(given, kind="direct"))["opening"] == "direct"
+    with pytest.raises(LigError, match="kind='best' is unknown: use one of composed, direct"):
+        page(given, kind="best")
+    with pytest.raises(LigError, match=r"layer 2 of the graph does not hold it.*'influence'"):
+        page(graph(), kind="influence")
 
 
 def test_a_pruned_graph_keeps_its_sums() -> None:

@@ -76,7 +76,8 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Opener]:
         given: FlowGraph, title: str | None = None, size: tuple[int, int] = LAPTOP, **options: Any
     ) -> Shown:
         rule, hide = options.pop("rule", "chain"), options.pop("hide_first_token", False)
-        path = given.to_html(tmp_path / "flow.html", title, rule, hide_first_token=hide)
+        kind = options.pop("kind", None)
+        path = given.to_html(tmp_path / "flow.html", title, rule, kind=kind, hide_first_token=hide)
         viewport = {"width": size[0], "height": size[1]}
         context = browser.new_context(viewport=viewport, offline=True, **options)
         contexts.append(context)
@@ -101,7 +102,7 @@ def close(a: float, b: float) -> bool:
 
 @pytest.mark.parametrize("size", [PHONE, LAPTOP, WIDE])
 def test_opens_without_a_complaint_or_a_request(show: Opener, size: tuple[int, int]) -> None:
-    shown = show(graph(tokens=12, heads=2), "a title", size)
+    shown = show(graph(tokens=12, heads=2, influence=True), "a title", size)
     assert shown.text("h1") == "a title"
     shown.tab.locator("#controls").evaluate("(controls) => { controls.open = true; }")
     for name in ("boundary", "rule", "head", "target"):
@@ -230,6 +231,64 @@ def test_lines_of_the_direct_layers(show: Opener) -> None:
         exact = layer.direct[target, source].double()
         assert close(share, float(exact / layer.direct_total[target]))
         assert math.isclose(value, float(exact), rel_tol=1e-6)
+
+
+def test_lines_of_influence(show: Opener) -> None:
+    """Lengths, as shares of their row's sum, without a sign anywhere."""
+    given = graph(influence=True)
+    shown = show(given)
+    assert shown.tab.locator("#boundary").input_value() == "influence"  # where it is held
+    assert shown.tab.locator("#head").is_disabled()
+    shown.choose(threshold=0)
+    found = shown.lines()
+    assert len(found) == 3 * 5 * 5
+    for index, target, source, (share, length) in found:
+        row = given.layers[place_of(given, index)].influence[target].tolist()
+        assert math.isclose(share, row[source] / math.fsum(row), rel_tol=1e-12)
+        assert math.isclose(length, row[source], rel_tol=1e-12)
+    strengths = [numbers[0] for *_, numbers in found]
+    assert strengths == sorted(strengths, reverse=True)
+    texts = " ".join(shown.tab.locator("#table data").all_inner_texts())
+    assert "+" not in texts
+    assert "Length" in shown.text("#table thead")
+    assert "lines of influence, how much each source moves a target" in shown.text("#summary")
+    assert "of the sum of all lengths" in shown.text("#summary")
+    assert "against it" not in shown.text("#legend")
+
+    row = given.layers[1].influence[0].tolist()
+    left, right = shown.place(1, 0, 4), shown.place(2, 0, 4)
+    shown.tab.mouse.move((left[0] + right[0]) / 2, left[1])
+    share, length = shown.numbers("#tip")
+    assert math.isclose(share, row[0] / math.fsum(row), rel_tol=1e-12)
+    assert math.isclose(length, row[0], rel_tol=1e-12)
+    assert "lengths do not add up to a total" in shown.text("#tip")
+    shown.tab.mouse.move(0, 0)
+    shown.choose(boundary="composed")
+    left, right = shown.place(1, 0, 4), shown.place(2, 0, 4)  # what is above has other lines now
+    shown.tab.mouse.move((left[0] + right[0]) / 2, left[1])
+    assert math.isclose(shown.numbers("#tip")[-1], share, rel_tol=1e-12)  # beside the composed
+    shown.tab.locator("#maps").focus()
+    shown.choose(map_layer=3)
+    shown.tab.keyboard.press("ArrowDown")  # the first cell
+    assert math.isclose(shown.numbers("#map-cell")[-1], share, rel_tol=1e-12)
+    assert shown.tab.locator("#maps canvas").count() == 4
+
+
+def test_influence_misses_the_change_by_so_much(show: Opener) -> None:
+    shown = show(graph(influence=True))
+    shown.choose(target=2)
+    assert "influence 1e−5" in shown.text("#pinned-text")
+
+
+def test_without_influence_it_cannot_be_chosen(show: Opener) -> None:
+    shown = show(graph())
+    assert shown.tab.locator("#boundary option[value=influence]").is_disabled()
+    assert shown.tab.locator("#maps canvas").count() == 3
+
+
+@pytest.mark.parametrize("kind", ["composed", "direct", "influence"])
+def test_it_opens_with_the_map_that_is_asked_for(show: Opener, kind: str) -> None:
+    assert show(graph(influence=True), kind=kind).tab.locator("#boundary").input_value() == kind
 
 
 def test_threshold_range_and_own_lines(show: Opener) -> None:

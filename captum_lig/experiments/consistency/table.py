@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from captum_lig.experiments.consistency.corpus_run import Corpus
 from captum_lig.experiments.consistency.pairings import LAYER_BASELINES, Pairing
 from captum_lig.experiments.consistency.ranking import MEASURES, Pooled, Ranked
 
@@ -19,16 +18,18 @@ BEST = 5
 _HEADINGS = ("L2", "relative\nL2", "Pearson", "Spearman")
 
 
-def report(pooled: Pooled, corpus: Corpus, by: str = "l2", by_layer: bool = False) -> Group:
+def report(
+    pooled: Pooled, counts: Mapping[str, int], by: str = "l2", by_layer: bool = False
+) -> Group:
     """What was compared, and a ranking for each layer baseline; it fits 80 columns.
 
     Args:
         pooled: the records.
-        corpus: where they came from.
+        counts: sentences by status, see :attr:`captum_lig.corpus.Results.counts`.
         by: measure to order by.
         by_layer: also the best pairing of each ranking, layer by layer.
     """
-    parts: list[RenderableType] = [Text(_sentences(corpus)), Text()]
+    parts: list[RenderableType] = [Text(_sentences(counts)), Text()]
     for baseline in LAYER_BASELINES:
         ranking = pooled.rank(baseline, by=by)
         parts += [Text(f"Direct maps from {baseline}", style="bold"), _table(ranking)]
@@ -63,12 +64,9 @@ def number(measure: tuple[float, float] | None) -> str:
     return f"{mean:g} ± {deviation:g}"
 
 
-def _sentences(corpus: Corpus) -> str:
-    said = f"{corpus.sentences} sentences compared"
-    if corpus.skipped:
-        reasons = ", ".join(f"{count} {why}" for why, count in corpus.skipped.items())
-        return f"{said}; skipped: {reasons}."
-    return f"{said}, none skipped."
+def _sentences(counts: Mapping[str, int]) -> str:
+    others = [f"{count} {status}" for status, count in counts.items() if status != "done"]
+    return f"{counts.get('done', 0)} sentences compared, {', '.join(others) or 'none skipped'}."
 
 
 def _table(ranking: Sequence[Ranked]) -> Table:

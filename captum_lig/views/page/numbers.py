@@ -7,7 +7,7 @@ Header, JSON::
       "title": "...", "tokens": ["[CLS]", ...],     as a person reads them
       "scalarization": "l2", "baseline": "zero", "tolerance": 0.001,
       "rules": [{"name": "conserve", "edges": "attention"}, ...],
-      "rule": "chain", "opening": "direct",         the boundary that the page opens with
+      "rule": "chain", "opening": "direct",         composed, direct or influence
       "hide_first_token": false,
       "layers": [{"index": 0, "name": "encoder.layer.0", "heads": 12,
                   "certified": ["attention", "mlp", "layer", "chain"]}, ...],
@@ -18,8 +18,8 @@ Header, JSON::
 ``layer`` of a tensor is a position in ``layers``, ``size`` counts numbers, ``offset`` bytes. The
 tensors, row-major, with little-endian numbers, are
 
-- those of :class:`captum_lig.graph.length_layer.LengthLayer` under their names: edges and direct
-  maps as float32, bit for bit what a float32 attribution gave, sums as float64;
+- those of :class:`captum_lig.graph.length_layer.LengthLayer` under their names: edges, direct
+  maps and influence as float32, bit for bit what a float32 attribution gave, sums as float64;
 - ``one_source``, 1 for targets that have one possible source (:mod:`captum_lig.flow.findings`);
 - ``error.<field>``, the completeness errors of each field that is checked, targets last;
 - of each rule ``<rule>.heads``, ``<rule>.residual`` and ``<rule>.size``, float64: a share is an
@@ -37,8 +37,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_lig.errors import LigError
 from captum_lig.flow.composition import RULES
-from captum_lig.flow.findings import FAR, one_source_rows
+from captum_lig.flow.findings import FAR, check_kind, one_source_rows
 from captum_lig.flow.tokens import readable_text, readable_token
 from captum_lig.graph import FlowGraph
 from captum_lig.graph.length_layer import LengthLayer
@@ -49,8 +50,8 @@ __all__ = ["FORMAT", "PARTS", "VERSION", "pack", "packed_size"]
 FORMAT = "captum_lig.page"
 VERSION = 4
 
-PARTS = ("attention", "chain", "mlp", "residual", "direct", "direct_total", "attention_sum",
-         "mlp_sum", "known")  # fmt: skip
+PARTS = ("attention", "chain", "mlp", "residual", "direct", "direct_total", "influence",
+         "influence_sum", "attention_sum", "mlp_sum", "known")  # fmt: skip
 """Tensors of a layer that the page needs as they are."""
 ROUNDING = 1e-5
 LONGEST_TOKEN = 200
@@ -58,7 +59,11 @@ LONGEST_TITLE = 240
 
 
 def pack(
-    graph: FlowGraph, title: str, rule: str, hide_first_token: bool = False
+    graph: FlowGraph,
+    title: str,
+    rule: str,
+    hide_first_token: bool = False,
+    kind: str | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Pack a graph.
 
@@ -67,13 +72,15 @@ def pack(
         title: plain text.
         rule: composition rule to open with.
         hide_first_token: open without lines from the first token.
+        kind: the map to open with, of :data:`captum_lig.flow.findings.KINDS`; None chooses.
 
     Returns:
         The header, in JSON's types, and the numbers in base64.
 
     Raises:
-        LigError: for an unknown rule, or one that needs a boundary that is not there.
+        LigError: for an unknown rule or kind, or one that needs a boundary that is not there.
     """
+    check_kind(kind)
     for layer in graph.layers:
         layer.shares(rule, False)
     rules = _rules(graph)
@@ -92,7 +99,7 @@ def pack(
         "tolerance": graph.layers[0].tolerance,
         "rules": rules,
         "rule": rule,
-        "opening": _opening(graph, rule),
+        "opening": _opening(graph, rule, kind),
         "hide_first_token": hide_first_token,
         "layers": [
             {
@@ -154,7 +161,8 @@ def _numbers(layer: LengthLayer, rules: list[dict[str, Any]]) -> dict[str, tuple
 
 def _one_source(layer: LengthLayer) -> Tensor:
     """``(N,)`` targets that have one possible source; none if edges were taken away."""
-    maps = [one for one in (layer.attention, layer.chain, layer.direct) if one is not None]
+    held = (layer.attention, layer.chain, layer.direct, layer.influence)
+    maps = [one for one in held if one is not None]
     return one_source_rows(maps) & (_whole(layer) if layer.direct is None else True)
 
 
@@ -164,14 +172,27 @@ def _whole(layer: LengthLayer) -> Tensor:
     return (kept >= (1 - ROUNDING) * layer.attention_size).all(0)
 
 
-def _opening(graph: FlowGraph, rule: str) -> str:
-    """The boundary to open with: direct, if composed maps are far from it, see ``FAR``.
+def _opening(graph: FlowGraph, rule: str, kind: str | None) -> str:
+    """The boundary to open with, as :func:`captum_lig.flow.findings.choose_view` chooses it.
 
     Less than all edges cannot add up to the direct map: a graph without some opens as it is.
     """
+    layers = _lengths(graph)
+    if kind is not None:
+        for layer in layers:
+            if kind != "composed" and getattr(layer, kind) is None:
+                boundary = "layer" if kind == "direct" else kind
+                raise LigError(
+                    f"kind={kind!r}: layer {layer.index} of the graph does not hold it. Name "
+                    f"{boundary!r} in boundaries=(...); a graph of words has no influence."
+                )
+        return kind
+    whole = all(bool(_whole(layer).all()) for layer in layers)
+    if whole and all(layer.influence is not None for layer in layers):
+        return "influence"
     means = []
-    for layer in _lengths(graph):
-        if layer.direct is None or not bool(_whole(layer).all()):
+    for layer in layers:
+        if layer.direct is None or not whole:
             return "composed"
         size, direct = layer.weights(rule).size[:, None], layer.direct.double()
         off = direct - layer.shares(rule, False).matrix * size

@@ -34,6 +34,7 @@ def page(
     title: str | None = None,
     rule: str = DEFAULT_RULE,
     *,
+    kind: str | None = None,
     hide_first_token: bool = False,
     known: Known | None = None,
 ) -> str:
@@ -44,18 +45,23 @@ def page(
         title: what stands on top; plain text, whatever it contains. None: the graph's target and
             its change, or the tokens.
         rule: the composition rule that the page opens with, see :meth:`LayerFlow.compose`; of a
-            graph of lengths. Where maps composed by it are more than 50 % off the direct ones (mean
-            over the targets of a layer, median over the layers), it opens with the direct maps, and
-            says so.
+            graph of lengths.
+        kind: the map that the page of lengths opens with: ``"composed"``, ``"direct"`` or
+            ``"influence"``. None: influence, where the graph holds it; else the composed one, or
+            the direct one where that is more than 50 % off it (mean over the targets of a layer,
+            median over the layers), and the page says so.
         hide_first_token: open without lines from the first token; the page of lengths has a box for
             it.
         known: what is known beside the graph, of a graph with a target.
 
     Raises:
-        LigError: for an unknown rule, or one that needs a boundary that is not there.
+        LigError: for an unknown rule or kind, one that needs a boundary that is not there, or a
+            kind where the graph has a target.
     """
     if graph.target is not None:
         graph.layers[0].shares(rule, True)  # refuses rules
+        if kind is not None:
+            raise LigError(f"kind={kind!r}: a graph with a target has one map: leave kind out.")
         header, numbers = pack_question(graph, title, known or Known())
         return document(
             "question/question.html",
@@ -67,7 +73,7 @@ def page(
         )
     if title is None:
         title = " ".join(readable_token(token).lstrip("␣") for token in graph.tokens)
-    header, numbers = pack(graph, title, rule, hide_first_token)
+    header, numbers = pack(graph, title, rule, hide_first_token, kind)
     return document("page.html", ["base.css", "page.css"], MODULES, title, header, numbers)
 
 
@@ -77,6 +83,7 @@ def write_page(
     title: str | None = None,
     rule: str = DEFAULT_RULE,
     *,
+    kind: str | None = None,
     hide_first_token: bool = False,
     known: Known | None = None,
 ) -> Path:
@@ -87,6 +94,7 @@ def write_page(
         path: a file that ends in ``.html``. Missing folders are made.
         title: see :func:`page`.
         rule: see :func:`page`.
+        kind: see :func:`page`.
         hide_first_token: see :func:`page`.
         known: see :func:`page`.
 
@@ -94,8 +102,8 @@ def write_page(
         The path.
 
     Raises:
-        LigError: for another suffix, a page that no browser can open, or a rule that :func:`page`
-            refuses.
+        LigError: for another suffix, a page that no browser can open, or a rule or kind that
+            :func:`page` refuses.
         OSError: if the file cannot be written.
 
     Warns:
@@ -113,7 +121,7 @@ def write_page(
                 "take fewer layers or tokens (FlowGraph.subgraph)."
             )
         warn_if_large(path, size)
-    made = page(graph, title, rule, hide_first_token=hide_first_token, known=known)
+    made = page(graph, title, rule, kind=kind, hide_first_token=hide_first_token, known=known)
     with writing(path) as beside:
         beside.write_text(made, encoding="utf-8")
     return path

@@ -260,15 +260,23 @@ def areas(
 
 
 def draw_color_bar(
-    figure: Figure, axes: Axes, norm: Normalize, label: str, percent: bool = True
+    figure: Figure,
+    axes: Axes,
+    norm: Normalize,
+    label: str,
+    percent: bool = True,
+    signed: bool = True,
 ) -> None:
-    """The colour scale, in separate axes."""
-    bar = figure.colorbar(ScalarMappable(norm, COLORS), cax=axes, extend="both", extendfrac=0.02)
+    """The colour scale, in separate axes; of values without a sign its upper half."""
+    extend = "both" if signed else "max"
+    bar = figure.colorbar(ScalarMappable(norm, COLORS), cax=axes, extend=extend, extendfrac=0.02)
+    if not signed:
+        bar.ax.set_ylim(0, norm.vmax)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
     if percent:
         bar.ax.yaxis.set_major_formatter(
-            lambda share, _: f"{100 * share:+.3g} %" if share else "0 %"
+            lambda share, _: f"{100 * share:{'+' if signed else ''}.3g} %" if share else "0 %"
         )
 
 

@@ -75,8 +75,9 @@ def plot_flow(
         title: a title; plain text, whatever it contains.
         show: also show the figure through pyplot.
         kind: the map that links are of: ``"composed"``, ``"direct"``, or ``"influence"``, how much
-            each source moves a target, whichever way (of that are the maps below, too). None: the
-            composed one, or the direct one where that is more than 50 % off it, see
+            each source moves a target, whichever way (of that are the maps below, too). None:
+            influence, where the flows hold it; else the composed one, or the direct one where that
+            is more than 50 % off it, see
             :func:`~captum_lig.views.flow_table.flow_table`.
         hide_first_token: draw no links from the first token, and its column in grey.
 
@@ -106,7 +107,7 @@ def plot_flow(
     panels = [layer.below if layer.moves_itself else layer.below.without_self() for layer in layers]
     within, size = draw.areas(halves[1], columns * panel, heights[1]), (panel, map_height)
     maps, bar = draw.draw_panels(figure, within, panels, columns, size, norm, 7)
-    draw.draw_color_bar(figure, bar, norm, _label(view))
+    draw.draw_color_bar(figure, bar, norm, _label(view), signed=view.signed)
     _draw_notes(strip, _notes(flows, tokens, view, hide_first_token), width)
     caption = _caption(flows, layers, view, hide_first_token)
     draw.finish(figure, title, caption, width, show)
@@ -130,7 +131,7 @@ def _layer(flow: LayerFlow, tokens: Sequence[str], view: View, hide_first_token:
 def _label(view: View) -> str:
     """What the colours are shares of."""
     if view.kind == "influence":
-        return "share of all that moves the target, whichever way"
+        return "share of the lengths of what the sources bring, whichever way"
     other = " (links: of the row's absolute sum)" if view.rule == "product" else ""
     return f"share of the target's total{other if view.kind == 'composed' else ''}"
 

@@ -60,6 +60,14 @@ export function direct(layer, tokens) {
   };
 }
 
+/** Shares of what the sources bring, whichever way, of the sum of a row's lengths. */
+export function influence(layer, tokens) {
+  return {
+    matrix: divide(Float64Array.from(layer.influence), layer.influence_sum, tokens),
+    size: layer.influence_sum,
+  };
+}
+
 function divide(matrix, sum, tokens) {
   return matrix.map((value, place) => by(value, sum[Math.floor(place / tokens)]));
 }

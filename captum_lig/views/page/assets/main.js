@@ -62,6 +62,8 @@ class Page {
     options("target", [["", "all tokens"], ...tokens]);
     options("source", [["", "any token"], ...tokens]);
     at("boundary").querySelector("[value=direct]").disabled = !this.model.hasDirect;
+    at("boundary").querySelector("[value=influence]").disabled = !this.model.hasInfluence;
+    if (this.model.hasInfluence) at("maps-title").textContent += ", and influence";
   }
 
   listen() {
@@ -223,7 +225,7 @@ class Page {
     for (const [id, value] of Object.entries(shown)) at(id).value = String(value);
     at("own").checked = state.own;
     at("hide-first").checked = state.hideFirst;
-    at("head").disabled = state.boundary === "direct";
+    at("head").disabled = !this.model.byHead;
     at("column").disabled = state.pin === null;
     at("threshold").value = String(toSlider(state.threshold));
     at("threshold-text").textContent = size(state.threshold);
@@ -246,9 +248,13 @@ class Page {
       }
       return element("span", {}, canvas, text);
     };
-    at("legend").replaceChildren(
+    const lengths = [item("positive", `how much, whichever way, 0 to ${end} or more`)];
+    const signs = [
       item("positive", `for ${pin ? "the pinned token" : "the target"}, 0 to ${end} or more`),
       item("negative", `against it, 0 to −${end} or more`),
+    ];
+    at("legend").replaceChildren(
+      ...(this.model.signed ? signs : lengths),
       item("own", `a token to itself, 0 to 100\u00a0% or more`),
       missed ? element("span", { class: "bad" }, "◇ not converged") : "",
     );

@@ -14,8 +14,9 @@ export class MapsView {
     this.layer = 0;
     this.cell = null;
     this.pointed = pointed;
-    const names = ["Composed", "Direct", "Direct − composed"];
-    this.panels = (model.hasDirect ? names : names.slice(0, 1)).map((name) => {
+    const names = ["Composed", ...(model.hasDirect ? ["Direct", "Direct − composed"] : [])];
+    if (model.hasInfluence) names.push("Influence: how much, whichever way");
+    this.panels = names.map((name) => {
       const canvas = element("canvas");
       const caption = element("figcaption", {}, name);
       root.append(element("figure", {}, caption, canvas));
@@ -28,17 +29,28 @@ export class MapsView {
 
   /** Shares of the layer as the panels show them. */
   matrices() {
-    const composed = this.model.matrices[this.layer];
-    if (!this.model.hasDirect) return [composed];
-    const direct = this.model.directMap(this.layer).matrix;
-    return [composed, direct, direct.map((share, place) => share - composed[place])];
+    const { model, layer } = this;
+    const maps = [model.matrices[layer]];
+    if (model.hasDirect) {
+      const direct = model.directMap(layer).matrix;
+      maps.push(
+        direct,
+        direct.map((share, place) => share - maps[0][place]),
+      );
+    }
+    if (model.hasInfluence) maps.push(model.influenceMap(layer).matrix);
+    return maps;
   }
 
   draw() {
     const { tokens } = this.model;
     this.ink = inks();
     const matrices = this.matrices();
-    this.limit = limitOf(matrices.slice(0, 2), tokens);
+    const difference = 2;
+    this.limit = limitOf(
+      matrices.filter((_, number) => number !== difference),
+      tokens,
+    );
     this.panels.forEach(({ canvas }, number) => {
       const room = Math.min(canvas.parentElement.clientWidth - 1, 560);
       this.margin = (room - LABELS) / tokens >= LEGIBLE ? LABELS : 0;

@@ -7,11 +7,12 @@ import {
   composed,
   direct,
   distances,
+  influence,
   partOfFirst,
   shares,
 } from "./graph.js";
 import { strongestRoutes } from "./routes.js";
-import { WHOLE } from "./words.js";
+import { percent, size, WHOLE } from "./words.js";
 
 /** More lines than these are no picture any more, and slow to draw: the weaker ones are left out. */
 const MOST_LINES = 6000;
@@ -52,7 +53,7 @@ export class Model {
   /** Change the state; a pinned token stays within the range of layers. */
   set(change) {
     const state = Object.assign(this.state, { route: null }, change);
-    if (state.boundary === "direct") state.head = null;
+    if (!this.byHead) state.head = null;
     if (state.pin === null) return;
     const column = Math.max(state.first, Math.min(state.last + 1, state.pin.column));
     state.pin = { ...state.pin, column };
@@ -64,6 +65,25 @@ export class Model {
 
   get hasDirect() {
     return this.page.layers.every((layer) => layer.direct);
+  }
+
+  get hasInfluence() {
+    return this.page.layers.every((layer) => layer.influence);
+  }
+
+  /** Whether the boundary that is shown can be taken apart by head. */
+  get byHead() {
+    return !["direct", "influence"].includes(this.state.boundary);
+  }
+
+  /** Whether shares have a sign; lengths have none. */
+  get signed() {
+    return this.state.boundary !== "influence";
+  }
+
+  /** A share of the boundary that is shown, as a person reads it. */
+  said(share) {
+    return this.signed ? percent(share) : size(share);
   }
 
   /** The rule that is at work. */
@@ -106,11 +126,17 @@ export class Model {
     return this.kept(`direct ${number}`, () => direct(this.page.layers[number], this.tokens));
   }
 
+  /** The lengths of one layer as shares. */
+  influenceMap(number) {
+    return this.kept(`influence ${number}`, () => influence(this.page.layers[number], this.tokens));
+  }
+
   /** The map of one layer that the lines are drawn of: {matrix, size}. */
   map(number) {
     const { rule } = this;
     const { boundary, head } = this.state;
     if (boundary === "direct") return this.directMap(number);
+    if (boundary === "influence") return this.influenceMap(number);
     if (boundary === "attention") {
       return this.kept(`attention ${number} ${head}`, () =>
         attention(this.page.layers[number], this.tokens, this.headOf(number)),
@@ -202,8 +228,8 @@ export class Model {
 
   /**
    * By how much the lines of a layer count, by their target or by their source: all alike, and with
-   * a pinned token by what that end carries of it. The attention and direct boundaries do not go
-   * on from layer to layer: there the pinned token's own lines count alone.
+   * a pinned token by what that end carries of it. The other boundaries do not go on from layer
+   * to layer: there the pinned token's own lines count alone.
    */
   weights(layer) {
     const { pin, boundary } = this.state;

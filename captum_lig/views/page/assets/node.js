@@ -7,7 +7,9 @@ const BOUNDARIES = {
   attention: "attention",
   mlp: "mlp",
   chain: "chain",
-  direct: "direct layer",
+  layer: "direct layer",
+  influence: "influence",
+  attention_influence: "influence by head",
 };
 
 // --- what the pointer is on -------------------------------------------------------------------
@@ -54,7 +56,8 @@ function sources(model, layer, target) {
   const row = matrix.slice(target * model.tokens, (target + 1) * model.tokens);
   const order = strongest(row, MOST_NAMED);
   if (order.length === 0) return [];
-  return [element("p", {}, "from:"), shareTable(model, order, row)];
+  const from = model.signed ? "from:" : "from, whichever way:";
+  return [element("p", {}, from), shareTable(model, order, row, (share) => model.said(share))];
 }
 
 export function aboutLine(model, { layer, target, source, share, weight }) {
@@ -73,11 +76,15 @@ export function aboutLine(model, { layer, target, source, share, weight }) {
     element(
       "p",
       {},
-      number(share, percent(share)),
+      number(share, model.said(share)),
       ` of ${model.whole}, `,
       number(value, plain(value)),
     ),
   ];
+  if (boundary === "influence") {
+    const what = "length of the source's own contribution, whichever way it points; lengths do not";
+    lines.push(element("p", {}, `${what} add up to a total`));
+  }
   if (pin && boundary === "composed") {
     lines.push(element("p", {}, number(weight, percent(weight)), " of the pinned token"));
   }
@@ -92,6 +99,10 @@ export function aboutLine(model, { layer, target, source, share, weight }) {
   if (boundary === "composed" && state.head === null && page.layers[layer].direct) {
     const direct = model.directMap(layer).matrix[target * model.tokens + source];
     lines.push(element("p", {}, "direct map: ", number(direct, percent(direct))));
+  }
+  if (boundary !== "attention" && model.signed && state.head === null && model.hasInfluence) {
+    const share = model.influenceMap(layer).matrix[target * model.tokens + source];
+    lines.push(element("p", {}, "influence: ", number(share, size(share)), " of all lengths"));
   }
   return lines;
 }
@@ -200,13 +211,13 @@ function strongest(values, count) {
     .slice(0, count);
 }
 
-function shareTable({ page }, order, values) {
+function shareTable({ page }, order, values, said = percent) {
   const rows = order.map((place) =>
     element(
       "tr",
       {},
       element("td", {}, token(page.tokens, place)),
-      element("td", { class: "figure" }, number(values[place], percent(values[place]))),
+      element("td", { class: "figure" }, number(values[place], said(values[place]))),
     ),
   );
   return element("table", {}, element("tbody", {}, ...rows));

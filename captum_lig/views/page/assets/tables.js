@@ -42,6 +42,8 @@ export function distanceText({ offBy, rule, state }) {
   if (offBy <= FAR) return { far: false, text: `${text}.` };
   if (state.boundary === "direct")
     return { far: true, text: `${text}, so the page opens with the direct maps.` };
+  if (state.boundary === "influence")
+    return { far: true, text: `${text}; influence, which is shown, is of no composed map.` };
   return { far: true, text: `${text}: they do not say what the layers do.` };
 }
 
@@ -68,6 +70,7 @@ export function summaryText(model, view) {
     composed: `the layers composed by ${rule}`,
     direct: "the direct layer maps",
     attention: "the attention boundary",
+    influence: "influence, how much each source moves a target, whichever way",
   }[boundary];
   const part = head === null ? "" : `, head ${head}`;
   const count = view.lines.length.toLocaleString("en");
@@ -85,10 +88,11 @@ export function linesTable(model, view) {
   const { page, state } = model;
   const shown = view.lines.slice(0, MOST_ROWS);
   const by = state.pin && state.boundary === "composed" ? "Part of the pinned token" : null;
-  const head = ["Layer", "Target", "Source", "Share", "Attribution", ...(by ? [by] : [])];
+  const what = model.signed ? "Attribution" : "Length";
+  const head = ["Layer", "Target", "Source", "Share", what, ...(by ? [by] : [])];
   const rows = shown.map(({ layer, target, source, share, weight }) => {
     const value = model.value(layer, target, share);
-    const figures = [number(share, percent(share)), number(value, plain(value))];
+    const figures = [number(share, model.said(share)), number(value, plain(value))];
     if (by) figures.push(number(weight, percent(weight)));
     return element(
       "tr",
@@ -144,7 +148,8 @@ function header(names, words) {
 
 export function mapText(model, maps) {
   const mean = model.distance(maps.layer);
-  const limit = `Colours end at ±${size(maps.limit)} of the target's total.`;
+  const lengths = model.hasInfluence ? "; of influence, of the sum of all lengths" : "";
+  const limit = `Colours end at ±${size(maps.limit)} of the target's total${lengths}.`;
   if (!model.hasDirect) {
     return [`${limit} These flows hold no direct map: attribute the boundary "layer" to compare.`];
   }
@@ -162,6 +167,7 @@ export function cellParts(model, maps) {
   const { target, source } = maps.cell;
   const { page, tokens } = model;
   const values = maps.matrices().map((matrix) => matrix[target * tokens + source]);
+  const ends = [];
   const parts = [
     token(page.tokens, target),
     " from ",
@@ -169,6 +175,10 @@ export function cellParts(model, maps) {
     ": composed ",
     number(values[0], percent(values[0])),
   ];
+  if (model.hasInfluence) {
+    const share = values.pop();
+    ends.push("; influence ", number(share, size(share)), " of all lengths");
+  }
   if (values.length > 1) {
     const { distance } = model.row(maps.layer, target);
     parts.push(
@@ -180,5 +190,5 @@ export function cellParts(model, maps) {
       number(distance, size(distance)),
     );
   }
-  return [...parts, "."];
+  return [...parts, ...ends, "."];
 }

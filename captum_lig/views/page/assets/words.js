@@ -78,4 +78,5 @@ export const WHOLE = {
   composed: "the target's total",
   direct: "the target's total",
   attention: "the head output's total",
+  influence: "the sum of all lengths",
 };

@@ -1,0 +1,149 @@
+"""Putting back what was changed, wherever a call is interrupted.
+
+``with`` alone does not: Ctrl-C may come after a change and before its ``with``, or while it is
+being put back. So a change is noted before it is made, and at the end of the user's call what is
+left of the notes is put back, twice: when the first time is interrupted there is the second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from functools import wraps
+from traceback import walk_tb
+from types import GeneratorType, TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+from typing_extensions import ParamSpec
+
+__all__ = ["changing", "restoring", "restoring_context", "variable"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+Undo = Callable[[], object]
+
+_variables: list[ContextVar[Any]] = []
+
+
+def variable(name: str, default: T) -> ContextVar[T]:
+    """A variable of the context, that a call leaves as it was."""
+    made = ContextVar(f"captum_lig_{name}", default=default)
+    _variables.append(made)
+    return made
+
+
+_notes: ContextVar[list[Undo] | None] = variable("notes", None)
+"""How to undo what the current call has changed and not put back yet."""
+
+
+class changing(AbstractContextManager[None]):
+    """Calls ``undo`` at its end, and once more if that was interrupted.
+
+    So ``undo`` may be called when there is nothing to undo, and may not mind. It leaves alone what
+    others have changed in the meantime.
+    """
+
+    def __init__(self, undo: Undo) -> None:
+        self._undo, self._notes = undo, _notes.get()
+
+    def __enter__(self) -> None:
+        if self._notes is not None:
+            self._notes.append(self._undo)
+
+    def __exit__(self, *_: object) -> None:
+        self._undo()
+        if self._notes is not None and self._undo in self._notes:
+            self._notes.remove(self._undo)
+
+
+class _Restored:
+    """At the end puts back what is noted, our variables, and what torch has for each thread."""
+
+    def __init__(self) -> None:
+        self._notes: list[Undo] = []
+        self._values = [(one, one.get()) for one in _variables]
+        self._grad, self._modes = torch.is_grad_enabled(), _get_current_function_mode_stack()
+
+    def __enter__(self) -> None:
+        _notes.set(self._notes)
+
+    def __exit__(self, _: object, __: object, traceback: TracebackType | None) -> None:
+        _close_interrupted(traceback)
+        for undo in reversed(self._notes):
+            undo()
+        if torch.is_grad_enabled() != self._grad:
+            torch.set_grad_enabled(self._grad)
+        if _get_current_function_mode_stack() != self._modes:
+            while _get_current_function_mode_stack():
+                _pop_mode()
+            for mode in self._modes:
+                _push_mode(mode)
+        for one, value in self._values:
+            if one.get() is not value:
+                one.set(value)
+
+
+def _close_interrupted(traceback: TracebackType | None) -> None:
+    """End the generators of contexts that were interrupted as they were entered or left.
+
+    Ours and torch's. They would end when the traceback is dropped, at any time, in the middle of
+    something else.
+    """
+    frames = [frame for frame, _ in walk_tb(traceback)]
+    for frame in reversed(frames):
+        if frame.f_code.co_filename != contextlib.__file__:
+            continue
+        for value in list(frame.f_locals.values()):  # an ExitStack's are under other names
+            generator = getattr(getattr(value, "__self__", value), "gen", None)
+            if isinstance(generator, GeneratorType):
+                generator.close()
+        stack = frame.f_locals.get("self")
+        if isinstance(stack, contextlib.ExitStack) and frame.f_code.co_name != "__init__":
+            stack.close()
+
+
+def restoring(function: Callable[P, R]) -> Callable[P, R]:
+    """A call after which nothing is changed, whatever ends it and wherever."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        restored = _Restored()
+        with restored, restored:
+            return function(*args, **kwargs)
+
+    return call
+
+
+class _RestoringContext(AbstractContextManager[R]):
+    def __init__(self, manager: AbstractContextManager[R]) -> None:
+        self._manager, self._restored = manager, _Restored()
+
+    def __enter__(self) -> R:
+        try:
+            self._restored.__enter__()
+            return self._manager.__enter__()
+        except BaseException as error:
+            self._restored.__exit__(None, None, error.__traceback__)
+            raise
+
+    def __exit__(self, *error: Any) -> bool | None:
+        with self._restored, self._restored:
+            return self._manager.__exit__(*error)
+
+
+def restoring_context(
+    function: Callable[P, Iterator[R]],
+) -> Callable[P, AbstractContextManager[R]]:
+    """A context that a user enters, after which nothing is changed."""
+    make = contextlib.contextmanager(function)
+
+    @wraps(function)
+    def started(*args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[R]:
+        return _RestoringContext(make(*args, **kwargs))
+
+    return started

@@ -1,0 +1,239 @@
+"""A corpus x a model x measures: one call that can be cut off and goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from captum_lig._arguments import brief, whole_number
+from captum_lig.answers.subject import subject_of
+from captum_lig.corpus.batches import Batch, batches_of
+from captum_lig.corpus.engines import Engine, find_engine, local
+from captum_lig.corpus.packages import need
+from captum_lig.corpus.settings import DEFAULT, Settings
+from captum_lig.corpus.store import FINISHED, Store, read_settings
+from captum_lig.corpus.texts import Corpus, Text, open_corpus
+from captum_lig.corpus.worker import Worker
+from captum_lig.errors import LigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Results", "load", "run"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The data set of a finished run: a folder of Parquet files for each table."""
+
+    path: Path
+    settings: dict[str, Any]
+    """Of the run, as ``settings.json`` has them."""
+    counts: dict[str, int]
+    """Texts by status: ``done``, ``skipped``, ``failed``."""
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables."""
+        return tuple(
+            sorted(path.name for path in self.path.iterdir() if any(path.glob("*.parquet")))
+        )
+
+    def dataset(self, table: str) -> Any:
+        """A table as a ``pyarrow.dataset.Dataset``, of which nothing is read yet.
+
+        Raises:
+            LigError: if there is none of that name.
+        """
+        if table not in self.tables:
+            raise LigError(f"there is no table {brief(table)}: use {', '.join(self.tables)}.")
+        return need("pyarrow.dataset").dataset(self.path / table)
+
+    def to_pandas(self, table: str) -> Any:
+        """A table as a ``pandas.DataFrame``.
+
+        Raises:
+            LigError: if there is none of that name.
+        """
+        return self.dataset(table).to_table().to_pandas()
+
+    def maps(self, number: int) -> dict[str, Tensor]:
+        """The maps of one text that were kept, by ``"LAYER.MAP"``.
+
+        Raises:
+            LigError: if it has none.
+        """
+        field = need("pyarrow.dataset").field("number")
+        rows = self.dataset("texts").to_table(columns=["maps"], filter=field == number)
+        file = next(iter(rows.column("maps").to_pylist()), None)
+        if file is None:
+            raise LigError(f"no maps of text {brief(number)} were kept: maps=('composed',).")
+        with safe_open(self.path / file, "pt") as tensors:
+            keys = [key for key in tensors.keys() if key.split(".")[0] == str(number)]  # noqa: SIM118
+            return {key.partition(".")[2]: tensors.get_tensor(key) for key in keys}
+
+
+def load(path: str | Path) -> Results:
+    """The results of a finished run, from its folder.
+
+    Raises:
+        LigError: if the folder holds none.
+    """
+    path = Path(path)
+    about = read_settings(path)
+    counts = path / FINISHED
+    if not counts.exists():
+        raise LigError(f"the run in {str(path)!r} is not finished: run it again, and it goes on.")
+    return Results(path, about["settings"], json.loads(counts.read_text(encoding="utf-8")))
+
+
+def run(
+    corpus: Any,
+    model: str | Path | nn.Module | None = None,
+    *,
+    out: str | Path,
+    measures: Sequence[str] = DEFAULT,
+    engine: str | Engine = "local",
+    workers: int | None = None,
+    address: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    show_progress: bool = False,
+    **settings: Any,
+) -> Results:
+    """Measure every text of a corpus, and write a data set; a run that was cut off goes on.
+
+    Args:
+        corpus: see :func:`captum_lig.corpus.texts.open_corpus`.
+        model: ``"minilm"`` (None), ``"smollm2"``, a name on the hub, a folder, or a model that is
+            there already: then in this process alone.
+        out: folder to write, see ``docs/corpus.md``.
+        measures: names of :data:`captum_lig.corpus.measures.MEASURES`, or of your own
+            ``"package.module:Class"``.
+        engine: ``"local"``, ``"ray"``, or a function like them.
+        workers: processes, or actors; None is one for each core that this process may use, at most
+            eight (on a GPU, and with a model that is there already, one).
+        address: of a Ray cluster, see :func:`captum_lig.corpus.ray_engine.ray_engine`.
+        tokenizer: of a model that is there already and has none beside it.
+        show_progress: show texts done, their rate and the time that is left.
+        settings: the other fields of :class:`Settings`.
+
+    Raises:
+        LigError: for anything that cannot be worked with; if ``out`` holds something else, or a
+            run with other settings, another corpus or another model.
+        OSError: if a file cannot be read or written.
+    """
+    need("pyarrow")
+    unknown = set(settings) - set(Settings.__dataclass_fields__)
+    if unknown:
+        raise LigError(f"{brief(sorted(unknown))} are no settings of a corpus run.")
+    source = open_corpus(corpus)
+    is_module = isinstance(model, nn.Module)
+    if is_module and engine == "ray":
+        raise LigError(
+            "engine='ray' loads the model by its name in each worker, and this one is there "
+            "already: give its folder."
+        )
+    others: dict[str, Any] = {
+        name: tuple(x) if isinstance(x, list) else x for name, x in settings.items()
+    }
+    chosen = Settings(
+        model=type(model).__name__ if is_module else (None if model is None else str(model)),
+        measures=tuple(measures),
+        corpus=source.digest,
+        versions={name: version(name) for name in ("torch", "transformers", "captum")},
+        **others,
+    ).check()
+    workers = _workers(workers, chosen, is_module)
+    subject = subject_of(model, False, tokenizer, None, None) if is_module else None
+    worker = Worker(chosen, subject)
+    chosen = replace(chosen, weights=worker.weights)
+    store = Store(Path(out), chosen, worker.columns)
+    if not store.finished:
+        runs = _engine(engine, address, workers, worker)
+        length = worker.model.subject.count_tokens
+        del worker  # other engines load their own
+        _work(source, chosen, store, runs, workers, length, show_progress)
+    counts = store.finish()
+    return Results(Path(out), chosen.to_json(), counts)
+
+
+def _engine(engine: str | Engine, address: str | None, workers: int, worker: Worker) -> Engine:
+    if not isinstance(engine, str):
+        return engine
+    found = find_engine(engine, address)
+    if found is local and workers == 1:
+        return partial(local, worker=worker)
+    return found
+
+
+def _workers(given: int | None, settings: Settings, is_module: bool) -> int:
+    if given is not None:
+        whole_number("workers", given, 1)
+        if is_module and given > 1:
+            raise LigError(
+                f"workers={given} load the model by its name, and this one is there already: give "
+                "its folder, or workers=1."
+            )
+        return given
+    if is_module or settings.device not in (None, "cpu"):
+        return 1
+    return max(1, min(8, len(os.sched_getaffinity(0)) // settings.threads))
+
+
+def _work(
+    source: Corpus,
+    settings: Settings,
+    store: Store,
+    engine: Engine,
+    workers: int,
+    length: Callable[[str], int],
+    show_progress: bool,
+) -> None:
+    """Run the batches that are not there yet; each part is kept as it comes."""
+    total = source.count
+    if settings.limit is not None:
+        total = settings.limit if total is None else min(total, settings.limit)
+    texts = batches = 0
+    with tqdm(total=total, desc="texts", unit="text", disable=not show_progress) as bar:
+
+        def missing() -> Iterator[Batch]:
+            nonlocal texts, batches
+            wanted = _limited(source, settings.limit)
+            for batch in batches_of(wanted, length, settings.window, settings.batch_size):
+                texts, batches = texts + len(batch.texts), batches + 1
+                if store.has(batch):
+                    if not bar.disable:
+                        bar.initial += len(batch.texts)  # they say nothing of the rate
+                    bar.update(len(batch.texts))
+                else:
+                    yield batch
+
+        todo = missing()
+        for part in engine(settings, todo, workers):
+            store.keep(part)
+            bar.update(part.tables["texts"].num_rows)
+        for _ in todo:  # what the engine left, to be counted
+            pass
+    if store.count != batches:
+        raise LigError(
+            f"the engine gave {store.count} parts of {batches}: run the same again, and it goes on."
+        )
+    if not texts:
+        raise LigError(f"corpus {source.name!r} is empty: it has no text.")
+
+
+def _limited(source: Corpus, limit: int | None) -> Iterator[Text]:
+    for text in source:
+        if limit is not None and text.number >= limit:
+            return
+        yield text

@@ -1,0 +1,239 @@
+"""The output folder: settings, finished parts, and the data set that they become.
+
+A part is a folder that is written beside and renamed, named after its batch and the batch's digest:
+what has the name is whole. When all are there they become one Parquet data set a table, and go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from captum_lig._arguments import brief
+from captum_lig.corpus.batches import Batch, Part
+from captum_lig.corpus.measures.base import Column
+from captum_lig.corpus.packages import need
+from captum_lig.corpus.schema import FORMAT, VERSION, arrow_schema
+from captum_lig.corpus.settings import Settings
+from captum_lig.errors import LigError
+
+__all__ = ["FINISHED", "SETTINGS", "Store", "read_settings"]
+
+SETTINGS, FINISHED = "settings.json", "finished.json"
+PARTS, MAPS = "unfinished", "maps"
+"""Folders that are no tables."""
+UNFINISHED = ".unfinished"
+ROWS_A_FILE = 500_000
+"""A data set's files are closed after so many rows; a reader wants some, and not too many."""
+
+KNOWN_AS = {"corpus": "another corpus", "weights": "a model with other weights"}
+
+
+class Store:
+    """An output folder of one run.
+
+    Args:
+        path: the folder; made if it is not there.
+        settings: of the run.
+        columns: of its tables.
+
+    Raises:
+        LigError: if the folder holds something else, or a run with other settings, another corpus
+            or another model.
+    """
+
+    def __init__(
+        self, path: Path, settings: Settings, columns: dict[str, tuple[Column, ...]]
+    ) -> None:
+        self.path, self.columns = path, columns
+        self.parts, self.maps = path / PARTS, path / MAPS
+        about = {"format": FORMAT, "version": VERSION, "settings": settings.to_json()}
+        if (path / SETTINGS).exists():
+            _check(path, about)
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise LigError(
+                f"{str(path)!r} is there, and holds no settings of a corpus run: choose another "
+                "folder, or remove it."
+            )
+        self.parts.mkdir(parents=True, exist_ok=True)
+        if not (path / SETTINGS).exists():
+            with _replacing(path / SETTINGS) as beside:
+                beside.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        for left in self.parts.glob(f"*{UNFINISHED}"):  # of a run that was cut off
+            shutil.rmtree(left)
+        names = (path.name.split("-") for path in self.parts.iterdir())
+        self._digests = {int(number): digest for number, _, digest in names}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the data set is there."""
+        return (self.path / FINISHED).exists()
+
+    @property
+    def count(self) -> int:
+        """How many parts there are."""
+        return len(self._digests)
+
+    def has(self, batch: Batch) -> bool:
+        """Whether the part of a batch is there.
+
+        Raises:
+            LigError: if it is of other texts.
+        """
+        there = self._digests.get(batch.number)
+        if there not in (None, batch.digest):
+            raise LigError(
+                f"{str(self.path)!r} belongs to another corpus: its batch {batch.number} has other "
+                "texts. Give the same corpus, or choose another folder."
+            )
+        return there is not None
+
+    def keep(self, part: Part) -> None:
+        """Write a finished part."""
+        if part.number in self._digests:
+            return
+        parquet = need("pyarrow.parquet")
+        name = f"{part.number:08d}-{part.window:08d}-{part.digest}"
+        beside = self.parts / (name + UNFINISHED)
+        beside.mkdir()
+        tables = dict(part.tables)
+        if part.maps:
+            file = f"{MAPS}/{part.number:08d}.safetensors"
+            texts = tables["texts"]
+            there = {int(key.split(".")[0]) for key in part.maps}
+            files = [file if n in there else None for n in texts.column("number").to_pylist()]
+            at = texts.schema.get_field_index("maps")
+            pyarrow = need("pyarrow")
+            tables["texts"] = texts.set_column(at, "maps", pyarrow.array(files, pyarrow.string()))
+            save_file(part.maps, beside / "maps.safetensors")
+        for table, rows in tables.items():
+            parquet.write_table(rows, beside / f"{table}.parquet")
+        _sync(beside)
+        os.replace(beside, self.parts / name)
+        self._digests[part.number] = part.digest
+
+    def finish(self) -> dict[str, int]:
+        """Make the data set of the parts, if it is not there; how many texts have which status.
+
+        Rows stand in the order of the corpus. A run that is cut off here begins with this again.
+        """
+        if not self.finished:
+            parts = sorted(self.parts.iterdir())
+            windows = [list(some) for _, some in groupby(parts, lambda p: p.name.split("-")[1])]
+            counts = self._write_tables(windows)
+            self._move_maps(parts)
+            with _replacing(self.path / FINISHED) as beside:
+                beside.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(self.parts)
+        found: dict[str, int] = json.loads((self.path / FINISHED).read_text(encoding="utf-8"))
+        return found
+
+    def _write_tables(self, windows: Sequence[Sequence[Path]]) -> dict[str, int]:
+        pyarrow, parquet = need("pyarrow"), need("pyarrow.parquet")
+        status: Counter[str] = Counter()
+        for table, columns in self.columns.items():
+            folder = self.path / table
+            beside = folder.with_name(table + UNFINISHED)
+            for old in (folder, beside):
+                if old.exists():
+                    shutil.rmtree(old)
+            beside.mkdir()
+            writer, rows, files = None, 0, 0
+            for window in windows:
+                some = [parquet.read_table(part / f"{table}.parquet") for part in window]
+                # Stable: within a text rows stand as its measure gave them.
+                found = pyarrow.concat_tables(some)
+                found = found.take(_stable_order(found.column("number")))
+                if table == "texts":
+                    status.update(found.column("status").to_pylist())
+                if writer is None:
+                    file = beside / f"{files:05d}.parquet"
+                    writer, rows, files = parquet.ParquetWriter(file, found.schema), 0, files + 1
+                writer.write_table(found)
+                rows += found.num_rows
+                if rows >= ROWS_A_FILE:
+                    writer.close()
+                    writer = None
+            if writer is not None:
+                writer.close()
+            elif not files:
+                parquet.write_table(arrow_schema(columns).empty_table(), beside / "00000.parquet")
+            os.replace(beside, folder)
+        return dict(sorted(status.items()))
+
+    def _move_maps(self, parts: Sequence[Path]) -> None:
+        for part in parts:
+            file = part / "maps.safetensors"
+            if file.exists():
+                self.maps.mkdir(exist_ok=True)
+                os.replace(file, self.maps / f"{part.name.split('-')[0]}.safetensors")
+
+
+def _stable_order(numbers: Any) -> Any:
+    return numbers.to_numpy().argsort(kind="stable")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What ``settings.json`` of an output folder holds.
+
+    Raises:
+        LigError: if that is not a run over a corpus.
+    """
+    try:
+        found = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        found = None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise LigError(
+            f"{str(path / SETTINGS)!r} holds no settings of a corpus run: choose another folder."
+        )
+    return found
+
+
+def _check(path: Path, about: dict[str, Any]) -> None:
+    found = read_settings(path)
+    if found.get("version") != VERSION:
+        raise LigError(
+            f"{str(path)!r} was written with version {brief(found.get('version'))} of the schema, "
+            f"and this is {VERSION}: choose another folder."
+        )
+    there, now = found.get("settings") or {}, about["settings"]
+    differ = [
+        name for name in sorted(there.keys() | now.keys()) if there.get(name) != now.get(name)
+    ]
+    if not differ:
+        return
+    said = [KNOWN_AS[name] for name in differ if name in KNOWN_AS]
+    said += [
+        f"{name} {brief(there.get(name))} there and {brief(now.get(name))} now"
+        for name in differ
+        if name not in KNOWN_AS
+    ]
+    raise LigError(
+        f"{str(path)!r} belongs to another run ({', '.join(said)}): give the same, or choose "
+        "another folder."
+    )
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path beside the one wanted, which replaces it when everything is written."""
+    beside = path.with_name(path.name + UNFINISHED)
+    yield beside
+    os.replace(beside, path)
+
+
+def _sync(folder: Path) -> None:
+    """Have what was written on the disk before it is renamed: a power cut loses no part."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

@@ -1,0 +1,267 @@
+"""The texts of a corpus, one after the other: files of several kinds, data sets, and lists."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captum_lig._arguments import brief
+from captum_lig.corpus.packages import need
+from captum_lig.errors import LigError
+from captum_lig.metrics.treebank import Tree, parse_tree
+
+__all__ = ["Corpus", "Text", "open_corpus"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text, with the number that is to be explained of it, if there is one. Picklable."""
+
+    number: int
+    """Its position in the corpus, from 0; bad and empty lines count."""
+    id: str
+    """What the corpus calls it, or its number."""
+    text: str
+    counterfactual: str | None = None
+    """The other text, ``against`` of :func:`captum_lig.why`; None: padding."""
+    target: str | int | None = None
+    """A token, a class, or for a sentence encoder the text that it is compared with."""
+    foil: str | int | None = None
+    """The token that the target is explained against."""
+    tree: Tree | None = None
+    """Of a treebank's sentence."""
+    problem: str | None = None
+    """Why it cannot be read: it is recorded as skipped."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is a number to explain."""
+        return not (self.counterfactual is self.target is self.foil is None)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where texts come from. Iterated, it is read from its beginning."""
+
+    name: str
+    digest: str | None
+    """Of all that is in it; None if that is not known before it is read."""
+    count: int | None
+    """How many texts; None if that is not known."""
+    read: Callable[[], Iterator[Text]]
+
+    def __iter__(self) -> Iterator[Text]:
+        """The texts, from the first."""
+        return self.read()
+
+
+def open_corpus(corpus: Any) -> Corpus:
+    """A corpus that can be read.
+
+    Args:
+        corpus: a file: CoNLL-U (``.conllu``), an object a line (``.jsonl``), ``.csv`` or ``.tsv``
+            with a header, ``.parquet``, or else a text a line; or a ``datasets.Dataset`` or
+            ``IterableDataset``, or anything else that is iterated over. Rows are texts, or have
+            ``text`` and what else of ``id``, ``counterfactual`` (or ``against``), ``target`` and
+            ``foil`` there is.
+
+    Raises:
+        LigError: if it is none of these, or has no texts.
+        OSError: if the file cannot be read.
+    """
+    if isinstance(corpus, (str, Path)):
+        return _file(Path(corpus))
+    columns = getattr(corpus, "column_names", None)
+    if isinstance(columns, Mapping):
+        raise LigError(f"the data set has the splits {', '.join(columns)}: give one of them.")
+    if isinstance(corpus, Mapping) or not isinstance(corpus, Iterable):
+        raise LigError(f"corpus={brief(corpus)}: give a file, a data set, or a list of texts.")
+    if columns is not None and "text" not in columns:
+        raise LigError(f"the data set has no column 'text': it has {', '.join(columns)}.")
+    return Corpus(
+        type(corpus).__name__,
+        None,  # a data set's own fingerprint may be drawn at random: batches have digests
+        len(corpus) if isinstance(corpus, Sized) else None,
+        lambda: (text_of(number, row) for number, row in enumerate(corpus)),
+    )
+
+
+def _file(path: Path) -> Corpus:
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        raise LigError(f"corpus {str(path)!r} is a folder: give a file.")
+    digest, lines, blocks = hashlib.sha256(), 0, 0
+    with path.open("rb") as file:
+        inside = False
+        for line in file:
+            digest.update(line)
+            lines += 1
+            blank = not line.strip()
+            blocks += inside and blank
+            inside = not blank
+    count: int | None = lines
+    if suffix == ".conllu":
+        need("conllu")
+        count = blocks + inside
+    elif suffix == ".parquet":
+        count = need("pyarrow.parquet").ParquetFile(path).metadata.num_rows
+    elif suffix in (".csv", ".tsv"):
+        count = None  # a text may have several lines
+        _header(path, suffix)
+    readers = {
+        ".conllu": _conllu,
+        ".jsonl": _jsonl,
+        ".csv": _csv,
+        ".tsv": _csv,
+        ".parquet": _parquet,
+    }
+    reader = readers.get(suffix, _lines)
+    return Corpus(str(path), digest.hexdigest(), count, lambda: reader(path))
+
+
+# ---- rows ------------------------------------------------------------------------------------
+
+
+def text_of(number: int, row: Any) -> Text:
+    """A row of a corpus as a text; of one that is none, a text with a problem."""
+    if isinstance(row, str):
+        row = {"text": row}
+    if not isinstance(row, Mapping):
+        return _bad(number, repr(row)[:80], "is neither a text nor an object")
+    text = row.get("text")
+    if not isinstance(text, str):
+        return _bad(number, repr(text)[:80], "has no text under 'text'")
+    identity = row.get("id")
+    given = {
+        "counterfactual": row.get("counterfactual", row.get("against")),
+        "target": row.get("target"),
+        "foil": row.get("foil"),
+    }
+    for name, value in given.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not isinstance(value, str) and not (whole and name[0] != "c"):
+            return _bad(number, text, f"has the {name} {brief(value)}, which is no text")
+    if not text.strip():
+        return _bad(number, text, "is empty", identity)
+    strings = [one for one in (text, *given.values()) if isinstance(one, str)]
+    if any(not _is_utf8(one) for one in strings):
+        return _bad(number, text, "is no UTF-8", identity)
+    return Text(number, str(number if identity is None else identity), text, **given)
+
+
+def _bad(number: int, text: str, what: str, identity: Any = None) -> Text:
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    name = str(number if identity is None else identity)
+    return Text(number, name, shown, problem=f"the line {what}")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# ---- files -----------------------------------------------------------------------------------
+
+
+def _open(path: Path, newline: str | None = None) -> Any:
+    # Bytes that are no UTF-8 stay where they are: their line is a bad one, the others are not.
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+
+
+def _lines(path: Path) -> Iterator[Text]:
+    with _open(path, "\n") as file:
+        for number, line in enumerate(file):
+            yield text_of(number, line.rstrip("\r\n"))
+
+
+def _jsonl(path: Path) -> Iterator[Text]:
+    with _open(path, "\n") as file:
+        for number, line in enumerate(file):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield _bad(number, line.strip(), f"is no JSON ({error})")
+                continue
+            if not isinstance(row, Mapping):
+                yield _bad(number, line.strip(), "is no JSON object")
+                continue
+            yield text_of(number, row)
+
+
+def _csv(path: Path) -> Iterator[Text]:
+    with _open(path, "") as file:
+        rows = csv.DictReader(file, **_dialect(path.suffix))
+        number = 0
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield _bad(number, "", f"is no CSV ({error})")
+            else:
+                yield text_of(number, {name: value or None for name, value in row.items()})
+            number += 1
+
+
+def _dialect(suffix: str) -> dict[str, Any]:
+    return {"delimiter": "\t" if suffix.lower() == ".tsv" else ","}
+
+
+def _header(path: Path, suffix: str) -> None:
+    with _open(path, "") as file:
+        names = csv.DictReader(file, **_dialect(suffix)).fieldnames or ()
+    if "text" not in names:
+        raise LigError(
+            f"corpus {str(path)!r} has no column 'text' in its first line: it has "
+            f"{brief(', '.join(map(str, names)))}."
+        )
+
+
+def _parquet(path: Path) -> Iterator[Text]:
+    file = need("pyarrow.parquet").ParquetFile(path)
+    names = {"text", "id", "counterfactual", "against", "target", "foil"}
+    columns = [name for name in file.schema_arrow.names if name in names]
+    if "text" not in columns:
+        raise LigError(f"corpus {str(path)!r} has no column 'text'.")
+    number = 0
+    for batch in file.iter_batches(1024, columns=columns):
+        for row in batch.to_pylist():
+            yield text_of(number, row)
+            number += 1
+
+
+def _conllu(path: Path) -> Iterator[Text]:
+    with _open(path) as file:
+        for number, block in enumerate(_blocks(file)):
+            if not _is_utf8(block):
+                yield _bad(number, block, "is no UTF-8")
+                continue
+            try:
+                tree = parse_tree(block, str(path))
+            except LigError as error:
+                yield _bad(number, block, f"cannot be read: {error}")
+            else:
+                one = text_of(number, {"text": tree.text, "id": tree.name or None})
+                yield Text(one.number, one.id, one.text, tree=tree, problem=one.problem)
+
+
+def _blocks(lines: Iterable[str]) -> Iterator[str]:
+    """The sentences of a CoNLL-U file, which empty lines stand between."""
+    block: list[str] = []
+    for line in lines:
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield "".join(block)
+            block = []
+    if block:
+        yield "".join(block)

@@ -1,0 +1,176 @@
+"""What is read from files and data sets, and what a bad line does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from captum_lig import LigError
+from captum_lig.corpus.texts import Text, open_corpus
+
+ROWS: list[dict[str, Any]] = [
+    {"id": "first", "text": "the cat", "target": " sat", "foil": " ran"},
+    {"id": "second", "text": "a, b\nand ü", "counterfactual": "c, d\nand e"},
+]
+CONLLU = """\
+# sent_id = a-1
+# text = Don't  stop.
+1-2\tDon't\t_\t_\t_\t_\t_\t_\t_\tSpacesAfter=\\s\\s
+1\tDo\tdo\tAUX\t_\t_\t3\taux\t_\t_
+2\tn't\tnot\tPART\t_\t_\t3\tadvmod\t_\t_
+3\tstop\tstop\tVERB\t_\t_\t0\troot\t_\tSpaceAfter=No
+4\t.\t.\tPUNCT\t_\t_\t3\tpunct\t_\t_
+
+the cat sat
+
+1-2\tCan't\t_\t_\t_\t_\t_\t_\t_\t_
+1\tCa\tcan\tAUX\t_\t_\t3\taux\t_\t_
+2\tn't\tnot\tPART\t_\t_\t3\tadvmod\t_\t_
+3\tgo\tgo\tVERB\t_\t_\t0\troot\t_\t_
+3.1\tgone\tgo\tVERB\t_\t_\t_\t_\t_\t_
+4\t(\t(\tPUNCT\t_\t_\t3\tpunct\t_\tSpaceAfter=No
+5\tyet\tyet\tADV\t_\t_\t3\tadvmod\t_\tSpaceAfter=No
+6\t)\t)\tPUNCT\t_\t_\t3\tpunct\t_\t_
+"""
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def read(path: Path) -> list[Text]:
+    corpus = open_corpus(path)
+    found = list(corpus)
+    assert [one.number for one in found] == list(range(len(found)))
+    assert corpus.count in (None, len(found))
+    assert list(corpus) == found, "it can be read again"
+    return found
+
+
+def test_lines(tmp_path: Path) -> None:
+    found = read(written(tmp_path / "a.txt", "\ufeffthe cat\r\n\nsat\x85on\n".encode()))
+    assert [one.text for one in found] == ["the cat", "", "sat\x85on"]
+    assert [one.problem for one in found] == [None, "the line is empty", None]
+    assert [one.id for one in found] == ["0", "1", "2"]
+
+
+def expected() -> list[Text]:
+    return [
+        Text(0, "first", "the cat", target=" sat", foil=" ran"),
+        Text(1, "second", "a, b\nand ü", counterfactual="c, d\nand e"),
+    ]
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    lines = [json.dumps(row) for row in ROWS]
+    lines += ["{", "[1]", '{"text": 3}', '{"text": "x", "target": 7, "more": {}}']
+    lines += [
+        '{"text": "x", "target": [7]}',
+        '{"text": "\\ud800"}',
+        '{"text": "a", "against": "b"}',
+    ]
+    found = read(written(tmp_path / "a.jsonl", "\n".join(lines)))
+    assert found[:2] == expected()
+    good = [one.number for one in found if one.problem is None]
+    assert good == [0, 1, 5, 8]
+    assert found[5].target == 7
+    assert found[8].counterfactual == "b"
+    assert "is no UTF-8" in str(found[7].problem)
+
+
+@pytest.mark.parametrize(("suffix", "between"), [(".csv", ","), (".tsv", "\t")])
+def test_csv(tmp_path: Path, suffix: str, between: str) -> None:
+    rows = [
+        ["id", "text", "counterfactual", "target", "foil", "year"],
+        ["first", "the cat", "", " sat", " ran", "1"],
+        ["second", '"a, b\nand ü"', '"c, d\nand e"', "", "", "2"],
+        ["third", "", "", "", "", "3"],
+    ]
+    found = read(written(tmp_path / f"a{suffix}", "\n".join(map(between.join, rows))))
+    assert found[:2] == expected()
+    assert found[2].problem is not None
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS * 2), tmp_path / "a.parquet")
+    # A file's columns are those of its first row.
+    assert [one.text for one in read(tmp_path / "a.parquet")] == ["the cat", "a, b\nand ü"] * 2
+
+
+def test_conllu(tmp_path: Path) -> None:
+    found = read(written(tmp_path / "bank.conllu", CONLLU))
+    assert [one.id for one in found] == ["a-1", "1", "2"]
+    assert "is no CoNLL-U" in str(found[1].problem)
+    # The text that is there, and else that of the words: no empty nodes, no parts of a token.
+    assert found[0].text == "Don't  stop."
+    assert found[2].text == "Can't go (yet)"
+    assert found[2].tree is not None
+    assert found[2].tree.heads == (2, 2, -1, 2, 2, 2)
+
+
+def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:
+    found = read(written(tmp_path / "a.txt", b"the cat\n\xff\xfe\nsat\n"))
+    assert [one.problem for one in found] == [None, "the line is no UTF-8", None]
+    assert found[1].text.encode()  # it can be written to a file
+
+
+class Streamed:
+    """As ``datasets.IterableDataset``: no length, rows as they come."""
+
+    column_names = ("text", "label")
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield {"text": "the cat", "label": 1}
+        yield {"text": None, "label": 2}
+
+
+def test_rows_of_a_data_set() -> None:
+    corpus = open_corpus(Streamed())
+    assert corpus.count is None
+    assert corpus.digest is None
+    assert [one.problem is None for one in corpus] == [True, False]
+    assert [one.text for one in open_corpus(["a", {"text": "b"}])] == ["a", "b"]
+
+
+def test_datasets() -> None:
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_list([{"text": "the cat"}, {"text": "sat"}])
+    corpus = open_corpus(data)
+    assert corpus.count == 2
+    assert corpus.digest is None
+    for one in (corpus, open_corpus(data.to_iterable_dataset())):
+        assert [text.text for text in one] == ["the cat", "sat"]
+    with pytest.raises(LigError, match="has no column 'text': it has words"):
+        open_corpus(data.rename_column("text", "words"))
+    with pytest.raises(LigError, match="has the splits train: give one"):
+        open_corpus(datasets.DatasetDict({"train": data}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [("a.csv", "id,words\n1,a\n", "no column 'text' in its first line: it has '?id, words"),
+     ("a.tsv", "", "no column 'text'")],
+)  # fmt: skip
+def test_files_without_texts(tmp_path: Path, name: str, content: str, said: str) -> None:
+    with pytest.raises(LigError, match=said):
+        open_corpus(written(tmp_path / name, content))
+
+
+@pytest.mark.parametrize("given", [3, None, {"text": "a"}])
+def test_what_is_no_corpus(given: Any) -> None:
+    with pytest.raises(LigError, match="give a file, a data set, or a list of texts"):
+        open_corpus(given)
+
+
+def test_a_library_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "conllu", None)
+    with pytest.raises(LigError, match=r"pip install 'captum-lig\[corpus\]'"):
+        open_corpus(written(tmp_path / "a.conllu", CONLLU))

@@ -1,0 +1,196 @@
+"""Calls of the library on small models, to be interrupted; as a program, at every line of each.
+
+python -m tests.helpers.interrupted_calls [NAME ...]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captum_lig import FlowGraph, LayerFlowIG, SetToSetIG, circuits, inspect_model
+from captum_lig.explain import explain
+from captum_lig.metrics import edge_interventions, interventions
+from captum_lig.patching import check, edge_effects, effects
+from captum_lig.pretrained.load import Pretrained, load_model
+from tests.helpers import models
+from tests.helpers.interrupts import interrupted, spots
+from tests.helpers.saved import save_tiny_bert
+from tests.helpers.state import snapshot
+
+QUICK: dict[str, Any] = {"n_steps": 2, "tolerance": None}
+TEXTS = [(5, 9, 7), (5, 4, 7)]
+"""A text and a baseline."""
+
+
+class Call(NamedTuple):
+    """What is called, and the model that it must not change."""
+
+    model: nn.Module
+    run: Callable[[], Any]
+
+
+def number(output: Any) -> Tensor:
+    """Of the last token."""
+    found: Tensor = output.last_hidden_state[:, -1, 0]
+    return found
+
+
+def flows_of_bert() -> Call:
+    model = models.tiny_bert(layers=1)
+    return Call(model, lambda: LayerFlowIG(model).attribute(TEXT, **QUICK))
+
+
+def flows_of_llama() -> Call:
+    model = models.tiny_llama(layers=1)
+    return Call(model, lambda: LayerFlowIG(model).attribute(TEXT, **QUICK))
+
+
+def towards_a_number() -> Call:
+    model = models.tiny_bert(layers=1)
+    return Call(model, lambda: LayerFlowIG(model).attribute(TEXT, OTHER, number, **QUICK))
+
+
+def towards_a_number_of_llama() -> Call:
+    model = models.tiny_llama(layers=1)
+    return Call(model, lambda: LayerFlowIG(model).attribute(TEXT, OTHER, number, **QUICK))
+
+
+def direct_edges() -> Call:
+    model = models.tiny_llama(layers=1)
+    return Call(model, lambda: LayerFlowIG(model).direct_edges(TEXT, OTHER, number, **QUICK))
+
+
+def set_to_set() -> Call:
+    with torch.random.fork_rng(devices=[]):
+        model = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True).double().eval()
+    z = torch.linspace(-1, 1, 24, dtype=torch.float64).view(1, 3, 8)
+    # The nodes of this rule include the start, where the rate is a Jacobian-vector product.
+    settings: dict[str, Any] = {"n_steps": 2, "method": "riemann_left"}
+    return Call(model, lambda: SetToSetIG(model).attribute(z, "zero", **settings))
+
+
+def patching() -> Call:
+    model = models.tiny_llama(layers=1)
+    return Call(model, lambda: effects(model, TEXT, OTHER, number, by_position=False))
+
+
+def patching_edges() -> Call:
+    model = models.tiny_llama(layers=1)
+
+    def run() -> None:
+        edges = LayerFlowIG(model).direct_edges(TEXT, OTHER, number, **QUICK)
+        edge_effects(model, TEXT, OTHER, number, list(edges)[:3])
+
+    return Call(model, run)
+
+
+def checking() -> Call:
+    model = models.tiny_bert(layers=1)
+    graph = FlowGraph(LayerFlowIG(model).attribute(TEXT, OTHER, number, **QUICK))
+    return Call(model, lambda: check(graph, model, TEXT, OTHER, number, k=1))
+
+
+def circuits_of_edges() -> Call:
+    model = models.tiny_llama(layers=1)
+
+    def run() -> None:
+        with circuits.of_edges(model, TEXT, OTHER, number) as found:
+            found.curve(torch.arange(found.reads.numel()).view(found.reads.shape), [0.0, 0.5, 1.0])
+
+    return Call(model, run)
+
+
+def circuits_of_nodes() -> Call:
+    model = models.tiny_bert(layers=1)
+    graph = FlowGraph(LayerFlowIG(model).attribute(TEXT, OTHER, number, **QUICK))
+
+    def run() -> None:
+        with circuits.of_nodes(model, TEXT, OTHER, number) as found:
+            found.curve(graph, [0.0, 0.5, 1.0])
+
+    return Call(model, run)
+
+
+def inspecting() -> Call:
+    model = models.tiny_llama(layers=1)
+    return Call(model, lambda: inspect_model(model, TEXT))
+
+
+def intervening() -> Call:
+    model = models.tiny_bert(layers=1)
+    return Call(model, lambda: interventions(model, TEXT))
+
+
+def intervening_in_edges() -> Call:
+    model = models.tiny_bert(layers=1)
+    return Call(model, lambda: edge_interventions(model, TEXT))
+
+
+def explaining() -> Call:
+    with TemporaryDirectory() as folder:
+        save_tiny_bert(Path(folder))
+        model: Pretrained = load_model(folder)
+    return Call(model.network, lambda: explain("the cat", model, layers=[0], **QUICK))
+
+
+TEXT, OTHER = (torch.tensor([ids]) for ids in TEXTS)
+
+CALLS: dict[str, Callable[[], Call]] = {
+    make.__name__: make
+    for make in (
+        flows_of_bert,
+        flows_of_llama,
+        towards_a_number,
+        towards_a_number_of_llama,
+        direct_edges,
+        set_to_set,
+        patching,
+        patching_edges,
+        checking,
+        circuits_of_edges,
+        circuits_of_nodes,
+        inspecting,
+        intervening,
+        intervening_in_edges,
+        explaining,
+    )
+}
+
+
+def main(names: list[str]) -> int:
+    """Interrupt calls at each line that runs, the first time and the last time that it does."""
+    torch.set_num_threads(1)
+    faults = 0
+    for name in names or CALLS:
+        start, (model, run) = time.time(), CALLS[name]()
+        run()
+        before, found = snapshot(model), spots(run)
+        moments = sorted({m for all_of in found.values() for m in (all_of[0], all_of[-1])})
+        raised = 0
+        for moment in moments:
+            where = interrupted(run, moment, KeyboardInterrupt)
+            raised += where is not None
+            if changed := before.changes():
+                faults += 1
+                print(f"{name}: interrupted at {where}: {', '.join(changed)}")
+                before = snapshot(model)
+        lines = len({spot[:2] for spot in found})
+        print(
+            f"{name}: {lines} lines in {len(found)} places, interrupted {raised} of {len(moments)} "
+            f"times, {time.time() - start:.0f} s",
+            flush=True,
+        )
+    print(f"{faults} times something was left changed")
+    return min(faults, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,175 @@
+"""Interrupted anywhere, a call leaves the model, transformers and torch as they were.
+
+`python -m tests.helpers.interrupted_calls` interrupts the same calls at every line.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from captum_lig import LayerFlowIG, LigError
+from tests.helpers import models
+from tests.helpers.interrupted_calls import CALLS, QUICK, TEXT, Call
+from tests.helpers.interrupts import PACKAGE, Spot, interrupted, spots
+from tests.helpers.state import snapshot
+
+CHANGES = ("_restore.py", "hooks.py", "sdpa.py", "hf_attention.py", "attention_call.py")
+"""Files of the package that change what is not theirs."""
+
+
+def drawn(found: dict[Spot, list[int]], name: str) -> list[int]:
+    """Moments to interrupt at: most where things are changed and put back, some anywhere."""
+    generator = random.Random(zlib.crc32(name.encode()))
+    delicate, others = [], []
+    for spot, moments in found.items():
+        delicate_file = not spot[0].startswith(PACKAGE) or spot[0].endswith(CHANGES)
+        (delicate if delicate_file else others).append(generator.choice(moments))
+    return sorted(generator.sample(delicate, 16) + generator.sample(others, 8))
+
+
+@pytest.fixture(scope="module")
+def calls() -> Callable[[str], Call]:
+    made: dict[str, Call] = {}
+
+    def call(name: str) -> Call:
+        if name not in made:
+            made[name] = CALLS[name]()
+            made[name].run()
+        return made[name]
+
+    return call
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_at_any_line(calls: Callable[[str], Call], name: str) -> None:
+    model, run = calls(name)
+    found = spots(run)
+    before = snapshot(model)
+    for number, moment in enumerate(drawn(found, name)):
+        error = (KeyboardInterrupt, LigError, RuntimeError)[number % 3]
+        where = interrupted(run, moment, error)
+        assert not before.changes(), where
+        if error is KeyboardInterrupt and where is not None:
+            assert "swallowed" not in where
+    run()
+    assert before.changes() == []
+    with ThreadPoolExecutor(1) as other:  # no lock is held
+        other.submit(run).result(timeout=60)
+
+
+@pytest.mark.parametrize("name", ["towards_a_number", "set_to_set", "circuits_of_nodes"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_under_the_callers_grad_mode(
+    calls: Callable[[str], Call], name: str, mode: Callable[[], Any]
+) -> None:
+    model, run = calls(name)
+    with mode():
+        found = spots(run)
+        before = snapshot(model)
+        for moment in drawn(found, f"{name} {mode}")[::3]:
+            where = interrupted(run, moment, KeyboardInterrupt)
+            assert not before.changes(), where
+
+
+class Raising(TorchFunctionMode):
+    """The user's own mode: raises at one of the functions of torch that are called."""
+
+    def __init__(self, moment: int | None) -> None:
+        super().__init__()
+        self.moment, self.count = moment, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        if self.count == self.moment:
+            raise KeyboardInterrupt
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_at_any_operation(calls: Callable[[str], Call], name: str) -> None:
+    model, run = calls(name)
+    with Raising(None) as counting:
+        run()
+    before = snapshot(model)
+    for moment in range(1, counting.count + 1, max(1, counting.count // 8)):
+        with Raising(None) as mode:
+            under_it = snapshot(model)
+            mode.count, mode.moment = 0, moment
+            with pytest.raises(KeyboardInterrupt):
+                run()
+            mode.moment = None
+            assert under_it.changes() == [], moment
+        assert before.changes() == [], moment
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers here")
+def test_by_a_signal(calls: Callable[[str], Call]) -> None:
+    """At any time, as Ctrl-C comes."""
+    model, run = calls("towards_a_number")
+
+    def ring(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    own = signal.signal(signal.SIGALRM, ring)
+    before, interrupts = snapshot(model), 0
+    try:
+        for microseconds in range(500, 60_000, 2500):
+            try:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+                signal.setitimer(signal.ITIMER_REAL, microseconds / 1e6)
+                run()
+            except KeyboardInterrupt:
+                interrupts += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            assert before.changes() == [], microseconds
+    finally:
+        signal.signal(signal.SIGALRM, own)
+    assert interrupts >= 5
+
+
+# ---- in a hook of the user -------------------------------------------------------------------
+
+
+def maps(model: nn.Module) -> bytes:
+    flows = LayerFlowIG(model).attribute(TEXT, **QUICK)
+    return b"".join(x.numpy().tobytes() for flow in flows for x in (flow.layer, flow.attention))
+
+
+@pytest.mark.parametrize("inner", ["flows_of_llama", "towards_a_number", "circuits_of_nodes"])
+def test_an_interrupted_call_inside_another(calls: Callable[[str], Call], inner: str) -> None:
+    """A hook of the user attributes another model, and goes on when that was interrupted."""
+    other, run = calls(inner)
+    model = models.tiny_bert(layers=2)
+    expected = maps(model)
+    moments = drawn(spots(run), f"inside {inner}")
+    wheres: list[str | None] = []
+
+    def hook(*_: object) -> None:
+        if moments:
+            wheres.append(interrupted(run, moments.pop(), KeyboardInterrupt))
+
+    # What runs between the hook's calls is an attribution: each interrupt comes at another point.
+    handle = model.encoder.layer[1].output.dense.register_forward_hook(hook)
+    before, of_other = snapshot(model), snapshot(other)
+    try:
+        for _ in range(20):
+            assert maps(model) == expected, wheres
+            assert before.changes() == [], wheres
+            assert of_other.changes() == [], wheres
+            if not moments:
+                break
+    finally:
+        handle.remove()
+    assert not moments
+    assert len([where for where in wheres if where is not None]) > 12

@@ -1,0 +1,347 @@
+"""No wrong number in silence: what would give one is refused or warned of, and named."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from captum_lig import FlowGraph, LayerFlow, LayerFlowIG, LigError, SetToSetIG, circuits, patching
+from captum_lig.metrics import completeness, erasure
+from captum_lig.prediction import target_value
+from tests.helpers import models
+from tests.helpers.random_blocks import Options, build
+
+NAN = float("nan")
+LAST = (-1, 3)
+
+
+def decoder(seed: int = 0) -> GPT2LMHeadModel:
+    """A language model of two layers."""
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64,
+                   bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    )  # fmt: skip
+    models.randomise(model, seed)
+    return model.double().eval()
+
+
+IDS = models.tokens(models.tiny_bert(), 1, 5)
+OTHER = torch.cat([IDS[:, :1], (7 * IDS[:, 1:] + 5) % 45 + 4], 1)
+
+
+@contextmanager
+def refused(*says: str) -> Iterator[None]:
+    with pytest.raises(LigError) as caught:
+        yield
+    for part in says:
+        assert part in str(caught.value), str(caught.value)
+
+
+def last(output: Any) -> Tensor:
+    """A number of a model of this file."""
+    return (output if isinstance(output, Tensor) else output[0])[:, -1].tanh().sum(-1)
+
+
+# ---- not finite ------------------------------------------------------------------------------
+
+
+class Root(nn.Module):
+    """Its value is finite, its gradient is not where a feature is 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x).abs().sqrt() + x
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, None])
+def test_gradients_on_the_path(tolerance: float | None) -> None:
+    model = models.tiny_bert()
+    model.encoder.layer[1].intermediate.intermediate_act_fn = Root().eval()
+    with refused("encoder.layer.1", "mlp of target 0 of text 0", "not finite", "5 of 5"):
+        LayerFlowIG(model).attribute(IDS, tolerance=tolerance)
+    with refused("encoder.layer.1", "feed_forward", "token 0", "not finite"):
+        LayerFlowIG(model).attribute(IDS, OTHER, last, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("token", [1, 3])
+def test_vectors_that_are_not_finite(token: int) -> None:
+    model = models.tiny_bert()
+    good = model.embeddings.word_embeddings(torch.cat([IDS, OTHER])).detach()
+    bad = good.clone()
+    bad[1, token, 4] = NAN
+    named = "encoder.layer.0", f"token {token} of text 1", "entering"
+    with refused(*named):
+        LayerFlowIG(model).attribute({"inputs_embeds": bad})
+    with refused("text 1 of the batch", f"token {token} ", "these inputs"):
+        LayerFlowIG(model).attribute({"inputs_embeds": bad}, good, last)
+    with refused("text 1 of the batch", f"token {token} ", "the baseline"):
+        LayerFlowIG(model).attribute({"inputs_embeds": good}, bad, last)
+
+
+def test_what_overflows_half_precision() -> None:
+    model = models.tiny_gpt2(torch.float16)
+    with torch.no_grad():
+        model.h[1].mlp.c_proj.weight.mul_(2e4)
+    with refused("h.1", "leaving", "float16", "wider dtype"):
+        LayerFlowIG(model).attribute(IDS)
+
+
+def test_sets_that_are_not_finite_on_the_path() -> None:
+    x = torch.rand(2, 3, 2, dtype=torch.float64) + 1
+
+    def broken(x: Tensor) -> Tensor:
+        middle = (x.detach()[:, 1:2] > 0.5) & (x.detach()[:, 1:2] < 0.9)
+        hole = torch.where(middle, NAN, 0.0)
+        return torch.cat([x[:, :1], x[:, 1:2] * (1 + hole), x[:, 2:]], 1)
+
+    for tolerance in (None, 1e-3):
+        with refused("target 1 of example 0", "not finite"):
+            SetToSetIG(broken).attribute(x, tolerance=tolerance)
+
+
+def test_rows_of_sets_that_miss_are_named() -> None:
+    x = torch.ones(2, 2, 1, dtype=torch.float64)
+
+    def steep(x: Tensor) -> Tensor:
+        return torch.cat([x[:, :1], (3000 * x[:, 1:]).sin()], 1)
+
+    arguments: dict[str, Any] = {"tolerance": 1e-3, "max_steps": 20, "n_steps": 5}
+    with pytest.warns(UserWarning, match="target 1 of example 0, target 1 of example 1[.]"):
+        SetToSetIG(steep).attribute(x, **arguments)
+
+
+def test_errors_of_what_is_not_finite() -> None:
+    assert completeness(torch.tensor([[1.0, NAN]]), torch.ones(1)).worst != 0
+    with refused("finite"):
+        erasure(decoder(), IDS, torch.tensor([[1.0, NAN, 2, 3, 4]]), LAST, OTHER)
+
+
+# ---- random ----------------------------------------------------------------------------------
+
+
+class Dropping(nn.Module):
+    """Drops whatever the mode."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.weight = inner, getattr(inner, "weight", None)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(self.inner(x), 0.3, training=True)  # type: ignore[no-any-return]
+
+
+def test_dropout_between_the_blocks_and_the_number() -> None:
+    model = decoder()
+    model.transformer.ln_f = Dropping(model.transformer.ln_f)
+    asked: dict[str, Callable[[], Any]] = {
+        "flows": lambda: LayerFlowIG(model).attribute(IDS, OTHER, LAST),
+        "edges": lambda: LayerFlowIG(model).direct_edges(IDS, OTHER, LAST),
+        "patching": lambda: patching.effects(model, IDS, OTHER, LAST),
+        "erasure": lambda: erasure(model, IDS, torch.rand(1, 5), LAST, OTHER),
+    }
+    for ask in asked.values():
+        torch.manual_seed(1)
+        with refused("random"):
+            ask()
+    with refused("random"), circuits.of_nodes(model, IDS, OTHER, LAST):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["dropout", "training", "batch norm"])
+def test_sets_that_are_random_or_reach_each_other(kind: str) -> None:
+    model: nn.Module = {
+        "dropout": Dropping(nn.Identity()),
+        "training": nn.Dropout(0.5),
+        "batch norm": nn.BatchNorm1d(3, dtype=torch.float64),
+    }[kind]
+    with refused("forward_func", "random", ".eval()"):
+        SetToSetIG(model).attribute(torch.rand(2, 3, 4, dtype=torch.float64))
+
+
+# ---- a model that was changed ----------------------------------------------------------------
+
+
+def linear(inner: int, outer: int) -> nn.Linear:
+    made = nn.Linear(inner, outer, dtype=torch.float64).eval()
+    models.randomise(made, 3)
+    return made
+
+
+class Adapter(nn.Module):
+    """Low-rank, as PEFT wraps linear maps."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.a = base, linear(base.in_features, 2)
+        self.b = linear(2, base.out_features)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.b(self.a(x))  # type: ignore[no-any-return]
+
+
+def write(block: Any) -> None:
+    with torch.no_grad():
+        block.query.weight.mul_(1.5)
+
+
+CHANGES: dict[str, Callable[[Any], None]] = {
+    "weights": write,
+    "projection": lambda b: setattr(b, "out", linear(16, 16)),
+    "MLP": lambda b: setattr(b, "down", linear(24, 16)),
+    "adapter": lambda b: setattr(b, "down", Adapter(b.down)),
+    "dtype": lambda b: b.float() and b.double(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("site", ["sdpa", "eager"])
+def test_what_was_found_out_of_a_model_that_is_another_one_now(site: str, change: str) -> None:
+    model, x = build(Options(site=site, causal=True), 5, torch.float64, seed=1)
+    start = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(x)
+    lig = LayerFlowIG(model, [0])
+    plain: dict[str, Any] = {"n_steps": 3, "tolerance": None}
+    for given in (plain, {**plain, "baselines": start, "target": last}):
+        lig.attribute(x, **given)
+    CHANGES[change](model.blocks[0])
+    for given in (plain, {**plain, "baselines": start, "target": last}):
+        (found,), (wanted,) = (
+            lig.attribute(x, **given),
+            LayerFlowIG(model, [0]).attribute(x, **given),
+        )
+        assert set(found.tensors) == set(wanted.tensors)
+        for name, value in wanted.tensors.items():
+            assert torch.equal(found.tensors[name], value), name
+
+
+def test_dropout_that_was_put_in_meanwhile() -> None:
+    model, x = build(Options(causal=True), 5, torch.float64, seed=1)
+    lig = LayerFlowIG(model)
+    lig.attribute(x)
+    model.blocks[0].down = Dropping(model.blocks[0].down)
+    with refused("blocks.0", "random"):
+        lig.attribute(x)
+
+
+def test_a_model_that_is_changed_while_it_is_attributed() -> None:
+    model = models.tiny_bert()
+    runs = 0
+
+    def train(module: nn.Module, *_: Any) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 12:
+            with torch.no_grad():
+                model.embeddings.word_embeddings.weight.mul_(2)
+
+    model.encoder.layer[0].register_forward_hook(train)
+    with refused("embeddings.word_embeddings.weight", "while it was attributed"):
+        LayerFlowIG(model).attribute(IDS)
+
+
+@pytest.mark.parametrize("ask", [circuits.of_nodes, circuits.of_edges])
+def test_circuits_of_a_model_that_is_changed_or_left(ask: Any) -> None:
+    model = decoder()
+    with ask(model, IDS, OTHER, LAST) as found:
+        kept = torch.ones(found.count, dtype=torch.bool)
+        model.transformer.h[1].mlp.train()
+        with refused("transformer.h.1.mlp", "training mode"):
+            found.values(kept)
+        model.eval()
+        found.values(kept)
+        with torch.no_grad():
+            model.transformer.h[1].mlp.c_fc.weight.mul_(2)
+        with refused("transformer.h.1.mlp.c_fc.weight"):
+            found.values(kept)
+    with refused("context is left"):
+        found.values(kept)
+
+
+# ---- masks and texts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [0.5, 2, -1, -1e9, NAN])
+@pytest.mark.parametrize("target", [None, last])
+def test_masks_that_are_read_another_way(value: float, target: Any) -> None:
+    mask = torch.ones(1, 5, dtype=torch.float64)
+    mask[0, 3] = value
+    given = {} if target is None else {"baselines": OTHER, "target": target}
+    shown = "NaN" if value != value else f"{value:g}"
+    with refused("attention_mask", shown, "1 for tokens and 0 for padding"):
+        LayerFlowIG(models.tiny_gpt2()).attribute(
+            {"input_ids": IDS, "attention_mask": mask}, **given
+        )
+
+
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_masks_without_texts(shape: tuple[int, ...]) -> None:
+    inputs = {"input_ids": IDS, "attention_mask": torch.ones(shape)}
+    with refused("attention_mask", str(shape), "(B, S)"):
+        LayerFlowIG(models.tiny_gpt2()).attribute(inputs)
+
+
+@pytest.mark.parametrize("family", models.MODELS)
+def test_padding_before_a_text(family: str) -> None:
+    """Rotary positions are relative, the others are counted from the padding."""
+    ids = torch.cat([torch.zeros(1, 2, dtype=torch.long), IDS], 1)
+    mask = (ids != 0).long()
+    given = {"input_ids": ids, "attention_mask": mask}
+    lig = LayerFlowIG(models.MODELS[family](), 1)
+    if family == "llama":
+        lig.attribute(given)
+    else:
+        with pytest.warns(UserWarning, match="text 0 has padding before it.*position_ids") as seen:
+            lig.attribute(given)
+        assert seen[-1].filename == __file__
+        other = torch.where(ids > 5, ids - 1, ids)
+        with pytest.warns(UserWarning, match="text 0 has padding before it") as seen:
+            LayerFlowIG(models.MODELS[family]()).attribute(given, other, last)
+        assert {Path(one.filename).name for one in seen} <= {Path(__file__).name, "_script.py"}
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = LayerFlowIG(models.MODELS[family](), 1).attribute({**given, "position_ids": places})
+    assert isinstance(found, LayerFlow)
+    wanted = LayerFlowIG(models.MODELS[family](), 1).attribute(IDS)
+    torch.testing.assert_close(found.layer[:, 2:, 2:], wanted.layer, rtol=1e-6, atol=1e-6)
+
+
+def test_a_text_that_no_token_of_can_be_read() -> None:
+    mask = torch.zeros(2, 1, 5, 5, dtype=torch.float64)
+    mask[1] = -torch.inf
+    inputs = {"input_ids": IDS.expand(2, -1), "attention_mask": mask}
+    with pytest.warns(UserWarning, match="every token of text 1 is padding"):
+        flow = LayerFlowIG(models.tiny_gpt2(), 0).attribute(inputs, "zero")
+    assert not flow.layer[1].any()
+    assert flow.layer[0].any()
+
+
+def test_ids_that_the_model_does_not_know() -> None:
+    model = decoder()
+    for ids, other in ((IDS + 60, OTHER), (IDS, OTHER + 60)):
+        with refused("token ids"):
+            patching.effects(model, ids, other, LAST)
+        with refused("token ids"):
+            erasure(model, ids, torch.rand(1, 5), LAST, other)
+    with refused("token ids"):
+        target_value(model, LAST, IDS + 60)
+
+
+def test_a_graph_of_layers_of_two_texts() -> None:
+    flows = [LayerFlowIG(models.tiny_bert()).attribute(ids, "zero") for ids in (IDS, OTHER)]
+    for flow, tokens in zip(
+        flows, (["a", "b", "c", "d", "e"], ["a", "f", "g", "h", "i"]), strict=True
+    ):
+        flow[:] = [LayerFlow(**{**vars(f), "tokens": [tokens]}) for f in flow]
+    FlowGraph(flows[0])
+    with refused("layer 1", "'f'", "layer 0", "'b'", "one call"):
+        FlowGraph([flows[0][0], flows[1][1]])

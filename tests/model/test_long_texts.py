@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama import modeling_llama
 
 from captum_lig import LayerFlowIG, LigError
 from captum_lig.prediction import logit
+from tests.helpers.largest import Largest
 
 HEADS, WIDTH, LENGTH, VOCABULARY = 32, 64, 740, 50
 SETTINGS: dict[str, Any] = {
@@ -22,24 +22,6 @@ SETTINGS: dict[str, Any] = {
     "n_steps": 8,
     "tolerance": None,
 }
-
-
-class Largest(TorchDispatchMode):
-    """Entries of the largest tensor that any operation gives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entries = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(x, Tensor):  # one that is expanded holds no more than its storage
-                held = x.untyped_storage().nbytes() // x.element_size()
-                self.entries = max(self.entries, min(x.numel(), held))
-        return out
 
 
 def drawn(model: nn.Module) -> nn.Module:

@@ -169,7 +169,8 @@ class SetBoundary(Boundary):
         if isinstance(self.scalarization, Vector) or not self.map.multiply:
             sums = self.sums(results)
         else:
-            sums = sum_of([part.reshape(len(part), -1).sum(-1) for part in results.values()])[:, None]
+            parts = [part.reshape(len(part), -1).sum(-1) for part in results.values()]
+            sums = sum_of(parts)[:, None]
         gap = self.error(sums, self.totals)
         missed = ~(gap <= tolerance * self.scale).flatten(1).all(-1)
         if bool(missed.any()):

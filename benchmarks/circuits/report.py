@@ -22,8 +22,8 @@ TITLES = {
     "greater": "Greater-than",
 }
 WHAT = {
-    "objects": 'Two names, "When Mary and John went to the store, John gave a drink to" against the '
-    'other giver; logit of " Mary" less that of " John".',
+    "objects": 'Two names, "When Mary and John went to the store, John gave a drink to" against '
+    'the other giver; logit of " Mary" less that of " John".',
     "agreement": 'A noun before another, "The keys to the cabinet" against "The key to the '
     'cabinet"; logit of " are" less that of " is".',
     "greater": 'A year and a century, "The war lasted from the year 1761 to the year 17" against '

@@ -103,6 +103,7 @@ CONTENTS = {
     "What to trust": [
         "docs/method",
         "docs/limitations",
+        "docs/reliability",
         "docs/patching",
         "docs/consistency",
         "docs/convergence",

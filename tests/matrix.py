@@ -226,8 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the cells and print the table; 1 if one failed."""
     parser = argparse.ArgumentParser(description="The built wheel in empty environments.")
     parser.add_argument("--python", nargs="+", default=PYTHONS)
-    for package in ("torch", "transformers", "captum"):
-        parser.add_argument(f"--{package}", nargs="+", default=oldest_and_newest(package))
+    for option in ("--torch", "--transformers", "--captum"):
+        versions = oldest_and_newest(option.removeprefix("--"))
+        parser.add_argument(option, nargs="+", default=versions)
     parser.add_argument("--whole", action="store_true", help="the whole suite, not a part of it")
     parser.add_argument("--any-build", action="store_true", help="of torch, not its CPU build")
     parser.add_argument("--keep", type=Path, help="a folder for environments and logs, kept")

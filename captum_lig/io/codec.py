@@ -56,6 +56,7 @@ from captum_lig.io.json_numbers import (
 )
 
 __all__ = [
+    "JSON_FACTOR",
     "LARGE",
     "MOST_BYTES",
     "VERSION",
@@ -79,7 +80,7 @@ LARGE = 100_000_000
 """Bytes of a file that is warned of."""
 MOST_BYTES = 2**32
 """Bytes that reading takes at most, if the caller does not say: a small file may stand for much."""
-JSON_FACTOR = 16
+JSON_FACTOR = 40
 """Bytes that a byte of JSON takes at most, while it is read."""
 MOST_AXES = 8
 

@@ -80,7 +80,7 @@ def load_flows(path: str | Path, *, most_bytes: int = MOST_BYTES) -> Explanation
     Args:
         path: a ``.json`` or ``.safetensors`` file; it may be a stranger's.
         most_bytes: of memory that reading may take. A small file can stand for large tensors of
-            zeros, and JSON takes up to 16 times its size.
+            zeros, and JSON takes up to 40 times its size.
 
     Raises:
         LigError: if the file's suffix, content or version is another, or it takes more memory.

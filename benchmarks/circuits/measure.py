@@ -19,7 +19,7 @@ from captum_lig import FlowGraph, LayerFlowIG, circuits
 from captum_lig.circuits import EdgeCircuits, NodeCircuits
 from captum_lig.circuits.order import Order
 
-__all__ = ["CHANCE", "EDGE_METHODS", "NODE_METHODS", "OURS", "measured"]
+__all__ = ["CHANCE", "EDGE_METHODS", "NODE_METHODS", "OURS", "SIZE", "measured"]
 
 OURS = "flows towards the target"
 CHANCE = "chance"

@@ -156,7 +156,7 @@ class SetBoundary(Boundary):
             LigError: if they are not finite.
         """
         for part in results.values():
-            wrong = (~torch.isfinite(part)).flatten(1).any(-1)
+            wrong = (~torch.isfinite(part)).reshape(len(part), -1).any(-1)
             if bool(wrong.any()):
                 raise LigError(
                     f"the attributions of {self._name(wrong)} are not finite: forward_func or its "
@@ -169,7 +169,8 @@ class SetBoundary(Boundary):
         if isinstance(self.scalarization, Vector) or not self.map.multiply:
             sums = self.sums(results)
         else:
-            sums = sum_of([part.flatten(1).sum(-1) for part in results.values()])[:, None]
+            parts = [part.reshape(len(part), -1).sum(-1) for part in results.values()]
+            sums = sum_of(parts)[:, None]
         gap = self.error(sums, self.totals)
         missed = ~(gap <= tolerance * self.scale).flatten(1).all(-1)
         if bool(missed.any()):

@@ -84,7 +84,8 @@ class Finder:
             torch.no_grad(),
         ):
             calls, recording = self._compared(call)
-            with recording():
+            attend = AttentionCall.fused if self._fused else AttentionCall.eager
+            with recording(), handle_with(attend):
                 yield calls
 
     def _compared(

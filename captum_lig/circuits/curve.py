@@ -22,6 +22,7 @@ from captum_lig.metrics.circuits import (
     circuit_faithfulness,
 )
 from captum_lig.patching.two_runs import TwoRuns
+from captum_lig.paths.memory import in_halves
 
 __all__ = ["Circuits", "Curve"]
 
@@ -138,7 +139,7 @@ class Circuits(ABC):
         with tqdm(total=len(kept), desc="circuits", disable=not show_progress) as bar:
             for some in kept.split(self.at_once):
                 with torch.no_grad():
-                    found.append(self._run(some))
+                    found += in_halves(self._run, some)
                 bar.update(len(some))
         self.question.check_open()
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)

@@ -22,6 +22,7 @@ from captum_lig.integrals.settings import Settings
 from captum_lig.paths import choose
 from captum_lig.paths.baselines import Start
 from captum_lig.paths.cross_attention import CrossBlock, cross_path
+from captum_lig.paths.memory import in_halves
 
 __all__ = ["CrossSplit", "Split", "attribute_cross", "attribute_text"]
 
@@ -77,8 +78,9 @@ def attribute_text(
     structure = choose.choose_structure(split, start, targets, with_outputs)
     floats = choose.floats_per_pair(split, structure, start)
     at_once = settings.pairs_at_once(floats, split.z.element_size())
-    chunks = []
-    for chunk in torch.arange(len(targets), device=targets.device).split(at_once):
+
+    def of_chunk(chunk: Tensor) -> Parts:
+        nonlocal structure
         positions, begin = targets[chunk], start.select(chunk)
         rows = _rows(split, structure, begin, positions, at_once, with_outputs)
         if structure.opens and not split.attends(positions, rows.u_start + rows.u_step):
@@ -93,7 +95,11 @@ def attribute_text(
             found["layer_total"] = rows.layer_total
         if "attention" in asked.boundaries and rows.self_weight is not None:
             found["self_weight"] = rows.self_weight
-        chunks.append(found | _integrated(rows, asked, settings))
+        return found | _integrated(rows, asked, settings)
+
+    chunks = []
+    for chunk in torch.arange(len(targets), device=targets.device).split(at_once):
+        chunks += in_halves(of_chunk, chunk)
     return _joined(chunks, torch.cat)
 
 
@@ -122,8 +128,8 @@ def attribute_cross(
         floats += 20 * split.states.numel()
     at_once = settings.pairs_at_once(floats, split.states.element_size())
     moves = (start != split.states).any(-1)
-    chunks = []
-    for some in torch.arange(len(targets), device=targets.device).split(at_once):
+
+    def of_some(some: Tensor) -> Parts:
         own, chunk = path.select(some), targets[some]
         seen = moves.expand(len(chunk), -1)
         if split.visible is not None and own.kind != "autograd":
@@ -141,7 +147,11 @@ def attribute_cross(
             with_outputs=False,
         )
         split.check(chunk, rows.u_start + rows.u_step)
-        chunks.append(_integrated(rows, asked, settings))
+        return _integrated(rows, asked, settings)
+
+    chunks = []
+    for some in torch.arange(len(targets), device=targets.device).split(at_once):
+        chunks += in_halves(of_some, some)
     return _joined(chunks, torch.cat)
 
 

@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from captum_lig._types import Parts
 from captum_lig.integrals.scalarization import Scalarization
+from captum_lig.paths.memory import in_halves, shares
 
 __all__ = ["Boundary", "sweep"]
 
@@ -130,16 +131,41 @@ class Boundary(ABC):
 
 def sweep(boundaries: Sequence[Boundary], alphas: Tensor, weights: Tensor) -> list[Parts]:
     """Integrate boundaries that share their path, whose points are evaluated once."""
-    first = boundaries[0]
     found: list[Parts] = [{} for _ in boundaries]
+    device = boundaries[0].step.device
+    nodes, weights = alphas.to(device), weights.to(device)
     starts = float(alphas[0]) == 0.0
     at_once = min(boundary.pairs_at_once for boundary in boundaries)
-    points = max(1, at_once // max(1, len(first)))
-    nodes = (x.to(first.step.device).split(points) for x in (alphas, weights))
-    for a, w in zip(*nodes, strict=True):
-        at = first.at(a)
-        for boundary, parts in zip(boundaries, found, strict=True):
-            for name, part in boundary.rates(at, a, w, starts).items():
-                parts[name] = parts[name] + part if name in parts else part
-        starts = False
+
+    def rates(some: Tensor) -> list[Parts]:
+        return _rates(boundaries, nodes[some], weights[some], starts and int(some[0]) == 0)
+
+    left = torch.arange(len(nodes), device=device)
+    while len(left):
+        points = max(1, at_once // shares() // max(1, len(boundaries[0])))
+        for each in in_halves(rates, left[:points]):
+            for parts, more in zip(found, each, strict=True):
+                for name, part in more.items():
+                    parts[name] = parts[name] + part if name in parts else part
+        left = left[points:]
     return found
+
+
+def _rates(boundaries: Sequence[Boundary], a: Tensor, w: Tensor, starts: bool) -> list[Parts]:
+    """Of each boundary; of a single point by parts of the rows where memory runs out."""
+    every = torch.arange(len(boundaries[0]), device=a.device)
+
+    def rates(rows: Tensor) -> list[Parts]:
+        own = boundaries if len(rows) == len(every) else [b.select(rows) for b in boundaries]
+        at = own[0].at(a)
+        return [boundary.rates(at, a, w, starts) for boundary in own]
+
+    if len(a) > 1:
+        return rates(every)
+    halves = in_halves(rates, every)
+    if len(halves) == 1:
+        return halves[0]
+    return [
+        {name: torch.cat([parts[name] for parts in own]) for name in own[0]}
+        for own in zip(*halves, strict=True)
+    ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from captum_lig.errors import LigError
 from captum_lig.integrals.boundary import Boundary
 from captum_lig.integrals.scalarization import L2, Cotangent, Scalarization, Vector
 from captum_lig.paths.jvp import jvp
+from captum_lig.paths.memory import in_halves, out_of_memory
 
 __all__ = ["SetBoundary", "SetMap", "checked_inputs", "sum_of", "usable"]
 
@@ -155,8 +157,9 @@ class SetBoundary(Boundary):
         Raises:
             LigError: if they are not finite.
         """
-        for part in results.values():
-            wrong = (~torch.isfinite(part)).reshape(len(part), -1).any(-1)
+        flat = [part.reshape(len(part), -1) for part in results.values()]
+        for part in flat:
+            wrong = (~torch.isfinite(part)).any(-1)
             if bool(wrong.any()):
                 raise LigError(
                     f"the attributions of {self._name(wrong)} are not finite: forward_func or its "
@@ -169,8 +172,7 @@ class SetBoundary(Boundary):
         if isinstance(self.scalarization, Vector) or not self.map.multiply:
             sums = self.sums(results)
         else:
-            parts = [part.reshape(len(part), -1).sum(-1) for part in results.values()]
-            sums = sum_of(parts)[:, None]
+            sums = sum_of([part.sum(-1) for part in flat])[:, None]
         gap = self.error(sums, self.totals)
         missed = ~(gap <= tolerance * self.scale).flatten(1).all(-1)
         if bool(missed.any()):
@@ -241,10 +243,15 @@ class SetBoundary(Boundary):
 
     def outputs(self, a: float) -> Tensor:
         """``(R, 1, E)`` outputs at one path point."""
-        with torch.no_grad():
-            inputs, example, which = self._points(torch.tensor([a], dtype=torch.float64))
-            y = self.map.forward(inputs, example)
-        return self._of_rows(y, which)[0][:, None]
+
+        def outputs(rows: Tensor) -> Tensor:
+            own = self.select(rows)
+            with torch.no_grad():
+                inputs, example, which = own._points(torch.tensor([a], dtype=torch.float64))
+                y = own.map.forward(inputs, example)
+            return own._of_rows(y, which)[0][:, None]
+
+        return torch.cat(in_halves(outputs, torch.arange(len(self), device=self.example.device)))
 
     def sums(self, parts: Parts) -> Tensor:
         """Over all inputs, ``(R, 1)``, or ``(R, 1, E)`` for vectors."""
@@ -363,9 +370,9 @@ class SetBoundary(Boundary):
                     x.new_zeros(len(chosen), *x.shape) if grad is None else grad
                     for grad, x in zip(found, inputs, strict=True)
                 )
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
                 self.batched[0] = False
         each = [
             torch.autograd.grad(a_of_rows, inputs, one, retain_graph=True, materialize_grads=True)
@@ -435,10 +442,7 @@ def usable(x: Tensor) -> Tensor:
 
 def sum_of(tensors: list[Tensor]) -> Tensor:
     """Their sum; of several dtypes the widest wins."""
-    total = tensors[0]
-    for other in tensors[1:]:
-        total = total + other
-    return total
+    return reduce(torch.add, tensors)
 
 
 def _like(x: Tensor, other: Tensor) -> Tensor:

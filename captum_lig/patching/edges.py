@@ -28,6 +28,7 @@ from captum_lig.model.stages import Stages
 from captum_lig.model.written import no_direct_edges, reads_heads, written
 from captum_lig.patching.runs import Place, Run
 from captum_lig.patching.two_runs import TwoRuns
+from captum_lig.paths.memory import in_halves
 
 __all__ = [
     "EdgeEffects",
@@ -156,15 +157,18 @@ class Streams:
 
         order = sorted(moved, key=key)
         with tqdm(total=2 * len(moved), desc="edges", disable=not show_progress) as bar:
+
+            def measure(where: Tensor) -> None:
+                assert question.baseline_value is not None
+                reader = edges[int(where[0])].reader
+                step = torch.cat([steps[n] for n in where.tolist()])
+                out[where] = question.value - self._cut(reader, self.input, -step)
+                into[where] = self._cut(reader, self.baseline, step) - question.baseline_value
+                bar.update(2 * len(where))
+
             for _, group in groupby(order, key=key):
-                numbers = list(group)
-                for first in range(0, len(numbers), question.at_once):
-                    batch = numbers[first : first + question.at_once]
-                    reader, where = edges[batch[0]].reader, torch.tensor(batch)
-                    step = torch.cat([steps[n] for n in batch])
-                    out[where] = question.value - self._cut(reader, self.input, -step)
-                    into[where] = self._cut(reader, self.baseline, step) - question.baseline_value
-                    bar.update(2 * len(batch))
+                for batch in torch.tensor(list(group)).split(question.at_once):
+                    in_halves(measure, batch)
         question.check_open()
         return EdgeEffects(
             tuple(edges), out, into, question.value, question.baseline_value, question.target

@@ -20,6 +20,7 @@ from captum_lig.model.unchanged import MadeOf
 from captum_lig.patching.effects import Effects, Means
 from captum_lig.patching.nodes import Kind, Node
 from captum_lig.patching.runs import Layers, Place, Run, Runner, blocks_of, one_text, runner
+from captum_lig.paths.memory import in_halves
 from captum_lig.prediction.baselines import input_baseline
 from captum_lig.prediction.positions import own_tokens
 from captum_lig.prediction.targets import Target, read_target
@@ -167,9 +168,9 @@ class TwoRuns:
         with tqdm(
             total=ways * len(moved), desc="patching", unit="run", disable=not show_progress
         ) as bar:
-            for batch in self._batches(nodes, moved):
-                some = [nodes[n] for n in batch]
-                where = torch.tensor(batch)
+
+            def measure(where: Tensor) -> None:
+                some = [nodes[n] for n in where.tolist()]
                 values = self._values(some[0], self.baseline, instead)
                 out[where] = self.value - self._patched(some, self.input, values)
                 if ways == 2:
@@ -178,7 +179,10 @@ class TwoRuns:
                     values = self._values(some[0], self.input, None)
                     patched = self._patched(some, self.baseline, values)
                     into[where] = patched - self.baseline_value
-                bar.update(ways * len(batch))
+                bar.update(ways * len(where))
+
+            for batch in self._batches(nodes, moved):
+                in_halves(measure, torch.tensor(batch))
         self.check_open()
         return Effects(
             tuple(nodes),

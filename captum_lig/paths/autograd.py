@@ -18,6 +18,7 @@ from torch import Tensor
 from captum_lig._types import Attend
 from captum_lig.cost import PATHS, Meter
 from captum_lig.paths.jvp import jvp
+from captum_lig.paths.memory import shares
 
 __all__ = ["AutogradPath", "AutogradPoints"]
 
@@ -147,7 +148,7 @@ class AutogradPoints:
 
     @property
     def _at_once(self) -> int:
-        return max(1, AT_ONCE // self.path.sources)
+        return max(1, AT_ONCE // self.path.sources // shares())
 
     def _pairs(self, at_once: int | None = None) -> Iterator[_Pairs]:
         """All pairs, points first, ``at_once`` at a time."""

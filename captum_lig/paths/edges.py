@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_lig._types import QKV, Attend
 from captum_lig.paths.jvp import jvp
+from captum_lig.paths.memory import shares
 from captum_lig.paths.shared import SharedPath
 from captum_lig.paths.softmax import RowFunction
 from captum_lig.paths.values import grouped
@@ -48,7 +49,7 @@ def edges_by_moving(attend: Attend, start: Tensor, end: Tensor) -> Edges:
     """
     step = end - start
     moving = (step != 0).any(-1).nonzero().squeeze(-1)
-    at_once = max(1, AT_ONCE // len(step))
+    at_once = max(1, AT_ONCE // len(step) // shares())
 
     def edges(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
         found = g.new_zeros(g.shape[2], g.shape[1], len(step))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_lig.errors import LigError
+from captum_lig.paths.memory import out_of_memory
 
 __all__ = ["jvp", "jvp_of_many"]
 
@@ -38,15 +39,14 @@ def jvp(
         try:
             value, rate = torch.func.jvp(function, at, tangents)[:2]
             return _detached(value), _detached(rate)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # NotImplementedError is one
-            pass
+        except RuntimeError as error:  # NotImplementedError is one
+            if out_of_memory(error):
+                raise
     try:
         return _by_two_backward_passes(function, at, tangents)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         raise LigError(
             "this block cannot be differentiated along a direction, neither in forward mode nor by "
             "two backward passes. boundaries='influence' needs that, and so does "
@@ -78,10 +78,9 @@ def jvp_of_many(function: Callable[..., Tensor], at: Tensors, tangents: Tensors)
         try:
             rates: Tensor = torch.func.vmap(along, in_dims=1, out_dims=1)(*tangents)
             return rates.detach()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            pass
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
     _, rates = jvp(
         function,
         tuple(x.repeat_interleave(many, 0) for x in at),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +29,7 @@ from captum_lig.errors import LigError
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.tokens import readable_text, readable_token
 from captum_lig.graph import FlowGraph, Trace
+from captum_lig.io.codec import writing
 from captum_lig.patching import Check, check
 from captum_lig.prediction.targets import TargetLike
 from captum_lig.views.notebook import show_page
@@ -197,6 +200,8 @@ class Answer:
         try:
             if folder:
                 path.mkdir(exist_ok=True)
+            elif not path.parent.is_dir():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             for one in paths:
                 self._write(one)
         except OSError as error:
@@ -219,10 +224,12 @@ class Answer:
             from captum_lig.views.plots.prediction import plot_prediction
 
             figure, _ = plot_prediction(self.graph, title=title)
-            figure.savefig(path, dpi=200)
+            with writing(path) as beside:
+                figure.savefig(beside, dpi=200)
         elif suffix == ".json":
             written = json.dumps(self.numbers(), ensure_ascii=False, indent=1, allow_nan=False)
-            path.write_text(written + "\n", encoding="utf-8")
+            with writing(path) as beside:
+                beside.write_text(written + "\n", encoding="utf-8")
         else:
             known = ", ".join((".html", ".json", *PICTURES))
             raise LigError(f"{str(path)!r} has no known suffix: use one of {known}, or none.")

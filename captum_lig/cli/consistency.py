@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from captum_lig.cli import collector
-from captum_lig.cli.messages import note, one_sentence
+from captum_lig.cli.messages import note, one_sentence, shown
 from captum_lig.cli.options import (
     Layers,
     Model,
@@ -96,4 +96,4 @@ def consistency(
             )
         pooled = pool(records(result))
         Console(highlight=False).print(report(pooled, result.counts, rank_by, by_layer))
-        note(f"wrote {out}: {', '.join(result.tables)}")
+        note(f"wrote {shown(out)}: {', '.join(result.tables)}")

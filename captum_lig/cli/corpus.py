@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from captum_lig.cli import collector
-from captum_lig.cli.messages import note, one_sentence
+from captum_lig.cli.messages import note, one_sentence, shown
 from captum_lig.cli.options import (
     Device,
     Dtype,
@@ -102,7 +102,7 @@ def corpus(
             dtype=dtype,
         )
         counts = ", ".join(f"{count} {status}" for status, count in found.counts.items())
-        note(f"{counts}; wrote {out}: {', '.join(found.tables)}")
+        note(f"{counts}; wrote {shown(out)}: {', '.join(found.tables)}")
         if not found.counts.get("done"):
             raise LigError(
                 f"no text could be measured: {str(out / 'texts')!r} says why, under reason."

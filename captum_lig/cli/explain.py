@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captum_lig.cli import collector
-from captum_lig.cli.messages import note, one_sentence, status
+from captum_lig.cli.messages import note, one_sentence, shown, status
 from captum_lig.cli.options import (
     Device,
     Dtype,
@@ -199,7 +199,7 @@ def _tell_size(
     numbers = (len(layers) if layers else depth) * maps * tokens**2
     size = numbers * (22 if path.suffix.lower() == ".json" else 4)
     if size > LARGE:
-        note(f"captum-lig: {path} will be up to {size / 1e6:,.0f} MB: {SMALLER}")
+        note(f"captum-lig: {shown(path)} will be up to {size / 1e6:,.0f} MB: {SMALLER}")
     # It is said again where the file is written.
     warnings.filterwarnings("ignore", message=f"{re.escape(repr(str(path)))} will be about")
 

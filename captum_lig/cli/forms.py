@@ -12,6 +12,7 @@ from captum_lig.answers import Answer
 from captum_lig.answers.rows import COLUMNS, part_rows
 from captum_lig.flow.explanation import Explanation
 from captum_lig.graph import CannotCarryWarning, FlowGraph
+from captum_lig.io.codec import writing
 from captum_lig.io.flows import flows_to_json, save_flows
 from captum_lig.views.flow_table import flow_table
 
@@ -115,4 +116,5 @@ class FlowForms:
                 kind=self._kind,
                 hide_first_token=self._hide,
             )
-            figure.savefig(path, dpi=200)
+            with writing(path) as beside:
+                figure.savefig(beside, dpi=200)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from captum_lig.cli import collector
-from captum_lig.cli.messages import note, one_sentence, status
+from captum_lig.cli.messages import note, one_sentence, shown, status
 from captum_lig.cli.options import EMBEDDED, Device, Dtype, option
 from captum_lig.cli.outputs import planned
 from captum_lig.cli.texts import read_lines
@@ -69,4 +69,4 @@ def inspect(
             Console(highlight=False).print(model_table(report))
         for path in outputs.files:
             report.save(path)
-            note(f"wrote {path}")
+            note(f"wrote {shown(path)}")

@@ -7,17 +7,23 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
 from captum_lig.errors import LigError
 
-__all__ = ["note", "one_sentence", "status"]
+__all__ = ["note", "one_sentence", "shown", "status"]
 
 
 def note(message: str) -> None:
-    """One line."""
-    typer.echo(message, err=True)
+    """One line, or as many as the message has."""
+    typer.echo("\n".join(map(shown, message.split("\n"))), err=True)
+
+
+def shown(path: Path | str) -> str:
+    """A path on one line: what steers a terminal, and what it cannot show, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from captum_lig.cli.messages import note
+from captum_lig.cli.messages import note, shown
 from captum_lig.errors import LigError
 
 __all__ = ["LIST_SUFFIXES", "PAGE_SUFFIX", "PICTURE_SUFFIXES", "Outputs", "check_place", "planned"]
@@ -41,8 +41,8 @@ class Outputs:
         files = self.files
         for folder in dict.fromkeys(file.parent for file in files):
             if not folder.is_dir():
-                note(f"{folder} will be made.")
-        old = [str(file) for file in files if os.path.lexists(file)]
+                note(f"{shown(folder)} will be made.")
+        old = [shown(file) for file in files if os.path.lexists(file)]
         if old:
             more = f" and {len(old) - 3} more" if len(old) > 3 else ""
             note(f"{', '.join(old[:3])}{more} will be replaced.")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import typer
 
-from captum_lig.cli.messages import note
+from captum_lig.cli.messages import note, shown
 from captum_lig.cli.outputs import Outputs
 from captum_lig.errors import LigError
 
@@ -96,7 +96,7 @@ class Results:
         for path in self._outputs.single[line]:
             path.parent.mkdir(exist_ok=True)
             result.save(path)
-            note(f"wrote {path}")
+            note(f"wrote {shown(path)}")
 
     def _print(self, result: Result, line: int | None) -> None:
         if self._name == "table":
@@ -125,8 +125,11 @@ class Results:
         if self._name == "parquet":
             sys.stdout.buffer.write(self._parquet())
         for path in self._outputs.lists:
-            path.write_bytes(self._gathered(path.suffix.lower()))
-            note(f"wrote {path}")
+            from captum_lig.io.codec import writing
+
+            with writing(path) as beside:
+                beside.write_bytes(self._gathered(path.suffix.lower()))
+            note(f"wrote {shown(path)}")
 
     def _gathered(self, suffix: str) -> bytes:
         if suffix == ".parquet":

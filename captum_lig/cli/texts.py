@@ -89,7 +89,7 @@ def _object(row: str, types: Mapping[str, type], strict: bool) -> dict[str, Any]
     """The options of one line."""
     try:
         found = json.loads(row)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if not strict:
             return {"text": row}
         raise LigError(f"{reprlib.repr(row)} is no JSON ({error}).") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -21,7 +20,7 @@ from captum_lig.corpus.batches import Batch, batches_of
 from captum_lig.corpus.engines import Engine, find_engine, local
 from captum_lig.corpus.packages import need
 from captum_lig.corpus.settings import DEFAULT, Settings
-from captum_lig.corpus.store import FINISHED, Store, read_settings
+from captum_lig.corpus.store import MAPS, Store, read_counts, read_settings
 from captum_lig.corpus.texts import Corpus, Text, open_corpus
 from captum_lig.corpus.worker import Worker
 from captum_lig.errors import LigError
@@ -78,9 +77,14 @@ class Results:
         file = next(iter(rows.column("maps").to_pylist()), None)
         if file is None:
             raise LigError(f"no maps of text {brief(number)} were kept: maps=('composed',).")
-        with safe_open(self.path / file, "pt") as tensors:
-            keys = [key for key in tensors.keys() if key.split(".")[0] == str(number)]  # noqa: SIM118
-            return {key.partition(".")[2]: tensors.get_tensor(key) for key in keys}
+        if Path(file) != Path(MAPS, Path(file).name):
+            raise LigError(f"the table 'texts' of {str(self.path)!r} is damaged: maps {file!r}.")
+        try:
+            with safe_open(self.path / file, "pt") as tensors:
+                keys = [key for key in tensors.keys() if key.split(".")[0] == str(number)]  # noqa: SIM118
+                return {key.partition(".")[2]: tensors.get_tensor(key) for key in keys}
+        except SafetensorError as error:
+            raise LigError(f"{str(self.path / file)!r} is damaged: {error}.") from error
 
 
 def load(path: str | Path) -> Results:
@@ -90,11 +94,7 @@ def load(path: str | Path) -> Results:
         LigError: if the folder holds none.
     """
     path = Path(path)
-    about = read_settings(path)
-    counts = path / FINISHED
-    if not counts.exists():
-        raise LigError(f"the run in {str(path)!r} is not finished: run it again, and it goes on.")
-    return Results(path, about["settings"], json.loads(counts.read_text(encoding="utf-8")))
+    return Results(path, read_settings(path), read_counts(path))
 
 
 def run(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from captum_lig._arguments import brief, whole_number
+from captum_lig._arguments import brief, fraction, whole_number
 from captum_lig.errors import LigError
 from captum_lig.integrals.scalarization import check
 
@@ -89,6 +89,22 @@ class Settings:
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), 1)
         check(self.scalarization)
+        for name in ("model", "dtype", "device", "corpus", "weights"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise LigError(f"{name}={brief(value)}: give a text, or None.")
+        for name in ("measures", "maps"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(isinstance(one, str) for one in value):
+                raise LigError(f"{name}={brief(value)}: give a tuple of names.")
+        if self.layers is not None:
+            if not isinstance(self.layers, tuple):
+                raise LigError(f"layers={brief(self.layers)}: give a tuple of numbers, or None.")
+            for one in self.layers:
+                whole_number("layers", one, -(2**31))
+        if self.tolerance is not None:
+            fraction("tolerance", self.tolerance)
+        fraction("answer_tolerance", self.answer_tolerance)
         if not self.measures:
             raise LigError("measures=(): name at least one.")
         unknown = [name for name in self.maps if name not in MAPS]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from captum_lig.corpus.schema import FORMAT, VERSION, arrow_schema
 from captum_lig.corpus.settings import Settings
 from captum_lig.errors import LigError
 
-__all__ = ["FINISHED", "SETTINGS", "Store", "read_settings"]
+__all__ = ["FINISHED", "MAPS", "SETTINGS", "Store", "read_counts", "read_settings"]
 
 SETTINGS, FINISHED = "settings.json", "finished.json"
 PARTS, MAPS = "unfinished", "maps"
@@ -70,8 +71,14 @@ class Store:
                 beside.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         for left in self.parts.glob(f"*{UNFINISHED}"):  # of a run that was cut off
             shutil.rmtree(left)
-        names = (path.name.split("-") for path in self.parts.iterdir())
-        self._digests = {int(number): digest for number, _, digest in names}
+        names = [path.name for path in self.parts.iterdir()]
+        others = [name for name in names if not re.fullmatch("[0-9]{8,}-[0-9]{8,}-[^-]+", name)]
+        if others:
+            raise LigError(
+                f"{str(self.parts)!r} holds {others[0]!r}, which is no part of a run: remove it."
+            )
+        split = (name.split("-") for name in names)
+        self._digests = {int(number): digest for number, _, digest in split}
 
     @property
     def finished(self) -> bool:
@@ -134,8 +141,7 @@ class Store:
             with _replacing(self.path / FINISHED) as beside:
                 beside.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(self.parts)
-        found: dict[str, int] = json.loads((self.path / FINISHED).read_text(encoding="utf-8"))
-        return found
+        return read_counts(self.path)
 
     def _write_tables(self, windows: Sequence[Sequence[Path]]) -> dict[str, int]:
         pyarrow, parquet = need("pyarrow"), need("pyarrow.parquet")
@@ -183,30 +189,51 @@ def _stable_order(numbers: Any) -> Any:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """What ``settings.json`` of an output folder holds.
+    """The settings of the run in an output folder, as ``settings.json`` has them.
 
     Raises:
         LigError: if that is not a run over a corpus.
     """
     try:
         found = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         found = None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise LigError(
             f"{str(path / SETTINGS)!r} holds no settings of a corpus run: choose another folder."
         )
-    return found
-
-
-def _check(path: Path, about: dict[str, Any]) -> None:
-    found = read_settings(path)
     if found.get("version") != VERSION:
         raise LigError(
             f"{str(path)!r} was written with version {brief(found.get('version'))} of the schema, "
             f"and this is {VERSION}: choose another folder."
         )
-    there, now = found.get("settings") or {}, about["settings"]
+    settings = found.get("settings")
+    if not isinstance(settings, dict):
+        raise LigError(f"{str(path / SETTINGS)!r} is damaged: its settings are {brief(settings)}.")
+    return settings
+
+
+def read_counts(path: Path) -> dict[str, int]:
+    """What ``finished.json`` of an output folder holds: texts by status.
+
+    Raises:
+        LigError: if the run is not finished, or the file is damaged.
+    """
+    try:
+        found = json.loads((path / FINISHED).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise LigError(
+            f"the run in {str(path)!r} is not finished: run it again, and it goes on."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise LigError(f"{str(path / FINISHED)!r} is damaged ({brief(error)}).") from error
+    if not isinstance(found, dict) or any(type(n) is not int or n < 0 for n in found.values()):
+        raise LigError(f"{str(path / FINISHED)!r} is damaged: it holds {brief(found)}.")
+    return found
+
+
+def _check(path: Path, about: dict[str, Any]) -> None:
+    there, now = read_settings(path), about["settings"]
     differ = [
         name for name in sorted(there.keys() | now.keys()) if there.get(name) != now.get(name)
     ]

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from captum_lig.errors import LigError
 from captum_lig.metrics.treebank import Tree, parse_tree
 
 __all__ = ["Corpus", "Text", "open_corpus"]
+
+
+MOST_LINE = 2**26
+"""Bytes of a line, which is held in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,12 @@ def _file(path: Path) -> Corpus:
     digest, lines, blocks = hashlib.sha256(), 0, 0
     with path.open("rb") as file:
         inside = False
-        for line in file:
+        while line := file.readline(MOST_LINE + 1):
+            if len(line) > MOST_LINE and suffix != ".parquet":
+                raise LigError(
+                    f"corpus {str(path)!r} has over {MOST_LINE / 1e6:,.0f} MB in line {lines + 1}: "
+                    "give a text a line."
+                )
             digest.update(line)
             lines += 1
             blank = not line.strip()
@@ -109,7 +119,8 @@ def _file(path: Path) -> Corpus:
         need("conllu")
         count = blocks + inside
     elif suffix == ".parquet":
-        count = need("pyarrow.parquet").ParquetFile(path).metadata.num_rows
+        with _reading_parquet(path):
+            count = need("pyarrow.parquet").ParquetFile(path).metadata.num_rows
     elif suffix in (".csv", ".tsv"):
         count = None  # a text may have several lines
         _header(path, suffix)
@@ -132,11 +143,13 @@ def text_of(number: int, row: Any) -> Text:
     if isinstance(row, str):
         row = {"text": row}
     if not isinstance(row, Mapping):
-        return _bad(number, repr(row)[:80], "is neither a text nor an object")
+        return _bad(number, brief(row), "is neither a text nor an object")
     text = row.get("text")
     if not isinstance(text, str):
-        return _bad(number, repr(text)[:80], "has no text under 'text'")
+        return _bad(number, brief(text), "has no text under 'text'")
     identity = row.get("id")
+    if not isinstance(identity, (str, int, float, type(None))):
+        return _bad(number, text, f"has the id {brief(identity)}, which is no text")
     given = {
         "counterfactual": row.get("counterfactual", row.get("against")),
         "target": row.get("target"),
@@ -217,8 +230,11 @@ def _dialect(suffix: str) -> dict[str, Any]:
 
 
 def _header(path: Path, suffix: str) -> None:
-    with _open(path, "") as file:
-        names = csv.DictReader(file, **_dialect(suffix)).fieldnames or ()
+    try:
+        with _open(path, "") as file:
+            names = csv.DictReader(file, **_dialect(suffix)).fieldnames or ()
+    except csv.Error as error:
+        raise LigError(f"corpus {str(path)!r} has no names in its first line: {error}.") from error
     if "text" not in names:
         raise LigError(
             f"corpus {str(path)!r} has no column 'text' in its first line: it has "
@@ -227,6 +243,22 @@ def _header(path: Path, suffix: str) -> None:
 
 
 def _parquet(path: Path) -> Iterator[Text]:
+    with _reading_parquet(path):
+        yield from _parquet_rows(path)
+
+
+@contextmanager
+def _reading_parquet(path: Path) -> Iterator[None]:
+    """Whatever Arrow raises of a file's content is a sentence."""
+    try:
+        yield
+    except (need("pyarrow").ArrowException, ValueError, OSError, OverflowError) as error:
+        if isinstance(error, LigError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise LigError(f"corpus {str(path)!r} is damaged Parquet: {brief(str(error))}.") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[Text]:
     file = need("pyarrow.parquet").ParquetFile(path)
     names = {"text", "id", "counterfactual", "against", "target", "foil"}
     columns = [name for name in file.schema_arrow.names if name in names]

@@ -399,11 +399,11 @@ class FlowGraph(JoinedLayers):
         return save_graph(self, path)
 
     @staticmethod
-    def load(path: str | Path) -> FlowGraph:
+    def load(path: str | Path, **settings: int) -> FlowGraph:
         """Read back what :meth:`save` wrote, see :func:`captum_lig.io.graphs.load_graph`."""
         from captum_lig.io.graphs import load_graph
 
-        return load_graph(path)
+        return load_graph(path, **settings)
 
     def to_html(
         self,

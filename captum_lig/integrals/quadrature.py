@@ -31,6 +31,8 @@ METHODS = (
 # a = t ** GRADING gathers nodes where the path starts: scale-invariant norms do everything there.
 # A path integral does not care about the parametrisation, so this is exact.
 GRADING = 4
+MOST_STEPS = 10_000
+"""More would take minutes and gigabytes to find the nodes of."""
 
 
 @lru_cache(maxsize=64)
@@ -50,13 +52,15 @@ def nodes_and_weights(method: str, n_steps: int) -> tuple[Tensor, Tensor]:
         ``(alphas, weights)``, float64 tensors ``(n_steps,)``, alphas ascending in [0, 1].
 
     Raises:
-        LigError: unknown method, or too few steps.
+        LigError: unknown method, or too few or too many steps.
     """
     if method not in METHODS:
         raise LigError(f"method {brief(method)} is unknown: use one of {', '.join(METHODS)}.")
     # With one node a trapezoid has no width, and a graded rule is not exact for constants.
     least = 2 if method in ("riemann_trapezoid", "gausslegendre_graded") else 1
     whole_number(f"method {method!r} with n_steps", n_steps, least)
+    if n_steps > MOST_STEPS:
+        raise LigError(f"n_steps={brief(n_steps)}: give {MOST_STEPS} at most.")
     if method == "gausslegendre":
         alphas, weights = _gauss_legendre(n_steps)
     elif method == "gausslegendre_graded":

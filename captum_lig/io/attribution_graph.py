@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lig._arguments import fraction, whole_number
+from captum_lig._arguments import brief, fraction, whole_number
 from captum_lig.errors import LigError
 from captum_lig.flow.tokens import decode_bytes, readable_text
 from captum_lig.graph.direct_edges import DirectEdges
 from captum_lig.graph.flow_graph import FlowGraph
-from captum_lig.io.codec import writing
+from captum_lig.io.codec import document_from_json, writing
 from captum_lig.io.numbered_graph import DirectGraph, Links, NumberedGraph
 
-__all__ = ["INDEX", "save_attribution_graph"]
+__all__ = ["INDEX", "read_index", "save_attribution_graph"]
 
 INDEX = "graph-metadata.json"
 """The list of graphs in a folder that circuit-tracer's server reads."""
@@ -319,15 +319,26 @@ def _checked(path: Path) -> Path:
 
 def _list(metadata: dict[str, Any], path: Path) -> None:
     """Note a graph in the list of its folder, in place of one of the same name."""
-    graphs: list[Any] = []
-    if path.exists():
-        try:
-            graphs = list(json.loads(path.read_text(encoding="utf-8"))["graphs"])
-            graphs = [one for one in graphs if one["slug"] != metadata["slug"]]
-        except (ValueError, TypeError, KeyError) as error:
-            raise LigError(
-                f"{str(path)!r} is no list of graphs ({error!r}): move it away, or choose another "
-                "folder."
-            ) from error
+    graphs = [one for one in read_index(path) if one["slug"] != metadata["slug"]]
     with writing(path) as beside:
         beside.write_text(json.dumps({"graphs": [*graphs, metadata]}), encoding="utf-8")
+
+
+def read_index(path: Path) -> list[dict[str, Any]]:
+    """The graphs that a folder's list names; none if there is no list.
+
+    Raises:
+        LigError: if the file is something else.
+    """
+    if not path.exists():
+        return []
+    try:
+        graphs = document_from_json(path.read_text(encoding="utf-8"))["graphs"]
+        if all(isinstance(one["slug"], str) for one in graphs) and isinstance(graphs, list):
+            return graphs
+        reason = "a graph has no slug"
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = brief(error)
+    raise LigError(
+        f"{str(path)!r} is no list of graphs ({reason}): move it away, or choose another folder."
+    )

@@ -44,8 +44,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lig._arguments import brief
+from captum_lig._arguments import brief, whole_number
 from captum_lig.errors import LigError
+from captum_lig.flow.tokens import readable_text
 from captum_lig.io.json_numbers import (
     DTYPES,
     NAMES,
@@ -55,13 +56,16 @@ from captum_lig.io.json_numbers import (
 )
 
 __all__ = [
+    "JSON_FACTOR",
     "LARGE",
+    "MOST_BYTES",
     "VERSION",
     "Axed",
     "Document",
     "Section",
     "check_suffix",
     "damaged",
+    "document_from_json",
     "document_to_json",
     "load_document",
     "save_document",
@@ -74,8 +78,11 @@ __all__ = [
 VERSION = 3
 LARGE = 100_000_000
 """Bytes of a file that is warned of."""
-MOST = 2**40
-"""Most numbers of a tensor: more are a damaged shape."""
+MOST_BYTES = 2**32
+"""Bytes that reading takes at most, if the caller does not say: a small file may stand for much."""
+JSON_FACTOR = 40
+"""Bytes that a byte of JSON takes at most, while it is read."""
+MOST_AXES = 8
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ def save_document(document: Document, path: Path, kind: str) -> Path:
     content = document_to_json(document, kind, None if suffix == ".json" else arrays)
     try:
         text = json.dumps(content, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise LigError(f"{str(path)!r}: {error}; give facts in JSON's types.") from error
     with writing(path) as beside:
         if suffix == ".json":
@@ -145,31 +152,35 @@ def document_to_json(
     return {"format": kind, "version": VERSION, **_encoded(document, arrays)}
 
 
-def load_document(path: Path, kind: str, holds: str) -> Document:
+def load_document(path: Path, kind: str, holds: str, most_bytes: int = MOST_BYTES) -> Document:
     """Read back what :func:`save_document` wrote, on the CPU.
 
     Args:
         path: the file.
         kind: name of the format.
         holds: what such a file holds, for messages.
+        most_bytes: see :func:`captum_lig.io.graphs.load_graph`.
 
     Raises:
-        LigError: for another suffix, format or version, or damaged content.
+        LigError: for another suffix, format or version, damaged content, or too much of it.
         OSError: if the file cannot be read.
     """
     suffix = check_suffix(path)
+    whole_number("most_bytes", most_bytes, 1)
     arrays: dict[str, Tensor] | None = None
-    text = "{}"
+    room = most_bytes - path.stat().st_size * (JSON_FACTOR if suffix == ".json" else 1)
+    _check_room(path, room, most_bytes)
     try:
         if suffix == ".json":
             text = path.read_text(encoding="utf-8")
         else:
             text, arrays = _read_safetensors(path)
-        content = json.loads(text)
+        content = document_from_json(text)
     except RecursionError as error:
         raise LigError(f"{str(path)!r} is nested too deeply: no {holds} are.") from error
     except ValueError as error:
-        raise LigError(f"{str(path)!r} is no {suffix[1:]} file: {error}.") from error
+        reason = readable_text(" ".join(str(error).split()), 300)
+        raise LigError(f"{str(path)!r} is no {suffix[1:]} file: {reason}.") from error
     if not isinstance(content, dict) or content.get("format") != kind:
         raise LigError(f"{str(path)!r} holds no {holds}: give a file of the format {kind}.")
     version = content.get("version")
@@ -181,8 +192,26 @@ def load_document(path: Path, kind: str, holds: str) -> Document:
             + ("make it anew with this one, or " if older else "")
             + "read it with the captum_lig that wrote it."
         )
+    _check_room(path, room - _sparse_bytes(content), most_bytes)
     with damaged(path):
         return _decoded(content, arrays)
+
+
+def document_from_json(text: str) -> Any:
+    """What JSON holds; its dialect with numbers that are not finite is a ValueError."""
+    return json.loads(text, parse_constant=_no_number)
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_room(path: Path, room: int, most_bytes: int) -> None:
+    if room < 0:
+        raise LigError(
+            f"{str(path)!r} may take more than {most_bytes / 1e6:,.0f} MB to read: if you trust "
+            "it, allow more with most_bytes."
+        )
 
 
 @contextmanager
@@ -199,7 +228,7 @@ def damaged(path: Path) -> Iterator[None]:
         TypeError,
         ValueError,
     ) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = readable_text(" ".join(str(error).split()), 300) or type(error).__name__
         raise LigError(f"{str(path)!r} is damaged: save it again ({reason}).") from error
 
 
@@ -244,9 +273,10 @@ def take(about: Mapping[str, Any], name: str, *types: type) -> Any:
     if name not in about or not isinstance(value, right) or isinstance(value, bool):
         names = " or ".join("null" if one is type(None) else one.__name__ for one in types)
         raise LigError(f"{name!r} is {brief(value)}, and should be {names}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise LigError(f"{name!r} is {value}")
-    return value
+    odd = isinstance(value, float) and not math.isfinite(value)
+    if odd or (isinstance(value, int) and abs(value) >= 2**53):
+        raise LigError(f"{name!r} is {brief(value)}")
+    return float(value) if float in types and isinstance(value, int) else value
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -315,6 +345,27 @@ def _size(document: Document, suffix: str) -> float:
 # --- reading --------------------------------------------------------------------------------------
 
 
+def _sparse_bytes(content: dict[str, Any]) -> int:
+    """Bytes of the tensors that are in the file as positions and numbers, with their zeros."""
+    total = 0
+    layers = content.get("layers")
+    sections = [content, *(layers if isinstance(layers, list) else [])]
+    for section in sections:
+        tensors = section.get("tensors") if isinstance(section, dict) else None
+        for about in tensors.values() if isinstance(tensors, dict) else ():
+            if isinstance(about, dict) and ("index" in about or "sparse" in about):
+                total += 8 * math.prod(_sizes(about.get("shape")) or ())
+    return total
+
+
+def _sizes(shape: Any) -> list[int] | None:
+    """A shape, if it is one that a tensor can have."""
+    if not isinstance(shape, list) or len(shape) > MOST_AXES:
+        return None
+    right = all(type(size) is int and 0 <= size < 2**40 for size in shape)
+    return shape if right else None
+
+
 def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
@@ -353,8 +404,7 @@ def _axed(key: str, about: Any, arrays: dict[str, Tensor] | None) -> Axed:
     name = take(about, "dtype", str)
     if name not in DTYPES:
         raise LigError(f"tensor {key!r} has the dtype {name!r}: one of {', '.join(DTYPES)} is due")
-    sizes = [isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape]
-    if not all(sizes) or math.prod(shape) > MOST or len(axes) != len(shape):
+    if _sizes(shape) is None or len(axes) != len(shape):
         raise LigError(f"tensor {key!r} has the shape {brief(shape)} for the axes {brief(axes)}")
     dtype, count = DTYPES[name][0], math.prod(shape)
     if arrays is None:

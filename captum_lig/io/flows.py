@@ -22,6 +22,7 @@ from captum_lig.flow.explanation import Explanation
 from captum_lig.flow.flows import Flows
 from captum_lig.flow.layer_flow import FRAME, LayerFlow
 from captum_lig.io.codec import (
+    MOST_BYTES,
     Axed,
     Document,
     Section,
@@ -73,15 +74,20 @@ def flows_to_json(explanation: Explanation) -> dict[str, Any]:
     return document_to_json(_document(explanation), FORMAT)
 
 
-def load_flows(path: str | Path) -> Explanation:
+def load_flows(path: str | Path, *, most_bytes: int = MOST_BYTES) -> Explanation:
     """Read back what :func:`save_flows` wrote, on the CPU; every number has the same bits.
 
+    Args:
+        path: a ``.json`` or ``.safetensors`` file; it may be a stranger's.
+        most_bytes: of memory that reading may take. A small file can stand for large tensors of
+            zeros, and JSON takes up to 40 times its size.
+
     Raises:
-        LigError: if the file's suffix, content or version is another.
+        LigError: if the file's suffix, content or version is another, or it takes more memory.
         OSError: if the file cannot be read.
     """
     path = Path(path)
-    document = load_document(path, FORMAT, "flows")
+    document = load_document(path, FORMAT, "flows", most_bytes)
     for name in {name for layer in document.layers for name in layer.tensors} - FRAME.keys():
         field_of(name)
     about = document.head.about

@@ -34,6 +34,7 @@ from captum_lig.graph.layer import GraphLayer
 from captum_lig.graph.length_layer import LengthLayer
 from captum_lig.graph.target_layer import TargetLayer
 from captum_lig.io.codec import (
+    MOST_BYTES,
     Axed,
     Document,
     Section,
@@ -86,11 +87,16 @@ def save_graph(graph: FlowGraph, path: str | Path) -> Path:
     return save_document(Document(Section(head, positions), layers), path, FORMAT)
 
 
-def load_graph(path: str | Path) -> FlowGraph:
+def load_graph(path: str | Path, *, most_bytes: int = MOST_BYTES) -> FlowGraph:
     """Read back what :func:`save_graph` wrote, on the CPU; every number has the same bits.
 
+    Args:
+        path: a ``.json`` or ``.safetensors`` file; it may be a stranger's.
+        most_bytes: of memory that reading may take. A small file can stand for large tensors of
+            zeros, and JSON takes up to 40 times its size.
+
     Raises:
-        LigError: if the file's suffix, content or version is another.
+        LigError: if the file's suffix, content or version is another, or it takes more memory.
         OSError: if the file cannot be read.
     """
     path = Path(path)
@@ -99,7 +105,7 @@ def load_graph(path: str | Path) -> FlowGraph:
             f"{str(path)!r}: GraphML is written for other programs and not read back: save the "
             "graph as .json or .safetensors too, and load that."
         )
-    document = load_document(path, FORMAT, "graph")
+    document = load_document(path, FORMAT, "graph", most_bytes)
     for name in {name for layer in document.layers for name in layer.tensors}:
         if name.startswith(_ERROR):
             field_of(name.removeprefix(_ERROR))

@@ -143,6 +143,8 @@ def _conllu() -> Any:
 
 
 def _tree(sentence: Any, path: str) -> Tree:
+    if any(token["id"] is None for token in sentence):
+        raise LigError(f"a sentence of {path!r} has a word without a number.")
     about = sentence.metadata or {}
     name, text = about.get("sent_id") or "", about.get("text")
     if text is None:

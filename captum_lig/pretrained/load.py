@@ -145,7 +145,11 @@ class Stored:
 
         with _loading(self.name):
             network, info = (kind or AutoModel).from_pretrained(
-                self.source, dtype=dtype, trust_remote_code=False, output_loading_info=True
+                self.source,
+                dtype=dtype,
+                trust_remote_code=False,
+                use_safetensors=True,  # others are pickles, which can run what they like
+                output_loading_info=True,
             )
         absent = sorted(key for key in info["missing_keys"] if "pooler" not in key)
         if absent:

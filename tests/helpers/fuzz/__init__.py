@@ -1,0 +1,1 @@
+"""Hostile files and command lines, drawn from a seed: ``python -m tests.helpers.fuzz``."""

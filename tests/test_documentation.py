@@ -93,7 +93,7 @@ def options() -> set[str]:
         for name in (*parameter.opts, *parameter.secondary_opts)
     }
     sources = "".join(file.read_text() for file in (ROOT / "benchmarks").rglob("*.py"))
-    return of_commands | {"--help", *re.findall(r'"(--[a-z-]+)"', sources)}
+    return of_commands | {"--help", *re.findall(r'["[](--[a-z][a-z-]*)', sources)}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -29,7 +29,7 @@ def find_engine(name: str, address: str | None = None) -> Engine:
     """The engine of that name.
 
     Args:
-        name: one of :data:`ENGINES`.
+        name: one of ``ENGINES``.
         address: of a cluster, for Ray.
 
     Raises:

@@ -117,7 +117,7 @@ def run(
         model: ``"minilm"`` (None), ``"smollm2"``, a name on the hub, a folder, or a model that is
             there already: then in this process alone.
         out: folder to write, see ``docs/corpus.md``.
-        measures: names of :data:`captum_lig.corpus.measures.MEASURES`, or of your own
+        measures: names of ``captum_lig.corpus.measures.MEASURES``, or of your own
             ``"package.module:Class"``.
         engine: ``"local"``, ``"ray"``, or a function like them.
         workers: processes, or actors; None is one for each core that this process may use, at most

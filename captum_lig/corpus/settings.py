@@ -47,7 +47,7 @@ class Settings:
     threads: int = 1
     """Of torch on a CPU, in each worker: other threads round otherwise."""
     measures: tuple[str, ...] = DEFAULT
-    """Names of :data:`captum_lig.corpus.measures.MEASURES`, or ``"package.module:Class"``."""
+    """Names of ``captum_lig.corpus.measures.MEASURES``, or ``"package.module:Class"``."""
     layers: tuple[int, ...] | None = None
     """None: all."""
     scalarization: str = "l2"
@@ -61,7 +61,7 @@ class Settings:
     strongest: int = 5
     """Links and nodes kept of each layer, and parts of each kind of a text."""
     maps: tuple[str, ...] = ()
-    """Whole maps to keep, see :data:`MAPS`."""
+    """Whole maps to keep, see ``MAPS``."""
     limit: int | None = None
     """Texts of the corpus, from its first; None: all."""
     max_tokens: int | None = None

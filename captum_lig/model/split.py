@@ -71,7 +71,7 @@ class SplitBlock(RunBlock):
         return self._keys[row]
 
     def attend_at(self, z: Tensor, rows: Tensor) -> Tensor:
-        """:meth:`attend` for the targets ``rows (R,)`` alone, ``(N, R, H, e)``."""
+        """``attend`` for the targets ``rows (R,)`` alone, ``(N, R, H, e)``."""
         if self.some.by_rows:
             return torch.cat([call.of_targets(rows).eager() for call in self._calls(z)])
         return self.attend(z)[:, rows]

@@ -92,14 +92,11 @@ def options() -> set[str]:
         for parameter in command.params
         for name in (*parameter.opts, *parameter.secondary_opts)
     }
-<<<<<<< HEAD
-    programs = (*(ROOT / "benchmarks").rglob("*.py"), ROOT / "tests" / "matrix.py")
-    sources = "".join(file.read_text() for file in programs)
-    return of_commands | {"--help", *re.findall(r'"(--[a-z-]+)"', sources)}
-=======
-    sources = "".join(file.read_text() for file in (ROOT / "benchmarks").rglob("*.py"))
+    sources = "".join(
+        file.read_text()
+        for file in (*(ROOT / "benchmarks").rglob("*.py"), ROOT / "tests" / "matrix.py")
+    )
     return of_commands | {"--help", *re.findall(r'["[](--[a-z][a-z-]*)', sources)}
->>>>>>> front
 
 
 @pytest.mark.parametrize("page", PAGES)

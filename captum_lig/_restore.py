@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import wraps
+from itertools import dropwhile
 from traceback import walk_tb
-from types import GeneratorType, TracebackType
+from types import FrameType, GeneratorType, TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -94,8 +95,9 @@ def _close_interrupted(traceback: TracebackType | None) -> None:
     Ours and torch's. They would end when the traceback is dropped, at any time, in the middle of
     something else.
     """
-    frames = [frame for frame, _ in walk_tb(traceback)]
-    for frame in reversed(frames):
+    every = [frame for frame, _ in walk_tb(traceback)]
+    ours = dropwhile(lambda frame: _package(frame) != "captum_lig", every)
+    for frame in reversed(list(ours)):  # what the user has opened is the user's
         if frame.f_code.co_filename != contextlib.__file__:
             continue
         for value in list(frame.f_locals.values()):  # an ExitStack's are under other names
@@ -105,6 +107,10 @@ def _close_interrupted(traceback: TracebackType | None) -> None:
         stack = frame.f_locals.get("self")
         if isinstance(stack, contextlib.ExitStack) and frame.f_code.co_name != "__init__":
             stack.close()
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def restoring(function: Callable[P, R]) -> Callable[P, R]:
@@ -133,6 +139,8 @@ class _RestoringContext(AbstractContextManager[R]):
 
     def __exit__(self, *error: Any) -> bool | None:
         with self._restored, self._restored:
+            # The manager hands the user's error on without raising it: nothing else would end them.
+            _close_interrupted(error[2])
             return self._manager.__exit__(*error)
 
 

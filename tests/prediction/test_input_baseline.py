@@ -232,7 +232,7 @@ def test_errors_name_what_was_given(tokenizer: BertTokenizerFast) -> None:
         (start(ids, (0, 0)), "2 baselines for 1 inputs"),
         (start((ids, torch.ones_like(ids)), 0), "1 baseline for 2 inputs"),
         (start(text, "the cat sat"), "has no tokenizer beside it.*Give tokenizer="),
-        (start({"attention_mask": ids}, None), "none of 'input_ids'"),
+        (start({"attention_mask": torch.ones_like(ids)}, None), "none of 'input_ids'"),
     ):
         with pytest.raises(LigError, match=words):
             wrong()

@@ -21,7 +21,7 @@ import torch
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from typing_extensions import ParamSpec
 
-__all__ = ["changing", "restoring", "restoring_context", "variable"]
+__all__ = ["changing", "holding", "restoring", "restoring_context", "variable"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,6 +40,22 @@ def variable(name: str, default: T) -> ContextVar[T]:
 
 _notes: ContextVar[list[Undo] | None] = variable("notes", None)
 """How to undo what the current call has changed and not put back yet."""
+
+
+@contextlib.contextmanager
+def holding(variable: ContextVar[T], value: T) -> Iterator[None]:
+    """Gives a variable another value.
+
+    One that ends late, when the error that interrupted it is dropped, changes nothing: by then the
+    value is another one.
+    """
+    before = variable.get()
+    try:
+        variable.set(value)
+        yield
+    finally:
+        if variable.get() is value:
+            variable.set(before)
 
 
 class changing(AbstractContextManager[None]):

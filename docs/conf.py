@@ -105,6 +105,8 @@ CONTENTS = {
         "docs/limitations",
         "docs/reliability",
         "docs/patching",
+        "docs/within-layer",
+        "docs/circuits",
         "docs/consistency",
         "docs/convergence",
         "docs/benchmarks",

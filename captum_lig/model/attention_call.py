@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from captum_lig._restore import variable
+from captum_lig._restore import holding, variable
 from captum_lig.errors import LigError
 
 __all__ = [
@@ -131,15 +131,9 @@ def current_handler() -> Handler:
     return _handler.get()
 
 
-@contextmanager
-def handle_with(handler: Handler) -> Iterator[None]:
+def handle_with(handler: Handler) -> AbstractContextManager[None]:
     """Send the attention calls made inside to ``handler``."""
-    before = _handler.get()
-    try:
-        _handler.set(handler)
-        yield
-    finally:
-        _handler.set(before)
+    return holding(_handler, handler)
 
 
 def lowest(dtype: torch.dtype) -> float:

@@ -8,7 +8,7 @@ pass: another thread's, and those of an attribution that a user's hook starts in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from threading import RLock
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from torch import nn
 from torch._dynamo import eval_frame
 
-from captum_lig._restore import changing, variable
+from captum_lig._restore import changing, holding, variable
 
 __all__ = ["attribution", "hooked", "only_here", "replaced_forward", "stoppable", "uncompiled"]
 
@@ -47,14 +47,8 @@ def only_here() -> Iterator[Callable[[], bool]]:
         yield lambda: own in _active.get()
 
 
-@contextmanager
-def _among(active: frozenset[object]) -> Iterator[None]:
-    before = _active.get()
-    try:
-        _active.set(active)
-        yield
-    finally:
-        _active.set(before)
+def _among(active: frozenset[object]) -> AbstractContextManager[None]:
+    return holding(_active, active)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +10,8 @@ import typer
 from captum_lig.cli import collector
 from captum_lig.cli.messages import note, one_sentence, shown
 from captum_lig.cli.options import (
+    CorpusFile,
+    DataSet,
     Layers,
     Model,
     Scalarization,
@@ -24,13 +25,8 @@ __all__ = ["consistency"]
 
 
 def consistency(
-    corpus: Annotated[
-        Path,
-        typer.Argument(
-            help="A text a line, or .jsonl, .csv, .tsv, .parquet, .conllu.", metavar="CORPUS"
-        ),
-    ],
-    out: Annotated[Path, option("DIR", "Folder to write the data set to.", False)],
+    corpus: CorpusFile,
+    out: DataSet,
     model: Model = None,
     layers: Layers = "all",
     limit: Annotated[int | None, option("N", "The first N sentences.", "the whole corpus")] = None,

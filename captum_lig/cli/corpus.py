@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
-
-import typer
 
 from captum_lig.cli import collector
 from captum_lig.cli.messages import note, one_sentence, shown
 from captum_lig.cli.options import (
+    CorpusFile,
+    DataSet,
     Device,
     Dtype,
     Layers,
@@ -27,13 +26,8 @@ __all__ = ["corpus"]
 
 
 def corpus(
-    corpus: Annotated[
-        Path,
-        typer.Argument(
-            help="A text a line, or .jsonl, .csv, .tsv, .parquet, .conllu.", metavar="CORPUS"
-        ),
-    ],
-    out: Annotated[Path, option("DIR", "Folder to write the data set to.", False)],
+    corpus: CorpusFile,
+    out: DataSet,
     model: Model = None,
     limit: Annotated[int | None, option("N", "The first N texts.", "the whole corpus")] = None,
     measures: Annotated[

@@ -13,6 +13,8 @@ from captum_lig.errors import LigError
 
 __all__ = [
     "EMBEDDED",
+    "CorpusFile",
+    "DataSet",
     "Device",
     "Dtype",
     "File",
@@ -33,6 +35,13 @@ def option(metavar: str, help: str, default: str | bool = True) -> Any:
     return typer.Option(help=help, metavar=metavar, show_default=default)
 
 
+CorpusFile = Annotated[
+    Path,
+    typer.Argument(
+        help="A text a line, or .jsonl, .csv, .tsv, .parquet, .conllu.", metavar="CORPUS"
+    ),
+]
+DataSet = Annotated[Path, option("DIR", "Folder to write the data set to.", False)]
 EMBEDDED = "the embedded all-MiniLM-L6-v2"
 Model = Annotated[
     str | None,

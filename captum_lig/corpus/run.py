@@ -24,6 +24,7 @@ from captum_lig.corpus.store import MAPS, Store, read_counts, read_settings
 from captum_lig.corpus.texts import Corpus, Text, open_corpus
 from captum_lig.corpus.worker import Worker
 from captum_lig.errors import LigError
+from captum_lig.io.codec import own_version
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -150,7 +151,8 @@ def run(
         model=type(model).__name__ if is_module else (None if model is None else str(model)),
         measures=tuple(measures),
         corpus=source.digest,
-        versions={name: version(name) for name in ("torch", "transformers", "captum")},
+        versions={"captum_lig": own_version()}
+        | {name: version(name) for name in ("torch", "transformers", "captum")},
         **others,
     ).check()
     workers = _workers(workers, chosen, is_module)
@@ -187,7 +189,11 @@ def _workers(given: int | None, settings: Settings, is_module: bool) -> int:
         return given
     if is_module or settings.device not in (None, "cpu"):
         return 1
-    return max(1, min(8, len(os.sched_getaffinity(0)) // settings.threads))
+    # Linux alone says which cores this process may use.
+    every = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(1, min(8, every // settings.threads))
 
 
 def _work(

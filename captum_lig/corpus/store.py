@@ -253,7 +253,10 @@ def _check(path: Path, about: dict[str, Any]) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A path beside the one wanted, which replaces it when everything is written."""
+    """A path beside the one wanted, which replaces it when everything is written.
+
+    Always the same one: what a killed run leaves of it, the next run writes over.
+    """
     beside = path.with_name(path.name + UNFINISHED)
     yield beside
     os.replace(beside, path)

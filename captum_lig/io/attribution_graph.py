@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from captum_lig.errors import LigError
 from captum_lig.flow.tokens import decode_bytes, readable_text
 from captum_lig.graph.direct_edges import DirectEdges
 from captum_lig.graph.flow_graph import FlowGraph
-from captum_lig.io.codec import document_from_json, writing
+from captum_lig.io.codec import document_from_json, own_version, writing
 from captum_lig.io.numbered_graph import DirectGraph, Links, NumberedGraph
 
 __all__ = ["INDEX", "read_index", "save_attribution_graph"]
@@ -139,7 +138,7 @@ def save_attribution_graph(
                 f"{pruning['nodes_of']:,} nodes and {pruning['links_kept']:,} of "
                 f"{pruning['links_of']:,} links are here."
             ),
-            "generator": {"name": "captum_lig", "version": _version()},
+            "generator": {"name": "captum_lig", "version": own_version()},
         },
         "generation_settings": facts,
         "pruning_settings": pruning,
@@ -203,13 +202,6 @@ def _strongest_links(
         "share_of_weights_kept": float(found[2].abs().sum()) / size if size else 1.0,
     }
     return found, about
-
-
-def _version() -> str:
-    try:
-        return version("captum-lig")
-    except PackageNotFoundError:
-        return "unknown: it runs from its source, uninstalled"
 
 
 def _share(part: Tensor, whole: Tensor) -> float:

@@ -38,6 +38,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ __all__ = [
     "document_from_json",
     "document_to_json",
     "load_document",
+    "own_version",
     "save_document",
     "stored",
     "take",
@@ -238,6 +240,14 @@ def check_suffix(path: Path, *others: str) -> str:
     if suffix not in known:
         raise LigError(f"{str(path)!r} has no known suffix: use one of {', '.join(known)}.")
     return suffix
+
+
+def own_version() -> str:
+    """Of this package, as files say what wrote them."""
+    try:
+        return version("captum-lig")
+    except PackageNotFoundError:
+        return "unknown: it runs from its source, uninstalled"
 
 
 @contextmanager

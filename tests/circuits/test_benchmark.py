@@ -210,10 +210,13 @@ def test_a_run_goes_on_where_it_ended(
     assert both[0] == first[0]
     assert [one["text"] for one in both] == ["text 0", "text 1"]
     printed = capsys.readouterr().out
-    assert "### indirect objects: 2 prompts" in printed
-    assert "**Edges**, best by size first" in printed
-    for method in (*measure.EDGE_METHODS, *measure.NODE_METHODS, measure.OURS, measure.CHANCE):
-        assert f"| {method} |" in printed
+    assert "### Indirect objects: 2 prompts" in printed
+    for kind in ("Edges (", "Nodes ("):
+        assert f"\n\n{kind}" in printed
+    edges = [f"{one}, sum" for one in (*measure.EDGE_METHODS, "**`LayerFlowIG`**")]
+    edges += ["**`LayerFlowIG`**, size", "EAP-IG, 16, size"]
+    for row in (*edges, *measure.NODE_METHODS, "**`LayerFlowIG`**", measure.CHANCE):
+        assert f"\n| {row} |" in printed
     for curve in both[0]["curves"]:
         assert curve["faithfulness"][-1] == 1
     with pytest.raises(SystemExit):
@@ -283,5 +286,12 @@ def test_tables_hold_means_over_prompts() -> None:
     assert found["other"]["cmd"].mean == pytest.approx(cmd)
     assert found["other"]["cpr"].mean == pytest.approx(1 - cmd)
     assert found["one"]["cmd"].mean == pytest.approx(cmd)
-    text = report.of_curves(curves)
-    assert "| other | 0.50±0.00 |" in text
+    text = report.of_curves("edges", curves | {measure.OURS: [[0.75] * 9 + [1.0]] * 2})
+    assert "| other, sum | 0.50±0.00 |" in text
+    # Of the first five sizes 0.75 against 0.5; half of the distance from 1, so half of the area.
+    assert f"| other, sum | 0.250±0.000 | {-cmd / 2:.3f}±0.000 |" in text
+    # Paired by prompt: 0.75 less 0, and less 1.
+    assert "| one, sum | 0.250±0.500 |" in text
+    by_node = report.of_curves("nodes", curves | {measure.OURS: curves["one"]})
+    assert "| **`LayerFlowIG`** | 0.50±0.50 |" in by_node
+    assert "mean at 1 to 20 %" in by_node

@@ -104,6 +104,7 @@ def test_an_address_where_nothing_is_is_said_at_once() -> None:
 
 
 ALONE = """
+import signal
 from itertools import count
 from captum_lig.corpus.batches import Batch
 from captum_lig.corpus.ray_engine import ray_engine
@@ -111,6 +112,8 @@ from captum_lig.corpus.settings import Settings
 from tests.helpers import ray_workers
 
 if __name__ == "__main__":
+    # Started in the background of a script, a process would ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     endless = (Batch(number, 0, ()) for number in count())
     try:
         for part in ray_engine(Settings(), endless, 1, load=ray_workers.empty):

@@ -82,23 +82,23 @@ def jvp_of_many(function: Callable[..., Tensor], at: Tensors, tangents: Tensors)
         spare = turns * copies - many
         if spare:
             x = torch.cat([x, x.new_zeros(count, spare, *x.shape[2:])], 1)
-        return x.unflatten(1, (turns, copies)).transpose(0, 1).flatten(1, 2)
+        turned: Tensor = x.unflatten(1, (turns, copies))
+        return turned.transpose(0, 1).flatten(1, 2)
 
     if turns > 1:
         points = tuple(x.repeat_interleave(copies, 0) for x in at)
         try:
-            turned: Tensor = torch.func.vmap(along)(*map(by_turns, tangents)).detach()
-            by_row = turned.unflatten(1, (count, copies)).transpose(0, 1)
-            found: Tensor = by_row.flatten(1, 2)[:, :many]
-            return found
+            found: Tensor = torch.func.vmap(along)(*map(by_turns, tangents)).detach()
+            by_row: Tensor = found.unflatten(1, (count, copies))
+            return by_row.transpose(0, 1).flatten(1, 2)[:, :many]
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
-    _, rates = jvp(
+    rates: Tensor = jvp(
         function,
         tuple(x.repeat_interleave(many, 0) for x in at),
         tuple(x.flatten(0, 1) for x in tangents),
-    )
+    )[1]
     return rates.view(count, many, -1)
 
 

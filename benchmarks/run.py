@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks import long, loop, memory, passes, side_by_side, target_cost
+from benchmarks import load, long, loop, memory, passes, side_by_side, target_cost
 from benchmarks.common import finish, say, use_threads
 from benchmarks.worker import ROOT
 
@@ -21,7 +21,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 
 PARTS = {
     part.__name__.rpartition(".")[2]: part
-    for part in (loop, passes, memory, long, target_cost, side_by_side)
+    for part in (loop, passes, memory, load, long, target_cost, side_by_side)
 }
 
 PREAMBLE = """# Benchmarks

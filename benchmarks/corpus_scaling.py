@@ -84,8 +84,10 @@ def driver(corpus: Path, count: int) -> str:
         Part(number, number, part.digest, part.tables)
         for number, part in enumerate(parts * (count // 4))
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder) / "out", Settings(), worker.columns)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Store(Path(folder) / "out", Settings(), worker.columns) as store,
+    ):
         took("writing", lambda: [store.keep(part) for part in many], len(many))
         took("joining at the end", store.finish, len(many))
 

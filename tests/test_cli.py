@@ -442,6 +442,27 @@ def test_lines_that_do_not_work(tiny: Path, tmp_path: Path, content: str, said: 
     assert said in sentence(run("--file", file, "--model", tiny))
 
 
+def test_a_line_that_fails_leaves_the_others(tiny: Path, tmp_path: Path) -> None:
+    file, table = tmp_path / "texts.jsonl", tmp_path / "links.csv"
+    file.write_text('{"text": "the cat"}\n{"text": "the", "layers": "9"}\n{"text": "the mat"}\n')
+    given = ("--file", file, "--model", tiny, "--layers", "0", "--format", "json", "--out", table)
+    result = run(*given)
+    assert result.exit_code == 2
+    assert [one["line"] for one in json.loads(result.stdout)] == [1, 3]
+    assert {row["line"] for row in csv.DictReader(table.open())} == {"1", "3"}
+    assert "captum-lig: line 2: layer 9 does not exist" in result.stderr
+    assert "captum-lig: 1 of 3 texts could not be explained." in result.stderr
+
+
+def test_layers_counted_from_the_end(tmp_path: Path) -> None:
+    save_tiny_gpt2(tmp_path)
+    last, both = (explain("the cat sat", tmp_path, layers=layers) for layers in ([-1], [0, -1]))
+    (wanted,) = explain("the cat sat", tmp_path, layers=[1]).flows
+    for flow in (last.flows[0], both.flows[1]):
+        assert torch.equal(flow.need("layer"), wanted.need("layer"))
+        assert flow.index == 1
+
+
 def test_a_file_of_one_text_is_none_of_many(tiny: Path, three: Path, tmp_path: Path) -> None:
     for name in ("f.html", "f.json", "f.png", "f.safetensors"):
         said = sentence(run("--file", three, "--model", tiny, "--out", tmp_path / name))

@@ -21,7 +21,9 @@ from transformers import (
 )
 
 from captum_lig import Answer, LigError, why
+from captum_lig.answers.asker import Asker
 from captum_lig.answers.screen import Section, as_text
+from captum_lig.answers.wanted import Wanted
 from captum_lig.flow.tokens import readable_token
 from captum_lig.patching import Node, effects
 from captum_lig.patching.writes import writes
@@ -179,6 +181,29 @@ def test_a_class(tmp_path: Path) -> None:
         assert chosen.says.value == pytest.approx(float(row[1]), abs=1e-9)
     with pytest.raises(LigError, match=r"label 'awe' is no class .*'fear', 'joy', 'rage'"):
         why("the cat sat", tmp_path, label="awe")
+
+
+def test_classes_that_are_called_like_numbers(tmp_path: Path) -> None:
+    save_tiny_head(tmp_path, "classes")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["id2label"] = {"0": "1", "1": "2", "2": "3"}
+    config["label2id"] = {"1": 0, "2": 1, "3": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asker = Asker(tmp_path)
+    given: tuple[tuple[str | int, str], ...] = (("1", "1"), ("3", "3"), ("0", "1"), (1, "2"))
+    for label, name in given:
+        found = asker.answer(asker.prepare(Wanted("the cat", label=label)), tolerance=None)
+        assert found.target == f'logit of the class "{name}"'
+    for wrong in ("4", 3, "-1"):
+        with pytest.raises(LigError, match=r"it knows '1', '2', '3', numbers 0 to 2"):
+            asker.prepare(Wanted("the cat", label=wrong))
+
+
+@pytest.mark.parametrize("token", [-3, 10**30, 276])
+@pytest.mark.parametrize("name", ["target", "foil"])
+def test_ids_that_are_no_tokens(gpt2: Path, name: str, token: int) -> None:
+    with pytest.raises(LigError, match="give a number from 0 to "):
+        why("the cat sat", gpt2, "the dog sat", **{name: token})  # type: ignore[arg-type]
 
 
 def test_a_mask(tmp_path: Path) -> None:

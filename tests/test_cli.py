@@ -454,6 +454,25 @@ def test_a_line_that_fails_leaves_the_others(tiny: Path, tmp_path: Path) -> None
     assert "captum-lig: 1 of 3 texts could not be explained." in result.stderr
 
 
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+def test_data_is_utf8_wherever_it_runs(tiny: Path, form: str) -> None:
+    """A terminal of another encoding reads and writes what it can; data comes in one."""
+    given = ["explain", "-", "--model", str(tiny), "--layers", "0", "--format", form]
+    text = "\ufeffthe “cat” é\r\nsat"
+    result = CliRunner(charset="latin-1").invoke(app, given, input=text.encode())
+    assert result.exit_code == 0, result.stderr
+    said = result.stdout_bytes.decode()
+    rows = csv.DictReader(io.StringIO(said)) if form == "csv" else [json.loads(said)]
+    assert {row["text"] for row in rows} == {"the “cat” é\nsat"}
+
+
+def test_the_texts_are_not_written_over(tiny: Path, three: Path) -> None:
+    before = three.read_bytes()
+    said = sentence(run("--file", three, "--model", tiny, "--out", three))
+    assert "is what --file reads: choose another name" in said
+    assert three.read_bytes() == before
+
+
 def test_layers_counted_from_the_end(tmp_path: Path) -> None:
     save_tiny_gpt2(tmp_path)
     last, both = (explain("the cat sat", tmp_path, layers=layers) for layers in ([-1], [0, -1]))

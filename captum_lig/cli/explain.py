@@ -112,7 +112,7 @@ def explain(
         check_format(format, outs)
         lines = read_lines(text, file, {"layers": layers, "baseline": baseline}, KEYS)
         asked = [_read(line) for line in lines]
-        outputs = planned(outs, SUFFIXES, FILES, [line.number for line in lines])
+        outputs = planned(outs, SUFFIXES, FILES, [line.number for line in lines], file)
         for line, given in zip(lines, asked, strict=True):
             _check_page(outputs.single[line.number], line.options["layers"], given["layers"])
 

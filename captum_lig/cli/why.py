@@ -103,7 +103,7 @@ def why(
         check_format(format, outs)
         lines = read_lines(text, file, asked, KEYS)
         numbers = [line.number for line in lines]
-        outputs = planned(outs, SUFFIXES, FILES, numbers)
+        outputs = planned(outs, SUFFIXES, FILES, numbers, file)
 
         with status("Reading the texts"):
             from captum_lig._arguments import fraction

@@ -86,9 +86,7 @@ def open_corpus(corpus: Any) -> Corpus:
         raise LigError(f"the data set has the splits {', '.join(columns)}: give one of them.")
     if isinstance(corpus, Mapping) or not isinstance(corpus, Iterable):
         raise LigError(f"corpus={brief(corpus)}: give a file, a data set, or a list of texts.")
-    if columns is None and hasattr(
-        corpus, "columns"
-    ):  # iterated over, it gives the names of its columns
+    if columns is None and hasattr(corpus, "columns"):  # its names would be read as texts
         raise LigError(
             f"corpus is a {type(corpus).__name__}: give its rows, such as table.to_dict('records')."
         )

@@ -18,6 +18,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
 )
 
 from captum_lig import Answer, LigError, why
@@ -28,6 +30,7 @@ from captum_lig.flow.tokens import readable_token
 from captum_lig.patching import Node, effects
 from captum_lig.patching.writes import writes
 from captum_lig.prediction import logit
+from tests.helpers.models import SHAPE, randomise
 from tests.helpers.pages import header
 from tests.helpers.saved import save_tiny_bert, save_tiny_gpt2, save_tiny_head
 
@@ -558,3 +561,17 @@ def test_a_number_that_hardly_changes_is_told_with_what_does(gpt2: Path, answer:
     far = why(TEXT, gpt2, OTHER, target=order[-1], foil=order[0], dtype="float64")
     assert far.hints == []
     assert far.change == pytest.approx(spread, rel=1e-2)
+
+
+def test_what_a_tokenizer_gives_beyond_what_a_model_takes(gpt2: Path) -> None:
+    """A generic tokenizer has token types, and a Llama takes none as it generates."""
+    tokenizer = AutoTokenizer.from_pretrained(gpt2)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    config = LlamaConfig(**{**SHAPE, "vocab_size": len(tokenizer)})
+    model = LlamaForCausalLM(config).eval()
+    randomise(model, 0)
+    found = why("the cat", model, "the dog", generate=1, tokenizer=tokenizer, tolerance=None)
+    with torch.no_grad():
+        ids = tokenizer("the cat", return_tensors="pt")["input_ids"]
+        wanted = int(model(ids).logits[0, -1].argmax())
+    assert found.continuation == tokenizer.decode([wanted])

@@ -105,7 +105,7 @@ class Worker:
         """Why no text can be run, from one text and one path point."""
         inputs = {name: x.to(_device(lig)) for name, x in subject.encode(PROBE).items()}
         try:
-            found = lig.attribute(
+            found: Any = lig.attribute(
                 inputs,
                 baselines=self.settings.baselines,
                 boundaries=boundaries,

@@ -13,9 +13,10 @@ import contextlib
 import os
 import platform
 import resource
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -115,9 +116,24 @@ def machine() -> str:
     )
 
 
-def stamp() -> str:
-    """Date and machine, one line of a section."""
-    return f"Measured on {date.today().isoformat()}: {machine()}."
+def commit() -> str:
+    """Of the sources, ``"... and changes"`` if files that are kept were edited since."""
+
+    def git(*words: str) -> str:
+        asked = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        found = git("rev-parse", "--short=7", "HEAD")
+        return f"{found} and changes" if git("diff", "--name-only", "HEAD") else found
+    except (OSError, subprocess.CalledProcessError):
+        return "an unknown commit"
+
+
+def stamp(commits: Iterable[str] | None = None) -> str:
+    """Date, commit and machine, one line of a section; ``commits``, if they are of a record."""
+    code = ", ".join(dict.fromkeys([commit()] if commits is None else commits))
+    return f"Measured on {date.today().isoformat()}, of {code}: {machine()}."
 
 
 def short(number: float) -> str:

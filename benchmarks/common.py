@@ -13,6 +13,7 @@ import contextlib
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ import torch
 T = TypeVar("T")
 Work = Callable[[], object]
 GIB = 2**30
+UNKNOWN = "an unknown commit"
 PACKAGES = ("torch", "transformers", "captum")
 """What does the work."""
 
@@ -127,13 +129,19 @@ def commit() -> str:
         found = git("rev-parse", "--short=7", "HEAD")
         return f"{found} and changes" if git("diff", "--name-only", "HEAD") else found
     except (OSError, subprocess.CalledProcessError):
-        return "an unknown commit"
+        return UNKNOWN
 
 
 def stamp(commits: Iterable[str] | None = None) -> str:
-    """Date, commit and machine, one line of a section; ``commits``, if they are of a record."""
+    """Command, date, commit and machine; ``commits``, if they are those of a record."""
     code = ", ".join(dict.fromkeys([commit()] if commits is None else commits))
-    return f"Measured on {date.today().isoformat()}, of {code}: {machine()}."
+    return f"`{called()}`. Measured on {date.today().isoformat()}, of {code}: {machine()}."
+
+
+def called() -> str:
+    """The command that runs, paths without their folders."""
+    words = [Path(word).name if os.sep in word else word for word in sys.orig_argv[1:]]
+    return shlex.join(["python", *words])
 
 
 def short(number: float) -> str:
@@ -152,9 +160,9 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def section(title: str, name: str, *paragraphs: str) -> str:
-    """A section of docs/benchmarks.md, written by the script of this name."""
-    return "\n\n".join([f"## {title}", f"`python -m benchmarks.{name}`. {stamp()}", *paragraphs])
+def section(title: str, *paragraphs: str) -> str:
+    """A section of docs/benchmarks.md."""
+    return "\n\n".join([f"## {title}", stamp(), *paragraphs])
 
 
 def finish(missed: Sequence[str], check: bool) -> int:

@@ -118,7 +118,7 @@ def machine() -> str:
     )
 
 
-def commit() -> str:
+def _commit() -> str:
     """Of the sources, ``"... and changes"`` if files that are kept were edited since."""
 
     def git(*words: str) -> str:
@@ -132,9 +132,13 @@ def commit() -> str:
         return UNKNOWN
 
 
+COMMIT = _commit()
+"""Of when this was imported: what is measured does not change when the folder does."""
+
+
 def stamp(commits: Iterable[str] | None = None) -> str:
     """Command, date, commit and machine; ``commits``, if they are those of a record."""
-    code = ", ".join(dict.fromkeys([commit()] if commits is None else commits))
+    code = ", ".join(dict.fromkeys([COMMIT] if commits is None else commits))
     return f"`{called()}`. Measured on {date.today().isoformat()}, of {code}: {machine()}."
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.circuits import report, tasks
 from benchmarks.circuits.measure import measured
-from benchmarks.common import commit, say, use_threads
+from benchmarks.common import COMMIT, say, use_threads
 from benchmarks.patching.cases import Dropped
 from benchmarks.patching.net import Net
 from benchmarks.texts import load
@@ -29,7 +29,7 @@ KINDS = ("edges", "nodes", "edges by position", "nodes by position")
 def run(model: str, asked: argparse.Namespace, found: dict[str, Any]) -> None:
     """Measure what is not there yet; ``found`` is filled, and written if there is a file."""
     tokenizer, loaded = load(model, causal=True)
-    net, code = Net(loaded), commit()
+    net = Net(loaded)
     for task in asked.tasks:
         there = [one for one in found["texts"] if one["task"] == task]
         dropped = Dropped()
@@ -37,7 +37,7 @@ def run(model: str, asked: argparse.Namespace, found: dict[str, Any]) -> None:
         for number, case in enumerate(islice(cases, len(there), None), len(there) + 1):
             began = time.perf_counter()
             one = measured(net, case, tuple(asked.kinds), tuple(asked.orders))
-            found["texts"].append({"commit": code, **one})
+            found["texts"].append({"commit": COMMIT, **one})
             found["dropped"][task] = vars(dropped)
             if asked.out is not None:
                 beside = asked.out.with_suffix(".part")

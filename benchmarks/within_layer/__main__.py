@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import commit, now, say, use_threads
+from benchmarks.common import COMMIT, now, say, use_threads
 from benchmarks.texts import load, sentences
 from benchmarks.within_layer import report
 from benchmarks.within_layer.maps import BASELINES, Maps
@@ -54,7 +54,7 @@ def run(asked: argparse.Namespace) -> None:
     settings |= {"layers": layers, "numbers": NUMBERS, "corpus": asked.corpus.name}
     lines = Lines(asked.out, json.loads(json.dumps(settings)))
     maps = Maps(model, layers, asked.tolerance, asked.max_steps)
-    code, fitting = commit(), 0
+    fitting = 0
     for number, text in enumerate(sentences(asked.corpus)):
         if fitting == asked.sentences:
             break
@@ -67,7 +67,7 @@ def run(asked: argparse.Namespace) -> None:
             continue
         began = now()
         found = sentence(inputs, maps, asked.baselines)
-        lines.add({"sentence": number, "tokens": length, "commit": code, **found})
+        lines.add({"sentence": number, "tokens": length, "commit": COMMIT, **found})
         say(f"{fitting}: {length} tokens, {now() - began:.1f} s {found['seconds']}")
     if fitting < asked.sentences:
         say(f"{asked.corpus} has {fitting} sentences of {asked.least} to {asked.most} tokens.")

@@ -106,7 +106,9 @@ class Finders:
                     f"the model is offloaded, so it cannot be copied in {wanted}: load it with "
                     f"dtype={wanted}, or without offloading."
                 )
-            check_no_rounding(self._model, f"the model {type(self._model).__name__}", own)
+            check_no_rounding(
+                self._model.named_modules(), f"the model {type(self._model).__name__}", own
+            )
             return Finder(in_full(self._model, wanted, own))
         if self._found is None:
             self._found = Finder(self._model, self._given)

@@ -8,14 +8,22 @@ so no library has to be known here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_lig.errors import LigError
 
-__all__ = ["check_no_rounding", "few_bit_layers", "in_full", "is_quantised"]
+__all__ = [
+    "check_called",
+    "check_no_rounding",
+    "differentiable",
+    "few_bit_layers",
+    "in_full",
+    "is_quantised",
+]
 
 AT_ONCE = 1024
 """Unit vectors that a layer gets in one call."""
@@ -49,33 +57,63 @@ def is_quantised(module: nn.Module) -> bool:
 
 def few_bit_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The linear layers in a module that keep their weights in few bits, by name."""
-    for name, layer in module.named_modules():
-        sizes = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
-        own = (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
-        if all(isinstance(size, int) for size in sizes) and any(map(_packed, own)):
-            yield name, layer
+    return ((name, layer) for name, layer in module.named_modules() if _in_few_bits(layer))
 
 
-def check_no_rounding(module: nn.Module, words: str, dtype: torch.dtype) -> None:
-    """Refuse a module with layers that round the vectors that they get.
+def check_no_rounding(
+    modules: Iterable[tuple[str, nn.Module]], words: str, dtype: torch.dtype
+) -> None:
+    """Refuse layers that round the vectors that they get.
 
     Args:
-        module: a block, or a model.
+        modules: all of a block, or of a model, by name.
         words: what it is, for the message.
         dtype: of the vectors.
 
     Raises:
         LigError: if there are some.
     """
-    few = dict(few_bit_layers(module))
-    for name, layer in module.named_modules():
-        if is_quantised(layer) or (name in few and _rounds(layer, dtype)):
+    for name, layer in modules:
+        if is_quantised(layer) or (_in_few_bits(layer) and _rounds(layer, dtype)):
             raise LigError(
-                f"{words} is quantised ({name or 'it'} is a {type(layer).__module__}."
-                f"{type(layer).__name__}) and rounds its vectors, not its weights alone, so it has "
-                "no derivatives that say what it does. Give the model as it was, or with its "
-                "weights alone in few bits."
+                f"{words} is quantised ({_named(name, layer)}): it rounds its vectors, not its "
+                "weights alone, so there are no derivatives that say what it does. Give the model "
+                "as it was, or with its weights alone in few bits."
             )
+
+
+def check_called(modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
+    """Refuse layers that cannot be differentiated as they are, of a function that cannot be copied.
+
+    Raises:
+        LigError: if there are some.
+    """
+    for layer in modules:
+        check_no_rounding([("", layer)], "what forward_func calls", dtype)
+        if not _in_few_bits(layer):
+            continue
+        x = torch.zeros(1, 1, _width(layer), dtype=dtype, device=_device(layer))
+        try:
+            with torch.enable_grad():
+                torch.autograd.grad(layer.forward(x.requires_grad_()).sum(), x)
+        except RuntimeError as error:
+            raise LigError(
+                f"what forward_func calls is quantised ({_named('', layer)}), and such a layer "
+                f"has no gradients here ({str(error).splitlines()[0]}). Give a torch.nn.Module as "
+                "forward_func: its layers are copied with their weights in full."
+            ) from error
+
+
+def differentiable(function: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
+    """A function, or a copy of it that has layers in few bits in full, if it is a module.
+
+    Raises:
+        LigError: if it rounds its vectors.
+    """
+    if not isinstance(function, nn.Module):
+        return function
+    check_no_rounding(function.named_modules(), "forward_func", dtype)
+    return in_full(function, dtype, dtype) if any(few_bit_layers(function)) else function
 
 
 def in_full(module: nn.Module, dtype: torch.dtype, own: torch.dtype) -> nn.Module:
@@ -86,34 +124,54 @@ def in_full(module: nn.Module, dtype: torch.dtype, own: torch.dtype) -> nn.Modul
         dtype: of the copy.
         own: of the vectors that the module gets.
     """
-    memo: dict[int, object] = {
-        id(layer): _plain(layer, own) for _, layer in few_bit_layers(module)
-    }
+    memo: dict[int, object] = {id(layer): _plain(layer, own) for _, layer in few_bit_layers(module)}
     # Not the model's own `to`: some of transformers' refuse because of layers that are gone now.
     return nn.Module.to(copy.deepcopy(module, memo), dtype)
 
 
+def _in_few_bits(layer: nn.Module) -> bool:
+    sizes = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+    own = (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
+    return all(isinstance(size, int) for size in sizes) and any(map(_packed, own))
+
+
+def _named(name: str, layer: nn.Module) -> str:
+    kinds = [type(layer), *{type(x) for x in layer.parameters(recurse=False) if _of_its_own(x)}]
+    words = [f"{kind.__module__}.{kind.__name__}" for kind in kinds]
+    return f"{name or 'a layer'} is a {' of '.join(words)}"
+
+
 def _packed(x: Tensor) -> bool:
-    return x.dtype in PACKED or type(x).dequantize is not Tensor.dequantize
+    return x.dtype in PACKED or _of_its_own(x)
+
+
+def _of_its_own(x: Tensor) -> bool:
+    """Whether it is a library's own kind of tensor that stands for a wider one."""
+    return type(x).dequantize is not Tensor.dequantize
 
 
 def _rounds(layer: nn.Module, dtype: torch.dtype) -> bool:
     """Whether numbers that are small beside another one of the vector are lost."""
-    x = torch.full((layer.in_features,), SMALL, dtype=dtype, device=_device(layer))
-    x[1::2] *= -1
-    x[0] = 0
-    one = torch.zeros_like(x)
-    one[0] = 1
-    beside, alone, small = (_without_bias(layer, y[None])[0] for y in (x + one, one, x))
-    return not float((beside - alone - small).norm()) <= 0.5 * float(small.norm())
+    others = torch.ones(_width(layer), dtype=dtype, device=_device(layer))
+    others[1::2] = -1
+    others[0] = 0
+    first = torch.zeros_like(others)
+    first[0] = 1
+    bare = _without_bias(layer)
+    with torch.no_grad():  # with its hooks: some libraries round there
+        given = (first + SMALL * others, first, others, torch.zeros_like(others))
+        both, alone, large, zero = (_wide(bare(x[None, None])) for x in given)
+    expected = SMALL * (large - zero)
+    return not float((both - alone - expected).norm()) <= 0.5 * float(expected.norm())
 
 
 def _plain(layer: nn.Module, own: torch.dtype) -> nn.Linear:
-    device, width = _device(layer), int(layer.in_features)  # type: ignore[arg-type]
-    unit = torch.eye(width, dtype=own, device=device)
-    weight = torch.cat([_without_bias(layer, x) for x in unit.split(AT_ONCE)]).T
+    bare = _without_bias(layer)
+    unit = torch.eye(_width(layer), dtype=own, device=_device(layer))
+    with torch.no_grad():
+        weight = torch.cat([_wide(bare.forward(x[None]))[0] for x in unit.split(AT_ONCE)]).T
     bias = getattr(layer, "bias", None)
-    found = nn.utils.skip_init(nn.Linear, *weight.T.shape, bias=isinstance(bias, Tensor))
+    found: nn.Linear = nn.utils.skip_init(nn.Linear, *weight.T.shape, bias=isinstance(bias, Tensor))
     found.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     if isinstance(bias, Tensor):
         found.bias = nn.Parameter(bias.detach().to(weight), requires_grad=False)
@@ -122,16 +180,22 @@ def _plain(layer: nn.Module, own: torch.dtype) -> nn.Linear:
     return found.train(layer.training)
 
 
-def _without_bias(layer: nn.Module, x: Tensor) -> Tensor:
-    """What it gives for vectors ``(N, in)``: in half precision a bias would hide the weights."""
+def _without_bias(layer: nn.Module) -> Any:
+    """The same layer without a bias: in half precision it would hide the weights."""
     bare = copy.copy(layer)
     for held in ("_parameters", "_buffers"):
         vars(bare)[held] = dict(vars(layer)[held])
     if isinstance(getattr(layer, "bias", None), Tensor):
         bare.bias = None  # type: ignore[assignment]
-    with torch.no_grad():
-        found: Tensor = bare.forward(x[None])[0]
-    return found.detach().float() if found.dtype in (torch.half, torch.bfloat16) else found
+    return bare
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.detach().float() if x.dtype in (torch.half, torch.bfloat16) else x.detach()
+
+
+def _width(layer: nn.Module) -> int:
+    return int(layer.in_features)  # type: ignore[arg-type]
 
 
 def _device(layer: nn.Module) -> torch.device:

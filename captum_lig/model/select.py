@@ -98,7 +98,8 @@ class Finder:
         calls, recording = self._record(call)
         for block in calls:
             if block.module not in self._sure:
-                check_no_rounding(block.module, block.describe(), block.hidden.dtype)
+                every = block.module.named_modules()
+                check_no_rounding(every, block.describe(), block.hidden.dtype)
                 self._sure.add(block.module)
         with recording():
             calls = with_padding(call, [with_readings(block) for block in calls], self._recorded)

@@ -78,7 +78,9 @@ def _torchao(name: str, **given: Any) -> Build:
     def make() -> Any:
         from transformers import TorchAoConfig
 
-        return TorchAoConfig(getattr(importlib.import_module("torchao.quantization"), name)(**given))
+        return TorchAoConfig(
+            getattr(importlib.import_module("torchao.quantization"), name)(**given)
+        )
 
     return _by_transformers(make)
 
@@ -108,7 +110,7 @@ def _quanto_activations(family: str, folder: Path, dtype: torch.dtype) -> nn.Mod
     with torch.no_grad(), quanto.Calibration():
         model(tokens())
     quanto.freeze(model)
-    return model
+    return model.eval()
 
 
 def _dynamic(family: str, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -131,9 +133,7 @@ KINDS = {
         "bitsandbytes",
         "bitsandbytes",
         "fp4, twice quantised",
-        _bitsandbytes(
-            load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True
-        ),
+        _bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True),
     ),
     "ao8": Kind("torchao", "torchao", "int8 weights", _torchao("Int8WeightOnlyConfig")),
     "ao4": Kind(
@@ -195,9 +195,7 @@ def save_models(folder: Path) -> None:
             GPT2Config(vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=16)
         ),
         "llama": LlamaForCausalLM(
-            LlamaConfig(
-                **small, **sizes, num_key_value_heads=2, attention_bias=True, mlp_bias=True
-            )
+            LlamaConfig(**small, **sizes, num_key_value_heads=2, attention_bias=True, mlp_bias=True)
         ),
     }
     for name, model in made.items():
@@ -245,7 +243,9 @@ def sets(model: Any, family: str) -> Tensor:
     mlp = block.mlp if family != "bert" else lambda x: block.output(block.intermediate(x), x)
     x = torch.randn(1, 3, WIDTH, generator=torch.Generator().manual_seed(1))
     dtype = next(p.dtype for p in block.parameters() if p.is_floating_point())
-    found: Tensor = SetToSetIG(mlp).attribute(x.to(dtype), 0.0, n_steps=16, max_steps=64, tolerance=1e-3)
+    found: Tensor = SetToSetIG(mlp).attribute(
+        x.to(dtype), 0.0, n_steps=16, max_steps=64, tolerance=1e-3
+    )
     return found
 
 
@@ -257,7 +257,11 @@ def calls(family: str) -> dict[str, Callable[[nn.Module], list[Tensor]]]:
     ids, others = tokens(), other_tokens()
 
     def lengths(model: nn.Module, **given: Any) -> list[Tensor]:
-        return [x for flow in LayerFlowIG(model).attribute(ids, max_steps=64, **given) for x in parts(flow)]
+        return [
+            x
+            for flow in LayerFlowIG(model).attribute(ids, max_steps=64, **given)
+            for x in parts(flow)
+        ]
 
     def target(model: nn.Module, **given: Any) -> list[Tensor]:
         return lengths(model, baselines=others, target=TARGET, **given)
@@ -336,7 +340,7 @@ def outcome(call: Callable[[nn.Module], list[Tensor]], few: nn.Module, full: nn.
             return Outcome(refusal=str(error))
         except Exception as error:
             return Outcome(fault=f"{type(error).__name__}: {str(error)[:300]}")
-        said = tuple(str(w.message)[:200] for w in caught if "captum_lig" in w.filename or 1)
+        said = tuple(str(w.message)[:200] for w in caught if w.category is UserWarning)
         return Outcome(off=gap(found, call(full)), warned=said)
 
 
@@ -365,11 +369,15 @@ def main() -> None:
                     a, b, c = (
                         m(tokens()).logits for m in (few, full, _loaded(family, folder, dtype))
                     )
-                print(head, f"logits off {gap([a], [b]):.1e}, before {gap([a], [c]):.1e}", flush=True)
+                print(
+                    head, f"logits off {gap([a], [b]):.1e}, before {gap([a], [c]):.1e}", flush=True
+                )
                 for what, call in calls(family).items():
                     if given.calls and what not in given.calls:
                         continue
-                    before = copy.deepcopy([(n, id(p), p.dtype, str(type(p))) for n, p in few.named_parameters()])
+                    before = copy.deepcopy(
+                        [(n, id(p), p.dtype, str(type(p))) for n, p in few.named_parameters()]
+                    )
                     print("   ", what, outcome(call, few, full), flush=True)
                     after = [(n, id(p), p.dtype, str(type(p))) for n, p in few.named_parameters()]
                     if before != after:

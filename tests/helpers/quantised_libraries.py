@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib
 import warnings
 from collections.abc import Callable, Iterator
@@ -122,7 +121,9 @@ def _dynamic(family: str, folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 KINDS = {
-    "bnb8": Kind("bitsandbytes", "bitsandbytes", "int8", _bitsandbytes(load_in_8bit=True)),
+    "bnb8": Kind(
+        "bitsandbytes", "bitsandbytes", "int8", _bitsandbytes(load_in_8bit=True), refused=True
+    ),
     "bnb_nf4": Kind(
         "bitsandbytes",
         "bitsandbytes",
@@ -375,9 +376,7 @@ def main() -> None:
                 for what, call in calls(family).items():
                     if given.calls and what not in given.calls:
                         continue
-                    before = copy.deepcopy(
-                        [(n, id(p), p.dtype, str(type(p))) for n, p in few.named_parameters()]
-                    )
+                    before = [(n, id(p), p.dtype, str(type(p))) for n, p in few.named_parameters()]
                     print("   ", what, outcome(call, few, full), flush=True)
                     after = [(n, id(p), p.dtype, str(type(p))) for n, p in few.named_parameters()]
                     if before != after:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pyarrow
 
-from benchmarks.common import table
+from benchmarks.common import stamp, table
 from captum_lig.corpus import Settings
 from captum_lig.corpus.batches import Batch, Part, batches_of
 from captum_lig.corpus.ray_engine import ray_engine
@@ -171,11 +171,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "rates":
         lengths = [int(one) for one in given.lengths.split(",")]
-        print(rates(given.corpus, given.model, lengths, given.size))
+        text = rates(given.corpus, given.model, lengths, given.size)
     elif given.what == "driver":
-        print(driver(given.corpus, 40))
+        text = driver(given.corpus, 40)
     else:
-        print(workers(given.corpus, given.limit))
+        text = workers(given.corpus, given.limit)
+    print(f"{stamp()}\n\n{text}")
 
 
 if __name__ == "__main__":

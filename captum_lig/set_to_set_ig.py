@@ -39,8 +39,7 @@ from captum_lig.integrals.set_integral import (
 )
 from captum_lig.integrals.settings import Settings
 from captum_lig.model.attention_call import AttentionCall, handle_with
-from captum_lig.model.few_bits import check_called, differentiable
-from captum_lig.model.hooks import called_modules
+from captum_lig.model.few_bits import checked, differentiable
 from captum_lig.model.sdpa import use_sdpa
 from captum_lig.paths.baselines import read_baseline
 
@@ -302,11 +301,11 @@ class _Outputs:
         self.examples = ends[0].shape[0]
         self._indices: Tensor | None = None
         self._check_target()
-        with torch.no_grad(), called_modules() as called:  # one example is enough to see outputs
+        # One example is enough to see what the outputs are.
+        with torch.no_grad(), checked(forward_func, ends[0].dtype):
             first = torch.zeros(1, dtype=torch.long, device=ends[0].device)
             raw = self._raw(tuple(x[:1] for x in ends), first)
             y = self._choose(raw, first)
-        check_called(called, ends[0].dtype)
         if not (1 <= y.dim() <= 3 and raw.dim() <= 3) or (target is None and y.dim() == 0):
             raise LigError(
                 f"forward_func gives outputs of shape {tuple(raw.shape)}"

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_lig.errors import LigError
+from captum_lig.model.hooks import called_modules
 
 __all__ = [
-    "check_called",
     "check_no_rounding",
+    "checked",
     "differentiable",
     "few_bit_layers",
     "in_full",
@@ -82,13 +84,21 @@ def check_no_rounding(
             )
 
 
-def check_called(modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
-    """Refuse layers that cannot be differentiated as they are, of a function that cannot be copied.
+@contextmanager
+def checked(function: Callable[..., Any], dtype: torch.dtype) -> Iterator[None]:
+    """Refuse layers that cannot be differentiated, of a function that is called inside.
+
+    A module is not: it has been copied by :func:`differentiable`, where that was needed.
 
     Raises:
         LigError: if there are some.
     """
-    for layer in modules:
+    if isinstance(function, nn.Module):
+        yield
+        return
+    with called_modules() as called:
+        yield
+    for layer in called:
         check_no_rounding([("", layer)], "what forward_func calls", dtype)
         if not _in_few_bits(layer):
             continue

@@ -156,8 +156,8 @@ class Circuits(ABC):
         """Keep the best shares by their scores ``(M,)``; see :func:`kept_by_score`.
 
         Raises:
-            LigError: for scores, shares or an order that do not fit, and if a circuit that keeps
-                everything does not give what the model gives.
+            LigError: for scores, shares or an order that do not fit, if a circuit that keeps
+                everything does not give what the model gives, and if one that keeps nothing does.
         """
         if scores.shape != (self.count,):
             raise LigError(f"scores have the shape {tuple(scores.shape)}: give ({self.count:,},).")
@@ -169,6 +169,11 @@ class Circuits(ABC):
         first = torch.stack([(which == n).nonzero()[0, 0] for n in range(len(sizes))])
         values = self.values(asked[first], show_progress)[which]
         none, whole = values[:2].tolist()
+        if whole in (none, self.baseline_value):
+            raise LigError(
+                f"{self.question.target} is {whole:.6g} with everything kept, and the same without: "
+                "no part of the model carries a change. Give a counterfactual that changes it."
+            )
         self._check("all", whole, self.value)
         self._check_none(none)
         return Curve(

@@ -85,8 +85,9 @@ class Results:
             with safe_open(self.path / file, "pt") as tensors:
                 keys = [key for key in tensors.keys() if key.split(".")[0] == str(number)]  # noqa: SIM118
                 return {key.partition(".")[2]: tensors.get_tensor(key) for key in keys}
-        except SafetensorError as error:
-            raise LigError(f"{str(self.path / file)!r} is damaged: {error}.") from error
+        except (SafetensorError, TypeError) as error:  # torch's of a size of more than 63 bits
+            said = str(error).partition("\n")[0]
+            raise LigError(f"{str(self.path / file)!r} is damaged: {said}.") from error
 
 
 def load(path: str | Path) -> Results:

@@ -205,6 +205,15 @@ def test_graphs_of_something_else_are_refused() -> None:
                 found.curve(graph)
 
 
+@pytest.mark.parametrize("of", [circuits.of_edges, circuits.of_nodes])
+def test_a_counterfactual_that_changes_nothing_is_refused(of: Any) -> None:
+    with (
+        of(models.MODELS["llama"](), INPUTS, INPUTS.clone(), number) as found,
+        pytest.raises(LigError, match="the same without: no part"),
+    ):
+        found.curve_of(torch.arange(found.count, dtype=torch.float64), [0.5, 1.0])
+
+
 def test_what_does_not_fit_is_refused() -> None:
     model = models.tiny_gpt2()
     with circuits.of_nodes(model, INPUTS, OTHER, number) as found:

@@ -169,9 +169,9 @@ class Circuits(ABC):
         first = torch.stack([(which == n).nonzero()[0, 0] for n in range(len(sizes))])
         values = self.values(asked[first], show_progress)[which]
         none, whole = values[:2].tolist()
-        if whole in (none, self.baseline_value):
+        if whole == none or self.value == self.baseline_value:
             raise LigError(
-                f"{self.question.target} is {whole:.6g} with everything kept, and the same without: "
+                f"{self.question.target} is {whole:.6g} with everything kept and the same without: "
                 "no part of the model carries a change. Give a counterfactual that changes it."
             )
         self._check("all", whole, self.value)

@@ -209,7 +209,7 @@ def test_graphs_of_something_else_are_refused() -> None:
 def test_a_counterfactual_that_changes_nothing_is_refused(of: Any) -> None:
     with (
         of(models.MODELS["llama"](), INPUTS, INPUTS.clone(), number) as found,
-        pytest.raises(LigError, match="the same without: no part"),
+        pytest.raises(LigError, match="and the same without: no part"),
     ):
         found.curve_of(torch.arange(found.count, dtype=torch.float64), [0.5, 1.0])
 

@@ -7,6 +7,7 @@ and `u` is what goes into the output projection, read and replaced by a hook.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ class Unhooked:
 
     def __init__(self, model: nn.Module, name: str, inputs: dict[str, Any], family: Family) -> None:
         self.block = model.get_submodule(name)
-        self.out = None if family.out is None else self.block.get_submodule(family.out)
+        self.out = family.out_of(self.block)
         calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
 
         def keep(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -93,8 +94,10 @@ def test_family(family: Family) -> None:
     inputs = family.inputs(model)
     whole = "whole" in family.sites
     boundaries = ("layer",) if whole else ("attention", "mlp", "layer")
-    lig = LayerFlowIG(model)
-    with Unchanged(model, inputs):
+    layer = None if family.layer is None else list(family.layer)
+    lig = LayerFlowIG(model, layer)
+    draws = torch.random.fork_rng(devices=[]) if family.draws else nullcontext()
+    with Unchanged(model, inputs), draws:
         flows = lig.attribute(inputs, boundaries=boundaries, max_steps=4096)
     assert isinstance(flows, list)
     assert len(flows) == len(family.sites)
@@ -116,7 +119,7 @@ def causal(flow: LayerFlow, boundary: str) -> None:
 
 def cut_is_the_block(model: nn.Module, inputs: dict[str, Any], family: Family) -> None:
     """post(core(pre(z)), z) is what the block gives in the model as it is, to 1e-5."""
-    finder = Finder(model)
+    finder = Finder(model, family.layer)
     call = ModelCall.of(model, inputs)
     with finder.recorded(call) as calls:
         for block, site in zip(calls, family.sites, strict=True):

@@ -94,8 +94,7 @@ def test_family(family: Family) -> None:
     inputs = family.inputs(model)
     whole = "whole" in family.sites
     boundaries = ("layer",) if whole else ("attention", "mlp", "layer")
-    layer = None if family.layer is None else list(family.layer)
-    lig = LayerFlowIG(model, layer)
+    lig = LayerFlowIG(model)
     draws = torch.random.fork_rng(devices=[]) if family.draws else nullcontext()
     with Unchanged(model, inputs), draws:
         flows = lig.attribute(inputs, boundaries=boundaries, max_steps=4096)
@@ -119,7 +118,7 @@ def causal(flow: LayerFlow, boundary: str) -> None:
 
 def cut_is_the_block(model: nn.Module, inputs: dict[str, Any], family: Family) -> None:
     """post(core(pre(z)), z) is what the block gives in the model as it is, to 1e-5."""
-    finder = Finder(model, family.layer)
+    finder = Finder(model)
     call = ModelCall.of(model, inputs)
     with finder.recorded(call) as calls:
         for block, site in zip(calls, family.sites, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -43,6 +44,19 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+def causal_mask(config: PretrainedConfig, x: Tensor, attention_mask: Tensor | None) -> Any:
+    """transformers' own, whose arguments go by other names in each release."""
+    known = {
+        "config": config,
+        **dict.fromkeys(("inputs_embeds", "input_embeds"), x),
+        "attention_mask": attention_mask,
+        "cache_position": torch.arange(x.shape[1]),
+        **dict.fromkeys(("past_key_values", "cache")),
+    }
+    asked = signature(create_causal_mask).parameters.values()
+    return create_causal_mask(**{p.name: known[p.name] for p in asked if p.default is p.empty})
+
+
 class TomorrowConfig(PretrainedConfig):
     model_type = "tomorrow"
 
@@ -67,7 +81,7 @@ class TomorrowAttention(nn.Module):
             part(x).unflatten(-1, (heads, -1)).transpose(1, 2)
             for part, heads in ((self.q, 4), (self.k, 2), (self.v, 2))
         )
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attend = ALL_ATTENTION_FUNCTIONS.get(
             self.config._attn_implementation, eager_attention_forward
         )
         u, _ = attend(
@@ -100,12 +114,7 @@ class TomorrowModel(PreTrainedModel):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
         x = self.embed(input_ids)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=x,
-            attention_mask=attention_mask,
-            past_key_values=None,
-        )
+        mask = causal_mask(self.config, x, attention_mask)
         for block in self.stack:
             (x,) = block(states=x, attention_mask=mask)
         return {"states": x}

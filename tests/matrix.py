@@ -289,8 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the cells and print the table; 1 if one failed."""
     parser = argparse.ArgumentParser(description="The built wheel in empty environments.")
     parser.add_argument("--python", nargs="+", default=PYTHONS)
-    for package in ("torch", "transformers", "captum"):
-        parser.add_argument(f"--{package}", nargs="+", help="versions; else oldest and newest")
+    for option in ("--torch", "--transformers", "--captum"):
+        parser.add_argument(option, nargs="+", help="versions; else oldest and newest")
     parser.add_argument("--whole", action="store_true", help="the whole suite, not a part of it")
     parser.add_argument(
         "--keep", type=Path, help="a folder for logs, and for environments whose tests failed"

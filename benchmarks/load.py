@@ -96,10 +96,8 @@ def run(
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             rows.append(row(case, pool.submit(measure, case).result()))
         say(f"load: {', '.join(rows[-1])}")
-    options = f"--texts {' '.join(map(str, texts))} --layers {' '.join(map(str, layers))}"
     return section(
         TITLE,
-        f"load {options} --tokens {tokens} --width {width} --at {at}",
         f"Layer maps of all layers of models shaped as BERT, {width} wide, texts of {tokens} "
         f"tokens, 16 path points, zero baseline, internal_batch_size {at}. *peak*: of the process, "
         "beyond what it held once the model had run. *of it kept*: the tokens entering and leaving "

@@ -282,7 +282,6 @@ def run(minutes: float = 60.0, out: str | None = None) -> tuple[str, list[str]]:
     few = [line for line in lines if (line is lines[-1]) or lines.index(line) % 5 == 0]
     return section(
         TITLE,
-        f"soak --minutes {minutes:g}",
         "Growth over the last half, in an hour, with intervals of 95 %:",
         table(["", "growth", "at most"], rows),
         table(HEADER, [row(line) for line in few]),

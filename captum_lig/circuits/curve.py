@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,10 +84,11 @@ class Curve:
                 f"{row['share']:>8.1%}  {row['kept']:>10,}  {row['value']:>10.4g}  "
                 f"{row['faithfulness']:.3f}"
             )
-        lines.append(
-            f"CPR / CMD over k {self.cpr():.3f} / {self.cmd():.3f}, "
-            f"over log k {self.cpr('log'):.3f} / {self.cmd('log'):.3f}"
-        )
+        with suppress(LigError):  # a single share, one of 0, or in another order: no areas
+            lines.append(
+                f"CPR / CMD over k {self.cpr():.3f} / {self.cmd():.3f}, "
+                f"over log k {self.cpr('log'):.3f} / {self.cmd('log'):.3f}"
+            )
         return "\n".join(lines)
 
 
@@ -154,8 +156,8 @@ class Circuits(ABC):
         """Keep the best shares by their scores ``(M,)``; see :func:`kept_by_score`.
 
         Raises:
-            LigError: for scores, shares or an order that do not fit, and if a circuit that keeps
-                everything does not give what the model gives.
+            LigError: for scores, shares or an order that do not fit, if a circuit that keeps
+                everything does not give what the model gives, and if one that keeps nothing does.
         """
         if scores.shape != (self.count,):
             raise LigError(f"scores have the shape {tuple(scores.shape)}: give ({self.count:,},).")
@@ -167,6 +169,11 @@ class Circuits(ABC):
         first = torch.stack([(which == n).nonzero()[0, 0] for n in range(len(sizes))])
         values = self.values(asked[first], show_progress)[which]
         none, whole = values[:2].tolist()
+        if whole == none or self.value == self.baseline_value:
+            raise LigError(
+                f"{self.question.target} is {whole:.6g} with everything kept and the same without: "
+                "no part of the model carries a change. Give a counterfactual that changes it."
+            )
         self._check("all", whole, self.value)
         self._check_none(none)
         return Curve(

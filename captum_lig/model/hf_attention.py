@@ -21,7 +21,7 @@ from captum_lig._restore import changing
 from captum_lig.model.attention_call import AttentionCall, added, current_handler, lowest
 from captum_lig.model.hooks import only_here
 
-__all__ = ["use_interface"]
+__all__ = ["NAME", "use_interface"]
 
 NAME = "captum_lig"
 

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -503,8 +504,8 @@ def test_ways_to_give_inputs(model: PreTrainedModel) -> None:
     inputs = models.padded_batch(model, (4, 3))
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     expected = attribute(model, inputs)
-    # The second argument of BERT and Llama is the attention mask, of GPT-2 the third.
-    between = (None,) if model.config.model_type == "gpt2" else ()
+    # The second argument of BERT and Llama is the attention mask, of GPT-2 the third or fourth.
+    between = (None,) * ([*signature(model.forward).parameters].index("attention_mask") - 1)
     for given_inputs, arguments in (
         (ids, (*between, mask)),
         ((ids,), (*between, mask)),
@@ -552,8 +553,11 @@ def test_parameters_without_gradients(model: PreTrainedModel) -> None:
 
 def test_a_model_with_a_classifier_on_top() -> None:
     inner = models.tiny_bert()
-    settings = {**inner.config.to_dict(), "num_labels": 3}
-    classifier = BertForSequenceClassification(BertConfig(**settings)).double().eval()
+    settings = {
+        k: v for k, v in inner.config.to_dict().items() if k not in ("id2label", "label2id")
+    }
+    config = BertConfig(**settings, num_labels=3)
+    classifier = BertForSequenceClassification(config).double().eval()
     classifier.bert.load_state_dict(inner.state_dict())
     inputs = models.padded_batch(inner, (4, 3))
     expected = attribute(inner, inputs)

@@ -7,18 +7,18 @@ to small ones. Parameters are drawn as in `tests.helpers.models`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import CONFIG_MAPPING, AutoModel
 
 from tests.helpers import models
+from tests.helpers.hand_written import VOCABULARY, HandGPT, TimmViT, Torch
 
 LENGTH = 4
-VOCABULARY = 60
 
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim"), 32),
@@ -67,10 +67,29 @@ class Family:
     inputs: Inputs
     sites: tuple[str, ...]
     """Where its blocks are cut: "interface", "sdpa", "projection", "whole"."""
-    out: str | None
-    """The module in a block whose input is u, the heads side by side; None if there is none."""
+    out: str | tuple[str, ...] | None
+    """The module in a block whose input is u, the heads side by side; None if there is none. Of
+    several names, the first that is there: older releases have others."""
     causal: bool = False
     """Whether it, or its decoder, is causal."""
+    draws: bool = False
+    """Whether its own code draws random numbers that it does not use."""
+
+    def out_of(self, block: nn.Module) -> nn.Module | None:
+        """That module."""
+        if self.out is None:
+            return None
+        names = (self.out,) if isinstance(self.out, str) else self.out
+        there = dict(block.named_modules())
+        return next((there[name] for name in names if name in there), None) or there[names[0]]
+
+
+RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+
+
+def before(release: tuple[int, int], family: Family, **changes: Any) -> Family:
+    """The family, changed if transformers is older than the release."""
+    return replace(family, **changes) if release > RELEASE else family
 
 
 def small(kind: str, **given: Any) -> Any:
@@ -144,120 +163,18 @@ def vectors(_: nn.Module) -> dict[str, Any]:
     return {"x": noise(1, LENGTH, 32)}
 
 
-# ---- models that are in no library -----------------------------------------------------------
-
-
-class Torch(nn.Module):
-    """torch.nn.TransformerEncoder."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(32, 4, 48, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"features": self.encoder(x)}
-
-
-class CausalSelfAttention(nn.Module):
-    """As people write it: one matrix for q, k and v, and torch's function."""
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.c_attn, self.c_proj = nn.Linear(32, 96), nn.Linear(32, 32)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        split = self.c_attn(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        y = functional.scaled_dot_product_attention(*split, is_causal=True)
-        out: Tensor = self.c_proj(y.transpose(1, 2).reshape(batch, length, width))
-        return out
-
-
-class HandBlock(nn.Module):
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.ln_1, self.ln_2 = nn.LayerNorm(32), nn.LayerNorm(32)
-        self.attn = CausalSelfAttention(heads)
-        self.mlp = nn.Sequential(nn.Linear(32, 48), nn.GELU(), nn.Linear(48, 32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
-
-
-class HandGPT(nn.Module):
-    """A GPT in a script of one's own, its blocks in an nn.Sequential."""
-
-    def __init__(self, heads: int = 4) -> None:
-        super().__init__()
-        self.wte, self.wpe = nn.Embedding(VOCABULARY, 32), nn.Embedding(64, 32)
-        self.blocks = nn.Sequential(HandBlock(heads), HandBlock(heads))
-        self.head = nn.Linear(32, VOCABULARY)
-
-    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return {"logits": self.head(self.blocks(self.wte(input_ids) + self.wpe(places)))}
-
-
-class TimmAttention(nn.Module):
-    """The attention of timm's ViT: norms on queries and keys, torch's function."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv, self.proj = nn.Linear(32, 96), nn.Linear(32, 32)
-        self.q_norm, self.k_norm = nn.LayerNorm(8), nn.LayerNorm(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, count, width = x.shape
-        q, k, v = self.qkv(x).reshape(batch, count, 3, 4, 8).permute(2, 0, 3, 1, 4).unbind(0)
-        x = functional.scaled_dot_product_attention(
-            self.q_norm(q), self.k_norm(k), v, attn_mask=None, dropout_p=0.0
-        )
-        out: Tensor = self.proj(x.transpose(1, 2).reshape(batch, count, width))
-        return out
-
-
-class TimmBlock(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
-        self.attn = TimmAttention()
-        self.mlp = nn.Sequential(nn.Linear(32, 48), nn.GELU(), nn.Linear(48, 32))
-        self.gamma1, self.gamma2 = nn.Parameter(torch.ones(32)), nn.Parameter(torch.ones(32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.gamma1 * self.attn(self.norm1(x))
-        return x + self.gamma2 * self.mlp(self.norm2(x))  # type: ignore[no-any-return]
-
-
-class TimmViT(nn.Module):
-    """Laid out as timm's VisionTransformer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch_embed = nn.Conv2d(3, 32, 4, 4)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, 32))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 5, 32))
-        self.blocks = nn.Sequential(TimmBlock(), TimmBlock())
-        self.norm = nn.LayerNorm(32)
-
-    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        x = self.patch_embed(pixel_values).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
-        return {"features": self.norm(self.blocks(x))}
-
-
-# ---- the table -------------------------------------------------------------------------------
-
-
+VIT = ("attention.o_proj", "attention.output.dense")
 BERT, LLAMA, BART = "attention.output.dense", "self_attn.o_proj", "self_attn.out_proj"
+GEMMA2 = {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0}
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"]}
 
 
 def encoder(
-    kind: str, what: str, out: str | None = BERT, site: str = "interface", **given: Any
+    kind: str,
+    what: str,
+    out: str | tuple[str, ...] | None = BERT,
+    site: str = "interface",
+    **given: Any,
 ) -> Family:
     return Family(kind, what, built(kind, **given), ids, (site, site), out)
 
@@ -268,7 +185,7 @@ def decoder(
     return Family(kind, what, built(kind, **given), ids, (site, site), out, causal=True)
 
 
-def vision(kind: str, what: str, out: str) -> Family:
+def vision(kind: str, what: str, out: str | tuple[str, ...]) -> Family:
     return Family(kind, what, built(kind), picture, ("interface", "interface"), out)
 
 
@@ -295,7 +212,11 @@ FAMILIES: tuple[Family, ...] = (
     encoder("electra", "embeddings of another width"),
     encoder("distilbert", "no token types", "attention.out_lin"),
     encoder("albert", "one block that runs several times", "albert_layers.0.attention.dense"),
-    encoder("modernbert", "rotary positions, local and global layers", "attn.Wo"),
+    before(
+        (5, 12),
+        encoder("modernbert", "rotary positions, local and global layers", "attn.Wo"),
+        sites=("sdpa", "sdpa"),
+    ),
     encoder(
         "deberta-v2",
         "disentangled attention",
@@ -344,15 +265,19 @@ FAMILIES: tuple[Family, ...] = (
         causal=True,
     ),
     decoder("gemma", "norms with weight 1 + w"),
-    decoder(
-        "gemma2",
-        "capped logits, sandwich norms, windows",
-        query_pre_attn_scalar=16,
-        attn_logit_softcapping=2.0,
+    before(
+        (5, 24),
+        decoder("gemma2", "capped logits, sandwich norms, windows", **GEMMA2),
+        # With torch's function these releases cap nothing, which is refused.
+        build=built("gemma2", attn_implementation="eager", **GEMMA2),
     ),
     decoder("gemma3_text", "norms on queries and keys, two rotary bases, windows", **WINDOWS),
     decoder(
-        "phi", "parallel blocks, partly rotary positions", "self_attn.dense", num_key_value_heads=4
+        "phi",
+        "parallel blocks, partly rotary positions",
+        "self_attn.dense",
+        num_key_value_heads=4,
+        pad_token_id=0,
     ),
     decoder("phi3", "one matrix for queries, keys and values"),
     decoder("olmo2", "norms after each part, on queries and keys"),
@@ -367,9 +292,16 @@ FAMILIES: tuple[Family, ...] = (
         attention_multiplier=0.3,
         residual_multiplier=0.7,
     ),
-    decoder("exaone4", "norms after each part, windows", **WINDOWS),
-    decoder(
-        "nemotron", "squared ReLU, LayerNorm with weight 1 + w", num_key_value_heads=2, head_dim=8
+    decoder("exaone4", "norms after each part, windows", pad_token_id=0, **WINDOWS),
+    before(
+        (5, 18),
+        decoder(
+            "nemotron",
+            "squared ReLU, LayerNorm with weight 1 + w",
+            num_key_value_heads=2,
+            head_dim=8,
+        ),
+        sites=("sdpa", "sdpa"),
     ),
     decoder(
         "deepseek_v3",
@@ -386,29 +318,39 @@ FAMILIES: tuple[Family, ...] = (
     ),
     decoder("gpt_oss", "sinks, windows, experts", **WINDOWS),
     decoder("mamba", "a state space", None, "whole", state_size=4, time_step_rank=4),
-    vision("vit", "patches", "attention.o_proj"),
-    vision("deit", "patches and a distillation token", "attention.o_proj"),
-    vision("dinov2", "scaled layers", "attention.o_proj"),
+    vision("vit", "patches", VIT),
+    vision("deit", "patches and a distillation token", VIT),
+    vision("dinov2", "scaled layers", VIT),
     vision("siglip_vision_model", "patches without a class token", BART),
     vision("clip_vision_model", "a norm before the blocks", BART),
     decoder("clip_text_model", "the causal text tower", BART),
-    Family(
-        "wav2vec2",
-        "frames of a sound",
-        built(
+    before(
+        (5, 24),
+        Family(
             "wav2vec2",
-            conv_dim=[32, 32],
-            conv_stride=[2, 2],
-            conv_kernel=[3, 3],
-            num_feat_extract_layers=2,
-            num_conv_pos_embeddings=4,
-            num_conv_pos_embedding_groups=2,
+            "frames of a sound",
+            built(
+                "wav2vec2",
+                conv_dim=[32, 32],
+                conv_stride=[2, 2],
+                conv_kernel=[3, 3],
+                num_feat_extract_layers=2,
+                num_conv_pos_embeddings=4,
+                num_conv_pos_embedding_groups=2,
+            ),
+            sound,
+            ("interface",) * 2,
+            "attention.out_proj",
         ),
-        sound,
-        ("interface",) * 2,
-        "attention.out_proj",
+        draws=True,
     ),
-    seq2seq("t5", "position bias, no scaling", "layer.0.SelfAttention.o", two_texts),
+    before(
+        (5, 18),
+        seq2seq("t5", "position bias, no scaling", "layer.0.SelfAttention.o", two_texts),
+        # Nothing tells that the decoder's blocks attend: they are left out, with a warning.
+        sites=("projection",) * 2,
+        causal=False,
+    ),
     seq2seq("bart", "norms after each part", BART, two_texts),
     seq2seq("whisper", "frames in, text out", BART, speech),
     by_hand("torch.nn.TransformerEncoder", "torch's own layers", Torch, vectors, None),

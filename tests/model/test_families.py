@@ -7,6 +7,7 @@ and `u` is what goes into the output projection, read and replaced by a hook.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ class Unhooked:
 
     def __init__(self, model: nn.Module, name: str, inputs: dict[str, Any], family: Family) -> None:
         self.block = model.get_submodule(name)
-        self.out = None if family.out is None else self.block.get_submodule(family.out)
+        self.out = family.out_of(self.block)
         calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
 
         def keep(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -94,7 +95,8 @@ def test_family(family: Family) -> None:
     whole = "whole" in family.sites
     boundaries = ("layer",) if whole else ("attention", "mlp", "layer")
     lig = LayerFlowIG(model)
-    with Unchanged(model, inputs):
+    draws = torch.random.fork_rng(devices=[]) if family.draws else nullcontext()
+    with Unchanged(model, inputs), draws:
         flows = lig.attribute(inputs, boundaries=boundaries, max_steps=4096)
     assert isinstance(flows, list)
     assert len(flows) == len(family.sites)

@@ -15,7 +15,8 @@ from captum_lig.model.call import BlockCall, FeedForward
 from captum_lig.model.feed_forward import at_feed_forward, find_feed_forward
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder
-from tests.helpers.families import FAMILIES, CausalSelfAttention, HandGPT, drawn, ids, noise
+from tests.helpers.families import FAMILIES, drawn, ids, noise
+from tests.helpers.hand_written import CausalSelfAttention, HandGPT
 from tests.helpers.state import Unchanged
 
 EXPECTED: dict[str, list[tuple[str, int]]] = {

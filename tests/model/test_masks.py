@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel, FNetConfig, FNetModel, SwinConfi
 
 from captum_lig import Block, LayerFlow, LayerFlowIG, LigError, inspect_model
 from captum_lig.model.attention_call import added, allowed, forbidden, read_sources, reads_nothing
-from tests.helpers import families, models, twins
+from tests.helpers import families, hand_written, models, twins
 
 FAMILY = {family.name: family for family in families.FAMILIES}
 IDS = {
@@ -391,7 +391,7 @@ def test_padding_after_a_causal_text_needs_no_mask() -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = families.HandGPT()
+            self.net = hand_written.HandGPT()
 
         def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
             return self.net(input_ids)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -41,6 +44,19 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+def causal_mask(config: PretrainedConfig, x: Tensor, attention_mask: Tensor | None) -> Any:
+    """transformers' own, whose arguments go by other names in each release."""
+    known = {
+        "config": config,
+        **dict.fromkeys(("inputs_embeds", "input_embeds"), x),
+        "attention_mask": attention_mask,
+        "cache_position": torch.arange(x.shape[1]),
+        **dict.fromkeys(("past_key_values", "cache")),
+    }
+    asked = signature(create_causal_mask).parameters.values()
+    return create_causal_mask(**{p.name: known[p.name] for p in asked if p.default is p.empty})
+
+
 class TomorrowConfig(PretrainedConfig):
     model_type = "tomorrow"
 
@@ -65,7 +81,7 @@ class TomorrowAttention(nn.Module):
             part(x).unflatten(-1, (heads, -1)).transpose(1, 2)
             for part, heads in ((self.q, 4), (self.k, 2), (self.v, 2))
         )
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attend = ALL_ATTENTION_FUNCTIONS.get(
             self.config._attn_implementation, eager_attention_forward
         )
         u, _ = attend(
@@ -98,12 +114,7 @@ class TomorrowModel(PreTrainedModel):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
         x = self.embed(input_ids)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=x,
-            attention_mask=attention_mask,
-            past_key_values=None,
-        )
+        mask = causal_mask(self.config, x, attention_mask)
         for block in self.stack:
             (x,) = block(states=x, attention_mask=mask)
         return {"states": x}
@@ -142,3 +153,61 @@ def test_it_works_without_a_change() -> None:
 
     expected = by_autograd(Alone(), states[0], 8)
     torch.testing.assert_close(plain.layer[0], expected, rtol=1e-7, atol=1e-9)
+
+
+def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+
+
+TABLE = {"sdpa": functional.scaled_dot_product_attention, "eager": by_hand}
+
+
+class YesterdayAttention(nn.Module):
+    """As ModernBERT was: its functions are in a table of its own, which knows no others."""
+
+    def __init__(self, config: TomorrowConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.qkv, self.o = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, _: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+        u = TABLE[self.config._attn_implementation](q, k, v)
+        out: Tensor = self.o(u.transpose(1, 2).flatten(2))
+        return out
+
+
+class YesterdayModel(TomorrowModel):
+    _supports_sdpa = True
+
+    def __init__(self, config: TomorrowConfig) -> None:
+        super().__init__(config)
+        for block in self.stack:
+            block.attention = YesterdayAttention(config)
+
+
+@pytest.mark.parametrize("implementation", TABLE)
+def test_a_family_with_a_table_of_its_own(implementation: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        model = YesterdayModel._from_config(TomorrowConfig(), attn_implementation=implementation)
+    model = drawn(model)
+    inputs = {"input_ids": torch.tensor([[3, 17, 8, 29, 5]])}
+    with Unchanged(model, inputs):
+        flows = LayerFlowIG(model).attribute(inputs, n_steps=8, tolerance=None)
+    assert [flow.name for flow in flows] == ["stack.0", "stack.1"]
+    seen: list[Tensor] = []
+    last = model.stack[1]
+    with last.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["states"]), with_kwargs=True
+    ):
+        model(**inputs)
+
+    class Alone(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = last(states=x)[0]
+            return out
+
+    expected = by_autograd(Alone(), seen[0][0].detach(), 8)
+    torch.testing.assert_close(flows[1].layer[0], expected, rtol=1e-7, atol=1e-9)
+    if implementation == "sdpa":
+        assert flows[1].attention.shape == (1, 4, 5, 5)

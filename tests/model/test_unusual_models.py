@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from captum_lig import LayerFlow, LayerFlowIG, LigError, inspect_model
 from tests.helpers import twins
-from tests.helpers.families import FAMILIES, HandGPT, built, drawn, ids, noise
+from tests.helpers.families import FAMILIES, built, drawn, ids, noise
+from tests.helpers.hand_written import HandGPT
 
 TABLE = {family.name: family for family in FAMILIES}
 

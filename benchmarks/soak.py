@@ -246,6 +246,8 @@ def row(line: Line) -> list[str]:
 def slope(lines: Sequence[Line], name: str) -> tuple[float, float]:
     """Growth in an hour over some lines, and half of its interval of 95 %."""
     values = [float(getattr(line, name)) for line in lines]
+    if len(set(values)) == 1:  # whose interval would be 0 / 0
+        return 0.0, 0.0
     fit = linregress([line.minutes / 60 for line in lines], values)
     return float(fit.slope), float(fit.stderr * t.ppf(0.975, len(lines) - 2))
 

@@ -7,7 +7,7 @@ import torch
 
 from captum_lig import LayerFlowIG
 from tests.helpers import models
-from tests.helpers.held import Held
+from tests.helpers.largest import Held
 
 TOKENS = 16
 TEXT = models.WIDTH * TOKENS * 4

@@ -50,6 +50,9 @@ class HandCut:
         q, k, v = (torch.stack(t) for t in zip(*self._each(self.twin.pre, z), strict=True))
         return q, k[:, ::2], v[:, ::2]
 
+    def keys(self, z: Tensor) -> Tensor:
+        return self.pre(z)[1]
+
     @property
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.pre(torch.stack([torch.zeros_like(self.z), self.z]))

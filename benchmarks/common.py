@@ -13,6 +13,7 @@ import contextlib
 import os
 import platform
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -115,9 +116,28 @@ def machine() -> str:
     )
 
 
+def _commit() -> str:
+    """What of the code is measured, in words; empty outside of a checkout."""
+
+    def git(*command: str) -> str:
+        here = Path(__file__).parent.parent
+        done = subprocess.run(["git", "-C", here, *command], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    with contextlib.suppress(OSError):
+        if name := git("rev-parse", "--short", "HEAD"):
+            changed = git("status", "--porcelain", "-uno", "--", "captum_lig", "benchmarks")
+            return f" at commit {name}" + (", with changes" if changed else "")
+    return ""
+
+
+COMMIT = _commit()
+"""Of when this was imported: what is measured does not change when the folder does."""
+
+
 def stamp() -> str:
-    """Date and machine, one line of a section."""
-    return f"Measured on {date.today().isoformat()}: {machine()}."
+    """Date, commit and machine, one line of a section."""
+    return f"Measured on {date.today().isoformat()}{COMMIT}: {machine()}."
 
 
 def short(number: float) -> str:

@@ -38,7 +38,7 @@ demo: install ## why SmolLM2 says " Paris", and why MiniLM finds two sentences a
 	  "$(CURDIR)/demo/paris and $(CURDIR)/demo/alike" "$(BIN)/captum-lig why --help"
 
 bench: install $(LIG_VENV)/.made ## measure it again, and rewrite docs/benchmarks.md
-	$(BIN)/python -m benchmarks.run --authors $(LIG_VENV)/bin/python
+	$(BIN)/python -m benchmarks.retake benchmarks.md
 
 test: $(VENV)/.test $(VENV)/.model ## run the tests (PYTEST_ARGS="..." is passed on)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)

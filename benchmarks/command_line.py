@@ -19,6 +19,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.common import stamp
+
 __all__ = ["CASES", "Case", "measure", "table"]
 
 BARE = """
@@ -135,7 +137,7 @@ def main() -> None:
             numbers = measure(case)
             if number:  # the first round reads files that later ones find in memory
                 measured.append(numbers)
-    print(table(found))
+    print(f"{stamp()}\n\n{table(found)}")
 
 
 if __name__ == "__main__":

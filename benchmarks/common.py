@@ -13,10 +13,11 @@ import contextlib
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ import torch
 T = TypeVar("T")
 Work = Callable[[], object]
 GIB = 2**30
+UNKNOWN = "an unknown commit"
 PACKAGES = ("torch", "transformers", "captum")
 """What does the work."""
 
@@ -117,27 +119,33 @@ def machine() -> str:
 
 
 def _commit() -> str:
-    """What of the code is measured, in words; empty outside of a checkout."""
+    """Of the sources, ``"... and changes"`` if files that are kept were edited since."""
 
-    def git(*command: str) -> str:
-        here = Path(__file__).parent.parent
-        done = subprocess.run(["git", "-C", here, *command], capture_output=True, text=True)
-        return done.stdout.strip()
+    def git(*words: str) -> str:
+        asked = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
-    with contextlib.suppress(OSError):
-        if name := git("rev-parse", "--short", "HEAD"):
-            changed = git("status", "--porcelain", "-uno", "--", "captum_lig", "benchmarks")
-            return f" at commit {name}" + (", with changes" if changed else "")
-    return ""
+    try:
+        found = git("rev-parse", "--short=7", "HEAD")
+        return f"{found} and changes" if git("diff", "--name-only", "HEAD") else found
+    except (OSError, subprocess.CalledProcessError):
+        return UNKNOWN
 
 
 COMMIT = _commit()
 """Of when this was imported: what is measured does not change when the folder does."""
 
 
-def stamp() -> str:
-    """Date, commit and machine, one line of a section."""
-    return f"Measured on {date.today().isoformat()}{COMMIT}: {machine()}."
+def stamp(commits: Iterable[str] | None = None) -> str:
+    """Command, date, commit and machine; ``commits``, if they are those of a record."""
+    code = ", ".join(dict.fromkeys([COMMIT] if commits is None else commits))
+    return f"`{called()}`. Measured on {date.today().isoformat()}, of {code}: {machine()}."
+
+
+def called() -> str:
+    """The command that runs, paths without their folders."""
+    words = [Path(word).name if os.sep in word else word for word in sys.orig_argv[1:]]
+    return shlex.join(["python", *words])
 
 
 def short(number: float) -> str:
@@ -156,9 +164,9 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def section(title: str, name: str, *paragraphs: str) -> str:
-    """A section of docs/benchmarks.md, written by the script of this name."""
-    return "\n\n".join([f"## {title}", f"`python -m benchmarks.{name}`. {stamp()}", *paragraphs])
+def section(title: str, *paragraphs: str) -> str:
+    """A section of docs/benchmarks.md."""
+    return "\n\n".join([f"## {title}", stamp(), *paragraphs])
 
 
 def finish(missed: Sequence[str], check: bool) -> int:

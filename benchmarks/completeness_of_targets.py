@@ -129,12 +129,12 @@ def row(kind: str, found: list[Answer]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", help="a Llama-like decoder, and its tokenizer")
+    parser.add_argument("model", help="smollm2, or a folder with a Llama")
     parser.add_argument("--count", type=int, default=100, help="how many texts")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     use_threads(arguments.threads)
-    tokenizer, model = load(arguments.folder, causal=True)
+    tokenizer, model = load(arguments.model, causal=True)
     lig, found = LayerFlowIG(model), []
     for question in questions(model, tokenizer, arguments.count):
         for answer in answers(lig, question):
@@ -146,11 +146,10 @@ def main() -> None:
     kinds = list(dict.fromkeys(one.kind for one in found))
     columns = ("", "texts", "worst", "median", "missed", "cancelling", "nodes", "most", "seconds")
     rows = [row(kind, [one for one in found if one.kind == kind]) for kind in kinds]
-    print(table(columns, [*rows, row("all", found)]))
+    print(f"{stamp()}\n\n{table(columns, [*rows, row('all', found)])}")
     for one in found:
         if one.worst > TOLERANCE:
             print(f"- {one.worst:.1e} entering layer {one.depth}, {one.kind}: {one.text!r}")
-    print(stamp())
 
 
 if __name__ == "__main__":

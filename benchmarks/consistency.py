@@ -1,9 +1,9 @@
-"""The tables of docs/consistency.md, from the folders that ``captum-lig consistency`` wrote.
+"""Do composed and direct maps agree: the tables of docs/consistency.md.
 
-    python -m benchmarks.consistency FOLDER
+    python -m benchmarks.consistency CORPUS --model minilm --limit 43 --out FOLDER
 
-Prints, for each layer baseline, the best pairings with the controls and the worst, and the best
-pairing layer by layer.
+As ``captum-lig consistency``; for each layer baseline, the best pairings with the controls and the
+worst, and the best pairing layer by layer. A run that was cut off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.common import table
-from captum_lig.corpus import load
-from captum_lig.experiments.consistency import Ranked, pool, records
+from benchmarks.common import stamp, table
+from captum_lig.corpus import run
+from captum_lig.experiments.consistency import OF_TOKENS, Ranked, pool, records
 from captum_lig.experiments.consistency.pairings import LAYER_BASELINES
 from captum_lig.experiments.consistency.ranking import MEASURES, Pooled
 from captum_lig.experiments.consistency.table import excerpt, number
@@ -70,14 +70,31 @@ def by_layer(pooled: Pooled, baseline: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--best", type=int, default=5)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--limit", type=int, default=None, help="the first texts")
+    parser.add_argument("--max-tokens", type=int, default=25)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--best", type=int, default=5, help="pairings that are shown")
+    parser.add_argument("--out", type=Path, required=True, help="a folder, gone on with")
     given = parser.parse_args()
-    pooled = pool(records(load(given.folder)))
+    found = run(
+        given.corpus,
+        given.model,
+        out=given.out,
+        measures=(OF_TOKENS,),
+        workers=given.workers,
+        limit=given.limit,
+        max_tokens=given.max_tokens,
+    )
+    counts = ", ".join(f"{count} {status}" for status, count in found.counts.items())
+    pooled = pool(records(found))
+    print(f"{stamp()}\n\nTexts: {counts}.\n\n### Over all layers", end="\n\n")
     for baseline in LAYER_BASELINES:
         print(ranking(pooled, baseline, given.best), end="\n\n")
+    print("### The best pairing layer by layer\n\n`rank`: its own among all of that layer.\n")
     for baseline in LAYER_BASELINES:
-        print(by_layer(pooled, baseline), end="\n\n")
+        print(f"#### Direct maps from `{baseline}`\n\n{by_layer(pooled, baseline)}", end="\n\n")
 
 
 if __name__ == "__main__":

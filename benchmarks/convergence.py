@@ -1,16 +1,15 @@
 """Rows that converged, counted: every layer, head and target of real and random models.
 
-    python -m benchmarks.convergence --corpus SENTENCES --sentences 20 --model FOLDER
+    python -m benchmarks.convergence --random --models minilm smollm2 --corpus SENTENCES
 
-The corpus is plain text with one sentence a line, or CoNLL-U. Without a model the embedded one is
-taken; ``--random`` adds random models in the shapes of BERT-base, GPT-2, Llama, Qwen3 and Gemma 3.
-Prints, for each model and baseline, how many rows are within tolerance, and names the rest.
+The corpus is plain text with one sentence a line, or CoNLL-U. ``--random`` adds random models in
+the shapes of BERT-base, GPT-2, Llama, Qwen3 and Gemma 3. Prints, for each model and baseline, how
+many rows are within tolerance, and names the rest.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +19,9 @@ import torch
 import transformers
 from torch import nn
 
+from benchmarks.common import say, stamp, table, use_threads
 from benchmarks.texts import load, sentences
 from captum_lig import LayerFlowIG
-from captum_lig.pretrained.minilm import EMBEDDED_MODEL
 
 BASELINES = ("target_token", "zero")
 
@@ -60,12 +59,11 @@ def random_models() -> Iterator[tuple[str, nn.Module]]:
         yield name, model
 
 
-def count_converged(name: str, model: nn.Module, inputs: list[Any]) -> None:
-    """Count the rows within tolerance, print, and name what is not."""
+def count_converged(name: str, model: nn.Module, inputs: list[Any]) -> Iterator[list[str]]:
+    """A line for each baseline: rows, those within tolerance; what is not is named."""
     for baseline in BASELINES:
         rows = missed = 0
         worst, points, named = 0.0, 0.0, []
-        began = time.perf_counter()
         for given in inputs:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
@@ -79,15 +77,16 @@ def count_converged(name: str, model: nn.Module, inputs: list[Any]) -> None:
                     worst = max(worst, float(flow.completeness_error(boundary).max()))
                 assert flow.cost is not None
                 points += flow.cost.path_points / len(flows) / len(inputs)
-        seconds = time.perf_counter() - began
-        print(
-            f"{name}, {baseline}: {rows - missed} of {rows} rows within tolerance, worst "
-            f"{worst:.1e}; {points:.0f} path points a target and layer; {len(inputs)} texts in "
-            f"{seconds:.0f} s",
-            flush=True,
-        )
+        counts = [str(len(inputs)), baseline, f"{rows:,}", f"{rows - missed:,}"]
+        say(f"{name}: {counts}")
         for message in named:
-            print("  ", message)
+            say(f"   {message}")
+        yield [name, *counts, f"{worst:.1e}", f"{points:.0f}"]
+
+
+HEADER = ("model", "texts", "baseline", "rows", "within tolerance", "worst error")
+NAMES = {"minilm": "all-MiniLM-L6-v2", "smollm2": "SmolLM2-135M"}
+POINTS = "path points a target and layer"
 
 
 def main() -> None:
@@ -95,18 +94,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--sentences", type=int, default=20)
-    parser.add_argument("--model", default=None)
+    parser.add_argument("--models", nargs="*", default=[], help="minilm, smollm2 or folders")
     parser.add_argument("--random", action="store_true")
     asked = parser.parse_args()
+    if asked.models and asked.corpus is None:
+        parser.error("--models needs a --corpus")
+    use_threads(1)
+    lines: list[list[str]] = []
+    for given in asked.models:
+        tokenizer, model = load(given)
+        texts = spread(asked.corpus, asked.sentences)
+        inputs = [tokenizer(text, return_tensors="pt") for text in texts]
+        name = NAMES.get(given, Path(given).name)
+        lines += count_converged(name, model, inputs)
     if asked.random:
         ids = torch.randint(3, 200, (1, 16), generator=torch.Generator().manual_seed(1))
         for name, model in random_models():
-            count_converged(name, model, [ids])
-    if asked.corpus is not None:
-        tokenizer, model = load(asked.model)
-        texts = spread(asked.corpus, asked.sentences)
-        name = Path(str(asked.model)).name if asked.model else EMBEDDED_MODEL
-        count_converged(name, model, [tokenizer(text, return_tensors="pt") for text in texts])
+            lines += count_converged(name, model, [ids])
+    print(f"{stamp()}\n\n{table([*HEADER, POINTS], lines)}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.common import table
+from benchmarks.common import stamp, table
 from captum_lig.corpus import Results, Settings, run
 from captum_lig.corpus.batches import Batch, Part
 from captum_lig.corpus.engines import local
@@ -112,7 +112,7 @@ def main() -> None:
         limit=given.limit,
         show_progress=True,
     )
-    print(report(measured.samples, found, given.every))
+    print(f"{stamp()}\n\n{report(measured.samples, found, given.every)}")
 
 
 if __name__ == "__main__":

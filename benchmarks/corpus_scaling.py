@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pyarrow
 
-from benchmarks.common import table
+from benchmarks.common import stamp, table
 from captum_lig.corpus import Settings
 from captum_lig.corpus.batches import Batch, Part, batches_of
 from captum_lig.corpus.ray_engine import ray_engine
@@ -84,8 +84,10 @@ def driver(corpus: Path, count: int) -> str:
         Part(number, number, part.digest, part.tables)
         for number, part in enumerate(parts * (count // 4))
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder) / "out", Settings(), worker.columns)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Store(Path(folder) / "out", Settings(), worker.columns) as store,
+    ):
         took("writing", lambda: [store.keep(part) for part in many], len(many))
         took("joining at the end", store.finish, len(many))
 
@@ -169,11 +171,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "rates":
         lengths = [int(one) for one in given.lengths.split(",")]
-        print(rates(given.corpus, given.model, lengths, given.size))
+        text = rates(given.corpus, given.model, lengths, given.size)
     elif given.what == "driver":
-        print(driver(given.corpus, 40))
+        text = driver(given.corpus, 40)
     else:
-        print(workers(given.corpus, given.limit))
+        text = workers(given.corpus, given.limit)
+    print(f"{stamp()}\n\n{text}")
 
 
 if __name__ == "__main__":

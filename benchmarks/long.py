@@ -231,7 +231,6 @@ def run(
             missed.append(f"{one.name}: {found.bytes / GIB:.2f} GiB (at most {GIBS})")
     text = section(
         TITLE,
-        "long",
         f"The layer map of the last token, {POINTS} path points to begin with, every step in "
         f"seconds. *{SHAPE}* is a layer 2048 wide with 32 heads on 8 key heads, 8192 inside its "
         "MLP, of random weights and random scales of its norms. *model's pass*: the model by "

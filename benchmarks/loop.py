@@ -71,7 +71,6 @@ def run(
     ]
     text = section(
         TITLE,
-        "loop",
         f"The T x T layer map of a BERT-base-shaped layer, T = {tokens}, zero baseline, "
         f"{STEPS} path points. A pass is one forward and backward of the layer for one text; "
         f"the bound is {BOUND:.0f} of them per path point, and a loop over targets needs "

@@ -139,7 +139,6 @@ def run(case: Sequence[str] = tuple(DEFAULT)) -> tuple[str, list[str]]:
             missed.append(f"{one.name}: {used.bytes / GIB:.2f} GiB (at most {one.gib:g})")
     text = section(
         TITLE,
-        "memory",
         "Peak of the process beyond what it held once the model was loaded and had run once, "
         "each case in a process of its own, 16 path points. *Llama 1B* is a layer 2048 wide "
         "with 32 heads on 8 key heads. Left to itself the library chooses how many pairs of a "

@@ -127,7 +127,6 @@ def run(
     missed = [cell.describe() for cell in cells if cell.missed]
     text = section(
         TITLE,
-        "passes",
         f"Passes of the layer per path point for all T targets at once, {MANY} path points, "
         "one-layer models with random weights in the models' default attention. A pass is "
         "forward and backward to the layer's input for the layer map, forward alone for the "

@@ -158,7 +158,6 @@ def run(authors: Path = AUTHORS, layer: int = 3, rounds: int = 3) -> tuple[str, 
     ]
     text = section(
         TITLE,
-        "side_by_side",
         f"Maps of all targets of layer {layer} of {EMBEDDED_MODEL}, one sentence of "
         f"{bert.z.shape[1]} tokens. *captum_lig* is `LayerFlowIG` as it comes (16 path points, "
         "then every row refined until its completeness error is within 1e-3), and once more with "

@@ -1,7 +1,7 @@
 """Every family in transformers against the block's own integrals: `python -m benchmarks.survey`.
 
 Each family is built small and random, run on inputs that suit it, and what `LayerFlowIG` attributes
-is compared entry by entry with `benchmarks.survey_literal`. `--write` puts the result into
+is compared entry by entry with `benchmarks.survey_literal`. `--page` prints the tables of
 docs/families.md. A family runs in a process of its own, and what breaks or hangs there is a result.
 """
 
@@ -30,6 +30,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from benchmarks import survey_literal as literal
 from benchmarks import survey_page
+from benchmarks.common import say
 from benchmarks.survey_inputs import NotBuilt
 from benchmarks.survey_models import small_model
 from captum_lig import Block, LayerFlow, LayerFlowIG, LigError, inspect_model
@@ -267,7 +268,7 @@ def survey_apart(name: str, limit: float) -> Found:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Survey the families, print what was found, and write the page if that is asked for."""
+    """Survey the families, say what was found, and print the tables if that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", default=None, help="names of families")
     parser.add_argument("--limit", type=float, default=40, help="seconds for a family")
@@ -275,10 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--json", type=Path, help="keep what is found in this file, beside what it holds"
     )
-    parser.add_argument("--write", action="store_true", help="rewrite docs/families.md")
+    parser.add_argument("--page", action="store_true", help="print the tables of docs/families.md")
     asked = parser.parse_args(arguments)
-    if asked.write and asked.only and asked.json is None:
-        parser.error("--write with --only needs --json FILE, where the other families are kept")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     tested = [family.name for family in FAMILIES]
@@ -288,20 +287,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def one(name: str) -> Found:
         found = survey_apart(name, asked.limit)
         worst = "" if found.worst is None else f"{found.worst:.0e}"
-        print(
-            f"{name:32} {found.outcome:10} {worst:6} {found.seconds:5} {found.reason}", flush=True
-        )
+        say(f"{name:32} {found.outcome:10} {worst:6} {found.seconds:5} {found.reason}")
         return found
 
     with ThreadPoolExecutor(asked.workers) as pool:
         everything = list(pool.map(one, names))
     for outcome in OUTCOMES:
-        print(f"{sum(found.outcome == outcome for found in everything):4} {outcome}")
-    print(f"in {time.monotonic() - begun:.0f} seconds")
+        say(f"{sum(found.outcome == outcome for found in everything):4} {outcome}")
+    say(f"in {time.monotonic() - begun:.0f} seconds")
     if asked.json is not None:
         everything = _merged(asked.json, everything)
-    if asked.write:
-        survey_page.write(everything)
+    if asked.page:
+        print(survey_page.text(everything))
     if any(found.outcome in ("WRONG", "raw error") for found in everything):
         sys.exit(1)
 

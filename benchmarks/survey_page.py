@@ -1,44 +1,33 @@
-"""The page docs/families.md, from what `benchmarks.survey` found."""
+"""The tables of docs/families.md, from what `benchmarks.survey` found."""
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-import transformers
-
+from benchmarks.common import stamp
 from tests.helpers.families import FAMILIES
 
 if TYPE_CHECKING:
     from benchmarks.survey import Found
 
-PAGE = Path(__file__).parent.parent / "docs" / "families.md"
-BEGIN, END = "<!-- survey: begin -->", "<!-- survey: end -->"
-
 KINDS = ("text", "text to text", "pictures", "sound", "text with pictures or sound", "other")
 
 
-def write(everything: Sequence[Found]) -> None:
-    """Rewrite what stands between the markers."""
-    head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    tail = rest.partition(END)[2]
-    text = "\n\n".join([BEGIN, *_sections(everything), END])
-    PAGE.write_text(head + text + tail, encoding="utf-8")
+def text(everything: Sequence[Found]) -> str:
+    """All of them."""
+    return "\n\n".join(_sections(everything))
 
 
 def _sections(everything: Sequence[Found]) -> list[str]:
-    done = datetime.date.today().isoformat()
     of = {name: [f for f in everything if f.outcome == name] for name in _OUTCOMES}
     counts = "\n".join(
         f"| {name} | {len(found)} | {_OUTCOMES[name]} |" for name, found in of.items()
     )
     sections = [
-        f"{len(everything)} families, {done}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}.",
+        stamp(),
+        f"{len(everything)} families.",
         f"| outcome | families | what it says |\n|---|---|---|\n{counts}",
         "## In the test suite",
         _tested(everything),

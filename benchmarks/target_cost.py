@@ -236,7 +236,6 @@ def run(
                 missed += [f"{name}, {count} tokens, {start}: {one}" for one in over(found)]
     text = section(
         TITLE,
-        "target_cost",
         "The whole graph of a text, edges included. *nodes a stage*: quadrature nodes, in the "
         "mean over the stages of all layers (at most 20). *passes per node*: floating-point "
         "operations of the whole call, in forward and backward passes of the model, per node (at "

@@ -11,6 +11,7 @@ import transformers
 from captum_lig import LayerFlowIG
 from captum_lig.prediction import layer_baselines
 from captum_lig.pretrained.minilm import embedded_model_path
+from captum_lig.pretrained.smollm2 import smollm2_path
 
 
 def sentences(corpus: Path) -> list[str]:
@@ -22,11 +23,12 @@ def sentences(corpus: Path) -> list[str]:
 
 
 def load(folder: str | None, causal: bool = False) -> tuple[Any, Any]:
-    """Tokenizer and model, in float32, of a folder or (None) the embedded one; transformers is
-    quiet from now on."""
+    """Tokenizer and model, in float32, of a folder, ``"smollm2"``, or ``"minilm"`` (as is None);
+    transformers is quiet from now on."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    source = folder or embedded_model_path()
+    known = {None: embedded_model_path, "minilm": embedded_model_path, "smollm2": smollm2_path}
+    source = known[folder]() if folder in known else folder
     kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     model = kind.from_pretrained(source, dtype=torch.float32).eval()
     return transformers.AutoTokenizer.from_pretrained(source), model

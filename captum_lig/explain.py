@@ -90,7 +90,7 @@ def explain(
     }
     start, named = _start(loaded, encoding, baseline, self_term)
     if named == "padding" and layers is not None:
-        start = [start[i] for i in layers if i in range(len(start))]
+        start = [start[i] for i in layers if i in range(-len(start), len(start))]
     boundaries = [*BOUNDARIES, "influence"] if influence else None
     result = engine.attribute(
         encoding,

@@ -39,6 +39,8 @@ from captum_lig.integrals.set_integral import (
 )
 from captum_lig.integrals.settings import Settings
 from captum_lig.model.attention_call import AttentionCall, handle_with
+from captum_lig.model.few_bits import check_called, differentiable
+from captum_lig.model.hooks import called_modules
 from captum_lig.model.sdpa import use_sdpa
 from captum_lig.paths.baselines import read_baseline
 
@@ -294,16 +296,17 @@ class _Outputs:
         additional_forward_args: object,
         output_indices: Sequence[int] | Tensor | None,
     ) -> None:
-        self._function, self._target = forward_func, target
+        self._function, self._target = differentiable(forward_func, ends[0].dtype), target
         args = format_additional_forward_args(additional_forward_args) or ()
         self._args = tuple(usable(a) if isinstance(a, Tensor) else a for a in args)
         self.examples = ends[0].shape[0]
         self._indices: Tensor | None = None
         self._check_target()
-        with torch.no_grad():  # one example is enough to see what the outputs are
+        with torch.no_grad(), called_modules() as called:  # one example is enough to see outputs
             first = torch.zeros(1, dtype=torch.long, device=ends[0].device)
             raw = self._raw(tuple(x[:1] for x in ends), first)
             y = self._choose(raw, first)
+        check_called(called, ends[0].dtype)
         if not (1 <= y.dim() <= 3 and raw.dim() <= 3) or (target is None and y.dim() == 0):
             raise LigError(
                 f"forward_func gives outputs of shape {tuple(raw.shape)}"

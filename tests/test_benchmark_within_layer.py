@@ -267,7 +267,6 @@ def test_report(tmp_path: Path) -> None:
     assert row.endswith("| **0.70 [0.50, 0.90]** |")
     write(path, [])
     assert report.text(path) == "No sentence yet."
-    assert report.page([path]).endswith("## some\n\nNo sentence yet.")
 
 
 def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:

@@ -442,6 +442,46 @@ def test_lines_that_do_not_work(tiny: Path, tmp_path: Path, content: str, said: 
     assert said in sentence(run("--file", file, "--model", tiny))
 
 
+def test_a_line_that_fails_leaves_the_others(tiny: Path, tmp_path: Path) -> None:
+    file, table = tmp_path / "texts.jsonl", tmp_path / "links.csv"
+    file.write_text('{"text": "the cat"}\n{"text": "the", "layers": "9"}\n{"text": "the mat"}\n')
+    given = ("--file", file, "--model", tiny, "--layers", "0", "--format", "json", "--out", table)
+    result = run(*given)
+    assert result.exit_code == 2
+    assert [one["line"] for one in json.loads(result.stdout)] == [1, 3]
+    assert {row["line"] for row in csv.DictReader(table.open())} == {"1", "3"}
+    assert "captum-lig: line 2: layer 9 does not exist" in result.stderr
+    assert "captum-lig: 1 of 3 texts could not be explained." in result.stderr
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+def test_data_is_utf8_wherever_it_runs(tiny: Path, form: str) -> None:
+    """A terminal of another encoding reads and writes what it can; data comes in one."""
+    given = ["explain", "-", "--model", str(tiny), "--layers", "0", "--format", form]
+    text = "\ufeffthe “cat” é\r\nsat"
+    result = CliRunner(charset="latin-1").invoke(app, given, input=text.encode())
+    assert result.exit_code == 0, result.stderr
+    said = result.stdout_bytes.decode()
+    rows = csv.DictReader(io.StringIO(said)) if form == "csv" else [json.loads(said)]
+    assert {row["text"] for row in rows} == {"the “cat” é\nsat"}
+
+
+def test_the_texts_are_not_written_over(tiny: Path, three: Path) -> None:
+    before = three.read_bytes()
+    said = sentence(run("--file", three, "--model", tiny, "--out", three))
+    assert "is what --file reads: choose another name" in said
+    assert three.read_bytes() == before
+
+
+def test_layers_counted_from_the_end(tmp_path: Path) -> None:
+    save_tiny_gpt2(tmp_path)
+    last, both = (explain("the cat sat", tmp_path, layers=layers) for layers in ([-1], [0, -1]))
+    (wanted,) = explain("the cat sat", tmp_path, layers=[1]).flows
+    for flow in (last.flows[0], both.flows[1]):
+        assert torch.equal(flow.need("layer"), wanted.need("layer"))
+        assert flow.index == 1
+
+
 def test_a_file_of_one_text_is_none_of_many(tiny: Path, three: Path, tmp_path: Path) -> None:
     for name in ("f.html", "f.json", "f.png", "f.safetensors"):
         said = sentence(run("--file", three, "--model", tiny, "--out", tmp_path / name))

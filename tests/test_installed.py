@@ -81,7 +81,7 @@ def test_what_the_package_imports_is_declared() -> None:
 
 
 OTHERS = {
-    "tests": ({"test"}, {"onnx"}),
+    "tests": ({"test"}, {"onnx", "atheris"}),
     "benchmarks": ({"test"}, {"lig"}),
     "tutorials": ({"docs"}, {"onnx"}),
     "docs": ({"docs", "test"}, {"docutils", "packaging", "scikit-image"}),

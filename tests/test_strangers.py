@@ -92,6 +92,25 @@ def test_a_small_file_that_stands_for_much_is_refused(tmp_path: Path) -> None:
         load_graph(path)
 
 
+@pytest.mark.parametrize("name", ["flows, safetensors", "graph, safetensors", "direct edges"])
+def test_a_size_of_more_than_63_bits_is_damage(name: str, tmp_path: Path) -> None:
+    path = fuzzed(name, tmp_path)
+    data = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + length])
+    numbers = [about for key, about in header.items() if key != "__metadata__"]
+    last = max(numbers, key=lambda about: int(about["data_offsets"][1]))
+    end = last["data_offsets"][0]
+    last |= {"shape": [0, 2**63], "data_offsets": [end, end]}
+    data = data[: 8 + length + end]
+    header = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data[8 + length :])
+    load = {"flows": load_flows, "graph": load_graph}.get(name.split(",")[0], load_direct_edges)
+    with pytest.raises(LigError, match="Overflow") as caught:
+        load(path)
+    assert "frame #" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["flows, JSON", "flows, safetensors", "graph, safetensors"])
 def test_memory_is_counted_before_it_is_taken(name: str, tmp_path: Path) -> None:
     path = fuzzed(name, tmp_path)

@@ -18,11 +18,10 @@ from typing import Any
 
 from benchmarks.circuits import report, tasks
 from benchmarks.circuits.measure import measured
-from benchmarks.common import say, stamp, use_threads
+from benchmarks.common import COMMIT, say, use_threads
 from benchmarks.patching.cases import Dropped
 from benchmarks.patching.net import Net
 from benchmarks.texts import load
-from captum_lig.pretrained.smollm2 import smollm2_path
 
 KINDS = ("edges", "nodes", "edges by position", "nodes by position")
 
@@ -38,7 +37,7 @@ def run(model: str, asked: argparse.Namespace, found: dict[str, Any]) -> None:
         for number, case in enumerate(islice(cases, len(there), None), len(there) + 1):
             began = time.perf_counter()
             one = measured(net, case, tuple(asked.kinds), tuple(asked.orders))
-            found["texts"].append(one)
+            found["texts"].append({"commit": COMMIT, **one})
             found["dropped"][task] = vars(dropped)
             if asked.out is not None:
                 beside = asked.out.with_suffix(".part")
@@ -74,9 +73,8 @@ def main() -> None:
                 f"{settings(asked)}: name another file, or the same settings."
             )
         found = earlier
-    model = str(smollm2_path()) if asked.model == "smollm2" else asked.model
-    run(model, asked, found)
-    print(f"{stamp()}\n\n{report.text(found)}")
+    run(asked.model, asked, found)
+    print(report.text(found))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,7 @@
     python -m benchmarks.within_layer --model minilm --corpus en_ewt-ud-dev.conllu \
         --sentences 300 --out minilm.jsonl
 
-A line of the file for each sentence: a run that was cut off goes on where it stopped, and
-``benchmarks.within_layer.report`` makes the page of what is there. ``--model`` is ``minilm``, or a
-folder with a BERT or a Llama.
+A line of the file for each sentence: a run that was cut off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import now, say, stamp, use_threads
+from benchmarks.common import COMMIT, now, say, use_threads
 from benchmarks.texts import load, sentences
 from benchmarks.within_layer import report
 from benchmarks.within_layer.maps import BASELINES, Maps
@@ -48,7 +46,7 @@ class Lines:
 
 def run(asked: argparse.Namespace) -> None:
     """Measure what is not in the file yet."""
-    tokenizer, model = load(None if asked.model == "minilm" else asked.model)
+    tokenizer, model = load(asked.model)
     count = model.config.num_hidden_layers
     layers = sorted(asked.layers) if asked.layers else list(range(count))
     names = ("model", "least", "most", "baselines", "tolerance", "max_steps")
@@ -69,7 +67,7 @@ def run(asked: argparse.Namespace) -> None:
             continue
         began = now()
         found = sentence(inputs, maps, asked.baselines)
-        lines.add({"sentence": number, "tokens": length, **found})
+        lines.add({"sentence": number, "tokens": length, "commit": COMMIT, **found})
         say(f"{fitting}: {length} tokens, {now() - began:.1f} s {found['seconds']}")
     if fitting < asked.sentences:
         say(f"{asked.corpus} has {fitting} sentences of {asked.least} to {asked.most} tokens.")
@@ -78,7 +76,7 @@ def run(asked: argparse.Namespace) -> None:
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="minilm", help="minilm, or a folder")
+    parser.add_argument("--model", default="minilm", help="minilm, smollm2 or a folder")
     parser.add_argument("--corpus", type=Path, help="CoNLL-U, or lines of text")
     parser.add_argument("--sentences", type=int, default=300)
     parser.add_argument("--layers", type=int, nargs="*", help="all, if left out")
@@ -94,7 +92,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*not within tolerance.*")
     torch.manual_seed(0)
     run(asked)
-    print(f"{stamp()}\n\n{report.text(asked.out)}")
+    print(report.text(asked.out))
 
 
 if __name__ == "__main__":

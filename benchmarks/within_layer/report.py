@@ -1,37 +1,17 @@
-"""Tables of files of sentences: means over them, with intervals.
-
-python -m benchmarks.within_layer.report minilm.jsonl smollm2.jsonl > docs/within-layer.md
-"""
+"""Tables of a file of sentences: means over them, with intervals."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import table
+from benchmarks.common import UNKNOWN, stamp, table
 from benchmarks.within_layer.maps import OURS
 from benchmarks.within_layer.measure import LATER
 from captum_lig.metrics import Interval, interval
 
-HEAD = """# Within a layer, beside interventions
-
-Which map of a layer says best what an intervention does? One source at the input of a layer is
-put to its baseline, and the layer runs: *out* in the text, *into* with all others at their
-baseline, *mean* the mean of both effects. *Size* is the length of the target's change, *signed*
-its component along the target's whole change from the baseline. A number is Spearman's
-correlation over a target's sources, its mean over targets, then over layers; means over sentences
-of UD_English-EWT dev, in brackets bootstrap 95 % intervals. The rivals are written from their
-papers, and know no baseline but for the gradient. The best of a column is bold. How the numbers
-are made: [metrics](metrics.md).
-
-```sh
-python -m benchmarks.within_layer --model minilm --corpus en_ewt-ud-dev.conllu --out minilm.jsonl
-python -m benchmarks.within_layer --model FOLDER --corpus en_ewt-ud-dev.conllu --out smollm2.jsonl
-python -m benchmarks.within_layer.report minilm.jsonl smollm2.jsonl
-```"""
 LEADING = {"signed mean": "chain", "size mean": "influence"}
 """By question, the map that is chosen for it in advance."""
 
@@ -68,11 +48,6 @@ class Sentences:
         return found
 
 
-def page(paths: list[Path]) -> str:
-    """All files, a section each."""
-    return "\n\n".join([HEAD, *(f"## {path.stem}\n\n{text(path)}" for path in paths)])
-
-
 def text(path: Path) -> str:
     """The tables of a file, in Markdown."""
     read = Sentences(path)
@@ -80,8 +55,9 @@ def text(path: Path) -> str:
         return "No sentence yet."
     lengths = [row["tokens"] for row in read.rows]
     parts = [
+        stamp(row.get("commit", UNKNOWN) for row in read.rows),
         f"{len(lengths)} sentences of {min(lengths)} to {max(lengths)} tokens, layers "
-        f"{', '.join(read.layers)}."
+        f"{', '.join(read.layers)}.",
     ]
     for baseline in read.settings["baselines"]:
         missed, rows = (sum(row["rows"][baseline][n] for row in read.rows) for n in (0, 1))
@@ -138,14 +114,3 @@ def shown(one: Interval, strong: bool = False) -> str:
     """Two digits, mean and ends."""
     found = f"{one.mean:.2f} [{one.low:.2f}, {one.high:.2f}]"
     return f"**{found}**" if strong else found
-
-
-def main() -> None:
-    """Print the page."""
-    parser = argparse.ArgumentParser(description="The page of docs/within-layer.md.")
-    parser.add_argument("files", type=Path, nargs="+")
-    print(page(parser.parse_args().files))
-
-
-if __name__ == "__main__":
-    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -240,8 +241,13 @@ def _continuation(wanted: Wanted, network: Any, texts: Texts, subject: Subject) 
         return token_ids(wanted.answer, network, subject.tokenizer)
     if wanted.generate is None:
         return None
+    if not callable(getattr(network, "generate", None)):
+        raise LigError(f"{subject.name} has no generate(): give answer, what it goes on with.")
+    # Its forward may swallow what its generate refuses, such as token types.
+    known = inspect.signature(network.forward).parameters
+    given = {name: x for name, x in texts.encoding.items() if name in known}
     with quiet(), torch.no_grad():
-        whole = network.generate(**texts.encoding, max_new_tokens=wanted.generate, do_sample=False)
+        whole = network.generate(**given, max_new_tokens=wanted.generate, do_sample=False)
     new = whole[0, len(texts.ids) :].tolist()
     special = set(subject.tokenizer.all_special_ids)
     while new and new[-1] in special:

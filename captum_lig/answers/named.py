@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from captum_lig._arguments import brief
 from captum_lig.answers.wanted import Kind, Wanted
 from captum_lig.answers.words import quoted
 from captum_lig.errors import LigError
@@ -126,16 +128,21 @@ def _given(target: Any, network: nn.Module, tokenizer: PreTrainedTokenizerBase) 
 
 
 def class_number(label: str | int, names: Mapping[int, str], count: int) -> int:
-    """The number of a class by its number or name.
+    """The number of a class by its number or name; a text that is no name may be a number.
 
     Raises:
         LigError: if the model has no such class.
     """
     numbers = {name: number for number, name in names.items()}
-    number = numbers.get(label) if isinstance(label, str) else label
+    number: Any = label
+    if isinstance(label, str):
+        number = numbers.get(label, int(label) if re.fullmatch("[0-9]{1,9}", label) else None)
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
-        known = ", ".join(map(repr, list(numbers)[:20])) or f"0 to {count - 1}"
-        raise LigError(f"label {label!r} is no class of the model: it knows {known}.")
+        known = ", ".join(map(repr, list(numbers)[:20]))
+        raise LigError(
+            f"label {label!r} is no class of the model: it knows {known and known + ', '}numbers "
+            f"0 to {count - 1}."
+        )
     return number
 
 
@@ -149,7 +156,15 @@ def _pair(
     """
 
     def token(value: Any) -> int | None:
-        return None if value is None else of_one_token(value, network, tokenizer)
+        if value is None:
+            return None
+        number, count = of_one_token(value, network, tokenizer), scores.shape[1]
+        if not 0 <= number < count:
+            raise LigError(
+                f"token={brief(number)}: give a number from 0 to {count - 1}, the model has "
+                f"{count} tokens."
+            )
+        return number
 
     first, second = token(wanted.target), token(wanted.foil)
     ranked = [row.argsort(descending=True, stable=True).tolist() for row in scores]

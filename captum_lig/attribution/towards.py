@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from captum_lig.flow.axes import FIELDS
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.integrals.settings import Settings
 from captum_lig.model.call import BlockCall
+from captum_lig.model.few_bits import check_no_rounding, few_bit_layers, in_full
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.select import Finder, Layer, chosen
 from captum_lig.model.user_block import Block
@@ -93,10 +93,12 @@ class Finders:
         own = next((p.dtype for p in self._model.parameters() if p.is_floating_point()), None)
         wide = own in (None, torch.float32, torch.float64)
         wanted = dtype or (own if wide else torch.float32)
-        if wanted != own and own is not None:
+        few = next((name for name, _ in few_bit_layers(self._model)), None)
+        if own is not None and wanted is not None and (wanted != own or few is not None):
+            kept = f"in {own}" if few is None else f"quantised ({few})"
             if self._given is not None:
                 raise LigError(
-                    f"the model is in {own}, and layer= describes blocks of it: load it in "
+                    f"the model is {kept}, and layer= describes blocks of it: load it in "
                     f"{wanted}, it cannot be copied together with the descriptions."
                 )
             if any(p.is_meta for p in self._model.parameters()):
@@ -104,7 +106,10 @@ class Finders:
                     f"the model is offloaded, so it cannot be copied in {wanted}: load it with "
                     f"dtype={wanted}, or without offloading."
                 )
-            return Finder(copy.deepcopy(self._model).to(wanted))
+            check_no_rounding(
+                self._model.named_modules(), f"the model {type(self._model).__name__}", own
+            )
+            return Finder(in_full(self._model, wanted, own))
         if self._found is None:
             self._found = Finder(self._model, self._given)
         return self._found

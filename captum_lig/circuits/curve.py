@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,10 +84,11 @@ class Curve:
                 f"{row['share']:>8.1%}  {row['kept']:>10,}  {row['value']:>10.4g}  "
                 f"{row['faithfulness']:.3f}"
             )
-        lines.append(
-            f"CPR / CMD over k {self.cpr():.3f} / {self.cmd():.3f}, "
-            f"over log k {self.cpr('log'):.3f} / {self.cmd('log'):.3f}"
-        )
+        with suppress(LigError):  # a single share, one of 0, or in another order: no areas
+            lines.append(
+                f"CPR / CMD over k {self.cpr():.3f} / {self.cmd():.3f}, "
+                f"over log k {self.cpr('log'):.3f} / {self.cmd('log'):.3f}"
+            )
         return "\n".join(lines)
 
 

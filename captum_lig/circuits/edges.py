@@ -181,7 +181,8 @@ class EdgeCircuits(Circuits):
                 its values' squares; or ``"sum"``, their sum, in which opposite ones cancel.
 
         Raises:
-            LigError: for edges of another model, and sums where each token is needed.
+            LigError: for edges of another model, text or target, and sums where each token is
+                needed.
         """
         if over_tokens not in ("sum", "size"):
             raise LigError(f"over_tokens={brief(over_tokens)}: give 'sum' or 'size'.")
@@ -190,6 +191,14 @@ class EdgeCircuits(Circuits):
                 f"the edges are of {len(edges.writers)} writers and {len(edges.readers)} readers, "
                 f"and the model has {len(self.writers)} and {len(self.readers)}: give edges of "
                 "this model, as LayerFlowIG.direct_edges makes them."
+            )
+        change = self.value - self.baseline_value
+        ends = int(edges.position.max()) + 1 if len(edges) else 0
+        if ends > len(self.positions) or not abs(edges.change - change) <= 1e-3 * abs(change):
+            raise LigError(
+                f"the edges are of {edges.target!r}, which changes by {edges.change:.6g}, and the "
+                f"circuits of {self.question.target!r}, which changes by {change:.6g}: give both "
+                "the same text, baseline and target."
             )
         if not self.by_position and over_tokens == "sum":
             return self.flat(edges.sums.cpu())

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from captum_lig._arguments import brief
 from captum_lig.circuits.curve import Circuits, Curve, circuits_at_once
 from captum_lig.circuits.order import Order
 from captum_lig.errors import LigError
 from captum_lig.metrics.circuits import SHARES
-from captum_lig.patching.check import Explanation
+from captum_lig.patching.check import Explanation, check_same_tokens
 from captum_lig.patching.nodes import Kind, Node, node_values_of
 from captum_lig.patching.runs import Place
 from captum_lig.patching.two_runs import TOKENS_AT_ONCE, TwoRuns
@@ -50,8 +51,19 @@ class NodeCircuits(Circuits):
         return len(self.nodes)
 
     def scores(self, graph: Explanation) -> Tensor:
-        """What a graph with a target, of the same text, says of the nodes ``(M,)``."""
-        values = node_values_of(graph.relevance())
+        """What a graph with a target, of the same text, says of the nodes ``(M,)``.
+
+        Raises:
+            LigError: for a graph of other tokens, or without some of the layers.
+        """
+        trace = graph.relevance()
+        check_same_tokens(self.question, trace)
+        if not set(self.question.layers) <= set(trace.layers):
+            raise LigError(
+                f"the graph is of the layers {brief(trace.layers)}, the circuits of "
+                f"{brief(self.question.layers)}: give a graph of all of these, or fewer layers=."
+            )
+        values = node_values_of(trace)
         return torch.tensor([values.of(node) for node in self.nodes], dtype=torch.float64)
 
     def curve(

@@ -112,7 +112,7 @@ def explain(
         check_format(format, outs)
         lines = read_lines(text, file, {"layers": layers, "baseline": baseline}, KEYS)
         asked = [_read(line) for line in lines]
-        outputs = planned(outs, SUFFIXES, FILES, [line.number for line in lines])
+        outputs = planned(outs, SUFFIXES, FILES, [line.number for line in lines], file)
         for line, given in zip(lines, asked, strict=True):
             _check_page(outputs.single[line.number], line.options["layers"], given["layers"])
 
@@ -145,6 +145,7 @@ def explain(
             loaded = load_model(found, dtype, device)
         collector.loaded()
         results = Results(format, outputs, file is not None, FlowForms.columns)
+        failed = 0
         for line, given in zip(lines, asked, strict=True):
             try:
                 result = run(
@@ -160,9 +161,15 @@ def explain(
                     show_progress=sys.stderr.isatty(),
                 )
             except LigError as error:
-                raise line.named(error) from error
-            results.add(FlowForms(result, rule, show, hide_first_token), line.number)
+                if line.number is None:
+                    raise
+                note(f"captum-lig: {line.named(error)}")
+                failed += 1
+            else:
+                results.add(FlowForms(result, rule, show, hide_first_token), line.number)
         results.close()
+        if failed:
+            raise LigError(f"{failed} of {len(lines)} texts could not be explained.")
 
 
 def _read(line: Line) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from captum_lig.cli import collector
-from captum_lig.cli.messages import note, one_sentence, shown, status
+from captum_lig.cli.messages import in_utf8, note, one_sentence, shown, status
 from captum_lig.cli.options import EMBEDDED, Device, Dtype, option
 from captum_lig.cli.outputs import planned
 from captum_lig.cli.texts import read_lines
@@ -49,6 +50,8 @@ def inspect(
     with one_sentence():
         if format not in FORMATS:
             raise LigError(f"--format {format!r} is unknown: use one of {', '.join(FORMATS)}.")
+        if format == "json":
+            in_utf8(sys.stdout)
         outputs = planned(out or [], (".json",))
         if text == "-":
             text = read_lines(text, None, {}, {})[0].options["text"]

@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from captum_lig.errors import LigError
 
-__all__ = ["note", "one_sentence", "shown", "status"]
+__all__ = ["in_utf8", "note", "one_sentence", "shown", "status"]
 
 
 def note(message: str) -> None:
@@ -42,6 +43,12 @@ def one_sentence() -> Iterator[None]:
     except (LigError, OSError) as error:
         note(f"captum-lig: {error}")
         raise typer.Exit(2) from error
+
+
+def in_utf8(stream: Any, encoding: str = "utf-8") -> None:
+    """Data has one encoding, whatever that of the terminal is."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(encoding=encoding)
 
 
 @contextmanager

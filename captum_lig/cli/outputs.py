@@ -53,6 +53,7 @@ def planned(
     suffixes: Sequence[str],
     in_folder: Sequence[str] = (),
     lines: Sequence[int | None] = (None,),
+    source: Path | None = None,
 ) -> Outputs:
     """What will be written; fail before the work rather than after it.
 
@@ -61,10 +62,11 @@ def planned(
         suffixes: of files that the command writes.
         in_folder: names of the files of one text that it writes to a folder; none if it takes none.
         lines: of the texts; ``name-3.html`` is of line 3.
+        source: the file that the texts are read from.
 
     Raises:
-        LigError: for an unknown suffix, a place that cannot be written to, or a file of one text
-            where there are more.
+        LigError: for an unknown suffix, a place that cannot be written to, the file of the texts,
+            or a file of one text where there are more.
     """
     lists: list[Path] = []
     single: dict[int | None, list[Path]] = {line: [] for line in lines}
@@ -72,6 +74,8 @@ def planned(
         suffix = path.suffix.lower()
         if suffix in suffixes:
             check_place(path)
+            if source is not None and source.exists() and path.exists() and path.samefile(source):
+                raise LigError(f"--out {str(path)!r} is what --file reads: choose another name.")
             if suffix in LIST_SUFFIXES:
                 lists.append(path)
             elif lines[0] is not None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import typer
 
-from captum_lig.cli.messages import note, shown
+from captum_lig.cli.messages import in_utf8, note, shown
 from captum_lig.cli.outputs import Outputs
 from captum_lig.errors import LigError
 
@@ -56,6 +56,8 @@ def check_format(name: str, outs: Sequence[Path]) -> None:
             "--format parquet is for no terminal: redirect standard output to a file, or give "
             "--out with a name that ends in .parquet."
         )
+    if name != "table":
+        in_utf8(sys.stdout)
     if name == "parquet" or any(path.suffix.lower() == ".parquet" for path in outs):
         try:
             import_module("pyarrow.parquet")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captum_lig.cli.messages import in_utf8
 from captum_lig.errors import LigError
 
 __all__ = ["Line", "read_lines"]
@@ -74,6 +75,7 @@ def _read(path: Path | None) -> str:
     """A file, or standard input."""
     try:
         if path is None:
+            in_utf8(sys.stdin, "utf-8-sig")
             return sys.stdin.read()
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -103,7 +103,7 @@ def why(
         check_format(format, outs)
         lines = read_lines(text, file, asked, KEYS)
         numbers = [line.number for line in lines]
-        outputs = planned(outs, SUFFIXES, FILES, numbers)
+        outputs = planned(outs, SUFFIXES, FILES, numbers, file)
 
         with status("Reading the texts"):
             from captum_lig._arguments import fraction
@@ -141,9 +141,8 @@ def _prepared(asker: Asker, line: Line) -> Prepared:
     from captum_lig.answers.wanted import Wanted
 
     asked = dict(line.options)
-    for name in ("label", "position"):
-        if isinstance(asked[name], str) and re.fullmatch(r"-?[0-9]+", asked[name]):
-            asked[name] = int(asked[name])
+    if isinstance(asked["position"], str) and re.fullmatch(r"-?[0-9]+", asked["position"]):
+        asked["position"] = int(asked["position"])
     try:
         return asker.prepare(Wanted(**asked))
     except LigError as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from captum_lig.corpus.engines import Engine, find_engine, local
 from captum_lig.corpus.packages import need
 from captum_lig.corpus.settings import DEFAULT, Settings
 from captum_lig.corpus.store import MAPS, Store, read_counts, read_settings
-from captum_lig.corpus.texts import Corpus, Text, open_corpus
+from captum_lig.corpus.texts import Corpus, open_corpus
 from captum_lig.corpus.worker import Worker
 from captum_lig.errors import LigError
 from captum_lig.io.codec import own_version
@@ -138,6 +139,8 @@ def run(
     if unknown:
         raise LigError(f"{brief(sorted(unknown))} are no settings of a corpus run.")
     source = open_corpus(corpus)
+    if source.count == 0:
+        raise _empty(source)
     is_module = isinstance(model, nn.Module)
     if is_module and engine == "ray":
         raise LigError(
@@ -159,13 +162,15 @@ def run(
     subject = subject_of(model, False, tokenizer, None, None) if is_module else None
     worker = Worker(chosen, subject)
     chosen = replace(chosen, weights=worker.weights)
-    store = Store(Path(out), chosen, worker.columns)
-    if not store.finished:
-        runs = _engine(engine, address, workers, worker)
-        length = worker.model.subject.count_tokens
-        del worker  # other engines load their own
-        _work(source, chosen, store, runs, workers, length, show_progress)
-    counts = store.finish()
+    length = worker.model.subject.count_tokens
+    with Store(Path(out), chosen, worker.columns) as store:
+        if not store.finished:
+            runs = _engine(engine, address, workers, worker)
+            del worker  # other engines load their own
+            _work(source, chosen, store, runs, workers, length, show_progress)
+        elif source.digest is None:
+            store.check_finished(_batches(source, chosen, length))
+        counts = store.finish()
     return Results(Path(out), chosen.to_json(), counts)
 
 
@@ -214,8 +219,7 @@ def _work(
 
         def missing() -> Iterator[Batch]:
             nonlocal texts, batches
-            wanted = _limited(source, settings.limit)
-            for batch in batches_of(wanted, length, settings.window, settings.batch_size):
+            for batch in _batches(source, settings, length):
                 texts, batches = texts + len(batch.texts), batches + 1
                 if store.has(batch):
                     if not bar.disable:
@@ -230,16 +234,23 @@ def _work(
             bar.update(part.tables["texts"].num_rows)
         for _ in todo:  # what the engine left, to be counted
             pass
-    if store.count != batches:
+    if store.count > batches:
+        raise LigError(
+            f"{str(store.path)!r} belongs to another corpus, of more texts. Give the same corpus, "
+            "or choose another folder."
+        )
+    if store.count < batches:
         raise LigError(
             f"the engine gave {store.count} parts of {batches}: run the same again, and it goes on."
         )
     if not texts:
-        raise LigError(f"corpus {source.name!r} is empty: it has no text.")
+        raise _empty(source)
 
 
-def _limited(source: Corpus, limit: int | None) -> Iterator[Text]:
-    for text in source:
-        if limit is not None and text.number >= limit:
-            return
-        yield text
+def _batches(source: Corpus, settings: Settings, length: Callable[[str], int]) -> Iterator[Batch]:
+    texts = islice(source, settings.limit)
+    return batches_of(texts, length, settings.window, settings.batch_size)
+
+
+def _empty(source: Corpus) -> LigError:
+    return LigError(f"corpus {source.name!r} is empty: it has no text.")

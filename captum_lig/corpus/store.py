@@ -6,18 +6,22 @@ what has the name is whole. When all are there they become one Parquet data set 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
+from typing_extensions import Self
 
 from captum_lig._arguments import brief
 from captum_lig.corpus.batches import Batch, Part
@@ -33,14 +37,19 @@ SETTINGS, FINISHED = "settings.json", "finished.json"
 PARTS, MAPS = "unfinished", "maps"
 """Folders that are no tables."""
 UNFINISHED = ".unfinished"
+LOCK = "lock"
+"""Held in the folder of parts as long as one process works there; a process that dies lets go."""
 ROWS_A_FILE = 500_000
 """A data set's files are closed after so many rows; a reader wants some, and not too many."""
+
+BEGUN = {PARTS, SETTINGS + UNFINISHED}
+"""What a run may leave that is cut off before its settings are there."""
 
 KNOWN_AS = {"corpus": "another corpus", "weights": "a model with other weights"}
 
 
 class Store:
-    """An output folder of one run.
+    """An output folder of one run; a context in which no other process may work in it.
 
     Args:
         path: the folder; made if it is not there.
@@ -49,7 +58,7 @@ class Store:
 
     Raises:
         LigError: if the folder holds something else, or a run with other settings, another corpus
-            or another model.
+            or another model; when it is entered, if another process works in it.
     """
 
     def __init__(
@@ -60,25 +69,52 @@ class Store:
         about = {"format": FORMAT, "version": VERSION, "settings": settings.to_json()}
         if (path / SETTINGS).exists():
             _check(path, about)
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - BEGUN):
             raise LigError(
                 f"{str(path)!r} is there, and holds no settings of a corpus run: choose another "
                 "folder, or remove it."
             )
         self.parts.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.parts / LOCK, timeout=0)
         if not (path / SETTINGS).exists():
             with _replacing(path / SETTINGS) as beside:
                 beside.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise LigError(
+                f"another process works in {str(self.path)!r}: wait for it, or choose another "
+                "folder."
+            ) from error
+        try:
+            self._digests = self._read_digests()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def _read_digests(self) -> dict[int, str]:
+        """Of the batches whose parts are there; what a run that was cut off left of others goes."""
         for left in self.parts.glob(f"*{UNFINISHED}"):  # of a run that was cut off
             shutil.rmtree(left)
-        names = [path.name for path in self.parts.iterdir()]
+        names = [path.name for path in self._finished_parts()]
         others = [name for name in names if not re.fullmatch("[0-9]{8,}-[0-9]{8,}-[^-]+", name)]
         if others:
             raise LigError(
                 f"{str(self.parts)!r} holds {others[0]!r}, which is no part of a run: remove it."
             )
         split = (name.split("-") for name in names)
-        self._digests = {int(number): digest for number, _, digest in split}
+        return {int(number): digest for number, _, digest in split}
+
+    def _finished_parts(self) -> list[Path]:
+        return sorted(path for path in self.parts.iterdir() if path.name != LOCK)
 
     @property
     def finished(self) -> bool:
@@ -103,6 +139,19 @@ class Store:
                 "texts. Give the same corpus, or choose another folder."
             )
         return there is not None
+
+    def check_finished(self, batches: Iterable[Batch]) -> None:
+        """Whether the finished data set is of these batches.
+
+        Raises:
+            LigError: if it is of others.
+        """
+        there = _read_finished(self.path).get("batches")
+        if there != _digest_of({batch.number: batch.digest for batch in batches}):
+            raise LigError(
+                f"{str(self.path)!r} belongs to another corpus: its texts were others. Give the "
+                "same corpus, or choose another folder."
+            )
 
     def keep(self, part: Part) -> None:
         """Write a finished part."""
@@ -134,12 +183,13 @@ class Store:
         Rows stand in the order of the corpus. A run that is cut off here begins with this again.
         """
         if not self.finished:
-            parts = sorted(self.parts.iterdir())
+            parts = self._finished_parts()
             windows = [list(some) for _, some in groupby(parts, lambda p: p.name.split("-")[1])]
             counts = self._write_tables(windows)
             self._move_maps(parts)
             with _replacing(self.path / FINISHED) as beside:
-                beside.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+                about = {"texts": counts, "batches": _digest_of(self._digests)}
+                beside.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(self.parts)
         return read_counts(self.path)
 
@@ -214,11 +264,18 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def read_counts(path: Path) -> dict[str, int]:
-    """What ``finished.json`` of an output folder holds: texts by status.
+    """The texts of a finished run by status, as ``finished.json`` has them.
 
     Raises:
         LigError: if the run is not finished, or the file is damaged.
     """
+    found = _read_finished(path).get("texts")
+    if not isinstance(found, dict) or any(type(n) is not int or n < 0 for n in found.values()):
+        raise LigError(f"{str(path / FINISHED)!r} is damaged: its texts are {brief(found)}.")
+    return found
+
+
+def _read_finished(path: Path) -> dict[str, Any]:
     try:
         found = json.loads((path / FINISHED).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -227,9 +284,14 @@ def read_counts(path: Path) -> dict[str, int]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise LigError(f"{str(path / FINISHED)!r} is damaged ({brief(error)}).") from error
-    if not isinstance(found, dict) or any(type(n) is not int or n < 0 for n in found.values()):
+    if not isinstance(found, dict):
         raise LigError(f"{str(path / FINISHED)!r} is damaged: it holds {brief(found)}.")
     return found
+
+
+def _digest_of(digests: Mapping[int, str]) -> str:
+    """Of all batches, by their numbers."""
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
 
 
 def _check(path: Path, about: dict[str, Any]) -> None:

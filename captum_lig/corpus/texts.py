@@ -86,6 +86,10 @@ def open_corpus(corpus: Any) -> Corpus:
         raise LigError(f"the data set has the splits {', '.join(columns)}: give one of them.")
     if isinstance(corpus, Mapping) or not isinstance(corpus, Iterable):
         raise LigError(f"corpus={brief(corpus)}: give a file, a data set, or a list of texts.")
+    if columns is None and hasattr(corpus, "columns"):  # its names would be read as texts
+        raise LigError(
+            f"corpus is a {type(corpus).__name__}: give its rows, such as table.to_dict('records')."
+        )
     if columns is not None and "text" not in columns:
         raise LigError(f"the data set has no column 'text': it has {', '.join(columns)}.")
     return Corpus(
@@ -161,15 +165,17 @@ def text_of(number: int, row: Any) -> Text:
             return _bad(number, text, f"has the {name} {brief(value)}, which is no text")
     if not text.strip():
         return _bad(number, text, "is empty", identity)
-    strings = [one for one in (text, *given.values()) if isinstance(one, str)]
+    strings = [one for one in (text, identity, *given.values()) if isinstance(one, str)]
     if any(not _is_utf8(one) for one in strings):
         return _bad(number, text, "is no UTF-8", identity)
     return Text(number, str(number if identity is None else identity), text, **given)
 
 
 def _bad(number: int, text: str, what: str, identity: Any = None) -> Text:
-    shown = text.encode("utf-8", "backslashreplace").decode()
-    name = str(number if identity is None else identity)
+    name, shown = (
+        str(one).encode("utf-8", "backslashreplace").decode()
+        for one in (number if identity is None else identity, text)
+    )
     return Text(number, name, shown, problem=f"the line {what}")
 
 
@@ -226,7 +232,8 @@ def _csv(path: Path) -> Iterator[Text]:
 
 
 def _dialect(suffix: str) -> dict[str, Any]:
-    return {"delimiter": "\t" if suffix.lower() == ".tsv" else ","}
+    # Strict: a quotation mark that nobody closes is an error, and does not swallow what follows.
+    return {"delimiter": "\t" if suffix.lower() == ".tsv" else ",", "strict": True}
 
 
 def _header(path: Path, suffix: str) -> None:

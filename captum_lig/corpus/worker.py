@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_lig._arguments import brief
 from captum_lig.answers.asker import Asker
 from captum_lig.answers.subject import Subject, subject_of
 from captum_lig.corpus.batches import Batch, Part
@@ -104,7 +105,7 @@ class Worker:
         """Why no text can be run, from one text and one path point."""
         inputs = {name: x.to(_device(lig)) for name, x in subject.encode(PROBE).items()}
         try:
-            lig.attribute(
+            found: Any = lig.attribute(
                 inputs,
                 baselines=self.settings.baselines,
                 boundaries=boundaries,
@@ -113,6 +114,12 @@ class Worker:
             )
         except LigError as error:
             return error
+        layers = [flow.index for flow in found]
+        twice = next((layer for layer in layers if layers.count(layer) > 1), None)
+        if twice is not None:
+            return LigError(
+                f"layers={brief(self.settings.layers)} name layer {twice} twice: name each once."
+            )
         return None
 
     # ---- a batch -----------------------------------------------------------------------------

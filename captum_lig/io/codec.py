@@ -230,7 +230,8 @@ def damaged(path: Path) -> Iterator[None]:
         TypeError,
         ValueError,
     ) as error:
-        reason = readable_text(" ".join(str(error).split()), 300) or type(error).__name__
+        said = str(error).partition("\n")[0]  # what follows is torch's own stack
+        reason = readable_text(" ".join(said.split()), 300) or type(error).__name__
         raise LigError(f"{str(path)!r} is damaged: save it again ({reason}).") from error
 
 
@@ -383,8 +384,8 @@ def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("captum_lig", "{}")
             return text, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
+    except (SafetensorError, TypeError) as error:  # torch's of a size of more than 63 bits
+        raise ValueError(str(error).partition("\n")[0]) from error  # the rest is torch's own stack
 
 
 def _decoded(content: dict[str, Any], arrays: dict[str, Tensor] | None) -> Document:

@@ -57,7 +57,9 @@ def word_map(matrix: Tensor, tree: Tree, offsets: Sequence[tuple[int, int]]) -> 
 
 
 def strongest(matrix: Tensor, absolute: bool = False) -> Tensor:
-    """The strongest source of each target other than itself, ``(..., W)``.
+    """The strongest source of each target other than itself, ``(..., W)``; -1 if that gives 0.
+
+    As in a causal model, where the first word has none, and a later word is no source.
 
     Args:
         matrix: ``(..., W, W)``
@@ -70,7 +72,8 @@ def strongest(matrix: Tensor, absolute: bool = False) -> Tensor:
         raise LigError(f"a map of shape {tuple(matrix.shape)}: give (..., W, W), W at least 2.")
     values = matrix.abs() if absolute else matrix.clone()
     values.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
-    return values.argmax(-1)
+    most, found = values.max(-1)
+    return torch.where(most == 0, -1, found)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
@@ -14,6 +13,7 @@ from transformers import Cache
 
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, lowest
+from captum_lig.model.few_bits import few_bit_layers, in_full
 from captum_lig.model.token_axes import of_tokens
 
 __all__ = [
@@ -313,10 +313,12 @@ class BlockCall:
         """The same call of a copy of the block in another precision; the model is untouched.
 
         Its output is what the copy gives for the residual stream that the model had. A block that
-        was made in inference mode is copied anyway, its tensors take no part in gradients.
+        was made in inference mode is copied anyway, its tensors take no part in gradients, and one
+        with weights in few bits, as their kernels are made for going forward.
         """
         inference = any(p.is_inference() for p in self.module.parameters())
-        if self.hidden.dtype == dtype and not inference:
+        few = any(few_bit_layers(self.module))
+        if self.hidden.dtype == dtype and not (inference or few):
             return self
         if any(p.is_meta for p in self.module.parameters()):
             raise LigError(
@@ -331,7 +333,7 @@ class BlockCall:
             return _widened(value, dtype) if floating else value
 
         names = {module: name for name, module in self.module.named_modules()}
-        module = copy.deepcopy(self.module).to(dtype)
+        module = in_full(self.module, dtype, self.hidden.dtype)
         attention = self.attention
         if attention is not None:
             mask, sinks = attention.mask, attention.sinks

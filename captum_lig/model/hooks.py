@@ -15,10 +15,19 @@ from typing import Any, NoReturn
 
 from torch import nn
 from torch._dynamo import eval_frame
+from torch.nn.modules import module as of_all
 
 from captum_lig._restore import changing, holding, variable
 
-__all__ = ["attribution", "hooked", "only_here", "replaced_forward", "stoppable", "uncompiled"]
+__all__ = [
+    "attribution",
+    "called_modules",
+    "hooked",
+    "only_here",
+    "replaced_forward",
+    "stoppable",
+    "uncompiled",
+]
 
 Enter = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 """Gets what a module is called with; may return other ``(args, kwargs)``."""
@@ -121,6 +130,24 @@ def replaced_forward(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterat
             for module, forward in ours.items():
                 module.forward = forward
             yield
+
+
+@contextmanager
+def called_modules() -> Iterator[Iterable[nn.Module]]:
+    """Gives the modules that are called inside, whoever calls them."""
+    found: dict[nn.Module, None] = {}
+    with only_here() as here:
+
+        def note(module: nn.Module, *_: Any) -> None:
+            if here():
+                found[module] = None
+
+        def undo() -> None:
+            _without(note, of_all._global_forward_pre_hooks, {})
+
+        with changing(undo):
+            of_all.register_module_forward_pre_hook(note)
+            yield found
 
 
 class _Stop(Exception):

@@ -14,8 +14,9 @@ from transformers import Cache, PreTrainedModel
 
 from captum_lig._captum import format_additional_forward_args
 from captum_lig.errors import LigError
+from captum_lig.model.few_bits import is_quantised
 
-__all__ = ["Masked", "ModelCall", "is_quantised"]
+__all__ = ["Masked", "ModelCall"]
 
 CACHES = (
     "past_key_values",
@@ -255,13 +256,6 @@ class ModelCall:
         shapes = [tuple(value.shape) for value in self.args if isinstance(value, Tensor)]
         named = {k: tuple(v.shape) for k, v in self.kwargs.items() if isinstance(v, Tensor)}
         return ", ".join([*map(str, shapes), *(f"{name} {shape}" for name, shape in named.items())])
-
-
-def is_quantised(module: nn.Module) -> bool:
-    """Whether a module rounds what it gets to whole numbers."""
-    return type(module).__module__.startswith(
-        ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
-    )
 
 
 def _masks(model: nn.Module, named: dict[str, Any]) -> Iterator[Masked]:

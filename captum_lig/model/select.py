@@ -16,10 +16,11 @@ from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, handle_with
 from captum_lig.model.call import Attention, BlockCall, FeedForward, Spread
 from captum_lig.model.feed_forward import find_feed_forward
+from captum_lig.model.few_bits import check_no_rounding
 from captum_lig.model.find_blocks import elements, record_blocks
 from captum_lig.model.hf_attention import use_interface
 from captum_lig.model.hooks import attribution, uncompiled
-from captum_lig.model.inputs import ModelCall, is_quantised
+from captum_lig.model.inputs import ModelCall
 from captum_lig.model.left_padding import shifted_by_padding
 from captum_lig.model.padding import with_padding
 from captum_lig.model.texts import with_readings
@@ -45,6 +46,7 @@ class Finder:
         self._said = self._said_padding = False
         self._fused = True
         self._made: MadeOf | None = None
+        self._sure: set[nn.Module] = set()
         self._feed_forward: dict[tuple[Any, ...], FeedForward | None] = {}
         self._known: dict[tuple[Any, ...], tuple[Spread, tuple[int, ...], Attention | None]] = {}
 
@@ -95,7 +97,10 @@ class Finder:
         self._forget_if_changed()
         calls, recording = self._record(call)
         for block in calls:
-            check_not_quantised(block)
+            if block.module not in self._sure:
+                every = block.module.named_modules()
+                check_no_rounding(every, block.describe(), block.hidden.dtype)
+                self._sure.add(block.module)
         with recording():
             calls = with_padding(call, [with_readings(block) for block in calls], self._recorded)
             self._warn_of_padding(call, calls)
@@ -169,6 +174,7 @@ class Finder:
         made = MadeOf(self.model)
         if made != self._made:
             self._known.clear()
+            self._sure.clear()
             self._feed_forward.clear()
         self._made = made
 
@@ -230,21 +236,6 @@ def check_finite(call: BlockCall, of: str = "these inputs") -> None:
                 f"{call.describe()} has activations that are not finite on {of}: {where} it, "
                 f"token {token}{in_text} is the first of {int(wrong.sum())}, in {kept}. "
                 f"Look at the inputs, and at the weights {place} this block{wider}."
-            )
-
-
-def check_not_quantised(call: BlockCall) -> None:
-    """Refuse a block with integer arithmetic.
-
-    Raises:
-        LigError: if there is some.
-    """
-    for name, module in call.module.named_modules():
-        if is_quantised(module):
-            raise LigError(
-                f"{call.describe()} is quantised ({name} is a {type(module).__module__}."
-                f"{type(module).__name__}): it rounds its vectors to whole numbers, on a scale "
-                "that all tokens share, so there are no derivatives. Give the model as it was."
             )
 
 

@@ -121,6 +121,7 @@ def validate_block(call: BlockCall) -> BlockCall:
     check_span(one)
     # Of a long text a few tokens by themselves: what is looked for is true of the block's code.
     one = SplitBlock(one, 0, Meter()).some.call
+    one = one.in_dtype(one.hidden.dtype)  # in few bits: as it is attributed
     positions = one.valid[0].nonzero().squeeze(-1)
     z, own = one.hidden.detach(), one.output.detach()
     source = int(positions[len(positions) // 2])

@@ -32,7 +32,7 @@ from captum_lig.patching.two_runs import TwoRuns, two_runs
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Check", "CheckedNode", "Correlation", "check"]
+__all__ = ["Check", "CheckedNode", "Correlation", "check", "check_same_tokens"]
 
 FEWEST = 3
 """Nodes that a correlation needs: two always lie on a line."""
@@ -265,11 +265,7 @@ def check(
                 f"the graph is of the layers {brief(trace.layers)}, layers= are "
                 f"{brief(question.layers)}: give those of the graph."
             )
-        if question.count != len(trace.labels):
-            raise LigError(
-                f"the graph is of {len(trace.labels)} tokens ({brief(list(trace.labels))}), the "
-                f"inputs of {question.count}: give the text that the graph was made of."
-            )
+        check_same_tokens(question, trace)
         generator = torch.Generator().manual_seed(seed)
         chosen: dict[Node, bool] = {}
         for kind in chosen_kinds:
@@ -290,6 +286,19 @@ def check(
         for (node, strongest), effect in zip(chosen.items(), effects, strict=True)
     )
     return Check(rows, trace.labels, found.value, found.baseline_value, found.target)
+
+
+def check_same_tokens(question: TwoRuns, trace: Trace) -> None:
+    """Refuse a graph of another text, as far as the number of tokens shows it.
+
+    Raises:
+        LigError: if it has another.
+    """
+    if question.count != len(trace.labels):
+        raise LigError(
+            f"the graph is of {len(trace.labels)} tokens ({brief(list(trace.labels))}), the "
+            f"inputs of {question.count}: give the text that the graph was made of."
+        )
 
 
 def _strongest(

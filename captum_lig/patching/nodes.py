@@ -106,8 +106,8 @@ class NodeValues(Short):
         values: Tensor | None = getattr(self, node.kind)
         if values is None:
             return float("nan")
-        row = self.layers[-1] + 1 == node.layer
-        values = values[-1 if row else self.layers.index(node.layer)]
+        leaving = node.kind == "tokens" and self.layers[-1] + 1 == node.layer
+        values = values[-1 if leaving else self.layers.index(node.layer)]
         if node.kind == "heads":
             assert node.head is not None
             values = values[node.head]

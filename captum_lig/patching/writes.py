@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from captum_lig._arguments import brief
 from captum_lig._restore import restoring
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
@@ -95,12 +96,23 @@ def writes(
         tokenizer: as in :func:`effects`.
 
     Raises:
-        LigError: if the residual stream is not a sum, or the logits do not follow from it by a norm
-            and one matrix.
+        LigError: for nodes or a position that do not exist, if the residual stream is not a sum, or
+            the logits do not follow from it by a norm and one matrix.
     """
     with torch.no_grad(), two_runs(
         model, inputs, baselines, target, tokenizer=tokenizer, layers=layers
     ) as question:  # fmt: skip
+        if not nodes:
+            raise LigError("nodes are empty: give some.")
+        known = set(question.nodes(("heads", "feed_forward"), by_position=True))
+        for node in nodes:
+            if node not in known:
+                raise LigError(
+                    f"{node.describe()} is no node of the model: give heads and MLPs, each at one "
+                    f"of the tokens 0 to {question.count - 1}."
+                )
+        if not -question.count <= position < question.count:
+            raise LigError(f"position={brief(position)}: there are {question.count} tokens.")
         unembedding = _unembedding(question, int(question.runner.positions[position]))
         found = _written(question, nodes)
     own, change = (torch.stack([found[node][n] for node in nodes]) for n in range(2))
@@ -125,7 +137,7 @@ def _written(question: TwoRuns, nodes: Sequence[Node]) -> dict[Node, tuple[Tenso
         ):
             raise no_direct_edges(block, "it does not get the tokens that leave the one below")
         below = own["y"]
-        here = [node for node in nodes if node.layer == layer and node.token is not None]
+        here = [node for node in nodes if node.layer == layer]
         # Blocks without such a node have to pass on what those below add.
         tokens = sorted({node.token or 0 for node in here} or {question.count - 1})
         at = runner.positions[tokens]
@@ -135,13 +147,8 @@ def _written(question: TwoRuns, nodes: Sequence[Node]) -> dict[Node, tuple[Tenso
         ]
         for node in here:
             row = -1 if node.head is None else node.head
-            if node.head is None and "m" not in own:
-                continue
             mine, its = (one[row, tokens.index(node.token or 0)] for one in parts)
             found[node] = mine, mine - its
-    missing = [node for node in nodes if node not in found]
-    if missing:
-        raise LigError(f"{missing[0].describe()} is no node of the model.")
     return found
 
 

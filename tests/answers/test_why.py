@@ -18,14 +18,19 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
 )
 
 from captum_lig import Answer, LigError, why
+from captum_lig.answers.asker import Asker
 from captum_lig.answers.screen import Section, as_text
+from captum_lig.answers.wanted import Wanted
 from captum_lig.flow.tokens import readable_token
 from captum_lig.patching import Node, effects
 from captum_lig.patching.writes import writes
 from captum_lig.prediction import logit
+from tests.helpers.models import SHAPE, randomise
 from tests.helpers.pages import header
 from tests.helpers.saved import save_tiny_bert, save_tiny_gpt2, save_tiny_head
 
@@ -179,6 +184,29 @@ def test_a_class(tmp_path: Path) -> None:
         assert chosen.says.value == pytest.approx(float(row[1]), abs=1e-9)
     with pytest.raises(LigError, match=r"label 'awe' is no class .*'fear', 'joy', 'rage'"):
         why("the cat sat", tmp_path, label="awe")
+
+
+def test_classes_that_are_called_like_numbers(tmp_path: Path) -> None:
+    save_tiny_head(tmp_path, "classes")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["id2label"] = {"0": "1", "1": "2", "2": "3"}
+    config["label2id"] = {"1": 0, "2": 1, "3": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asker = Asker(tmp_path)
+    given: tuple[tuple[str | int, str], ...] = (("1", "1"), ("3", "3"), ("0", "1"), (1, "2"))
+    for label, name in given:
+        found = asker.answer(asker.prepare(Wanted("the cat", label=label)), tolerance=None)
+        assert found.target == f'logit of the class "{name}"'
+    for wrong in ("4", 3, "-1"):
+        with pytest.raises(LigError, match=r"it knows '1', '2', '3', numbers 0 to 2"):
+            asker.prepare(Wanted("the cat", label=wrong))
+
+
+@pytest.mark.parametrize("token", [-3, 10**30, 276])
+@pytest.mark.parametrize("name", ["target", "foil"])
+def test_ids_that_are_no_tokens(gpt2: Path, name: str, token: int) -> None:
+    with pytest.raises(LigError, match="give a number from 0 to "):
+        why("the cat sat", gpt2, "the dog sat", **{name: token})  # type: ignore[arg-type]
 
 
 def test_a_mask(tmp_path: Path) -> None:
@@ -533,3 +561,17 @@ def test_a_number_that_hardly_changes_is_told_with_what_does(gpt2: Path, answer:
     far = why(TEXT, gpt2, OTHER, target=order[-1], foil=order[0], dtype="float64")
     assert far.hints == []
     assert far.change == pytest.approx(spread, rel=1e-2)
+
+
+def test_what_a_tokenizer_gives_beyond_what_a_model_takes(gpt2: Path) -> None:
+    """A generic tokenizer has token types, and a Llama takes none as it generates."""
+    tokenizer = AutoTokenizer.from_pretrained(gpt2)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    config = LlamaConfig(**{**SHAPE, "vocab_size": len(tokenizer)})
+    model = LlamaForCausalLM(config).eval()
+    randomise(model, 0)
+    found = why("the cat", model, "the dog", generate=1, tokenizer=tokenizer, tolerance=None)
+    with torch.no_grad():
+        ids = tokenizer("the cat", return_tensors="pt")["input_ids"]
+        wanted = int(model(ids).logits[0, -1].argmax())
+    assert found.continuation == tokenizer.decode([wanted])

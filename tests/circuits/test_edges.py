@@ -199,6 +199,19 @@ def test_what_does_not_fit_is_refused() -> None:
         pass
 
 
+@pytest.mark.parametrize("by_position", [False, True])
+def test_edges_of_another_text_are_refused(by_position: bool) -> None:
+    model = models.tiny_gpt2(layers=1)
+    given = {"longer": (INPUTS, OTHER), "shorter": (INPUTS[:, :-1], OTHER[:, :-1])}
+    edges = {name: LayerFlowIG(model).direct_edges(*texts, number) for name, texts in given.items()}
+    for name, other in (("longer", "shorter"), ("shorter", "longer")):
+        with circuits.of_edges(model, *given[name], number, by_position=by_position) as found:
+            found.scores(edges[name])
+            for order in ("size", "signed"):
+                with pytest.raises(LigError, match="give both the same text, baseline and target"):
+                    found.curve(edges[other], order=order)  # type: ignore[arg-type]
+
+
 def test_sums_are_no_edges_by_position() -> None:
     model = models.tiny_gpt2(layers=1)
     edges = LayerFlowIG(model).direct_edges(INPUTS, OTHER, number)

@@ -185,6 +185,26 @@ def test_a_curve_says_what_it_holds() -> None:
     assert text.endswith("over log k 0.500 / 0.500")
 
 
+@pytest.mark.parametrize("shares", [(0.1,), (0.0, 1.0), (1.0, 0.1)])
+def test_shares_without_an_area_can_be_shown(shares: tuple[float, ...]) -> None:
+    values = torch.tensor([1.0, 2.0])[: len(shares)]
+    curve = circuits.Curve(shares, (1, 10)[: len(shares)], 100, values, 1.0, 3.0, "a logit")
+    assert len(str(curve).splitlines()) == 2 + len(shares)
+
+
+def test_graphs_of_something_else_are_refused() -> None:
+    """Fewer tokens or layers would give numbers of other nodes."""
+    model = models.tiny_gpt2()
+    short = FlowGraph(LayerFlowIG(model).attribute(INPUTS[:, :-1], OTHER[:, :-1], number))
+    with circuits.of_nodes(model, INPUTS, OTHER, number, by_position=False) as found:
+        with pytest.raises(LigError, match=r"the graph is of 3 tokens .* the inputs of 4"):
+            found.curve(short)
+        for layer in (0, 1):
+            graph = FlowGraph(LayerFlowIG(model, [layer]).attribute(INPUTS, OTHER, number))
+            with pytest.raises(LigError, match=r"graph is of the layers .*circuits of \(0, 1\)"):
+                found.curve(graph)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     model = models.tiny_gpt2()
     with circuits.of_nodes(model, INPUTS, OTHER, number) as found:

@@ -262,6 +262,45 @@ def test_texts_that_changed_since_the_run_was_cut_off(tiny: Path, tmp_path: Path
     assert run(LINES, tiny, **given).counts == {"done": 4, "skipped": 2}
 
 
+def test_other_texts_in_the_folder_of_a_finished_run(tiny: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {**SETTINGS, "out": tmp_path / "out", "workers": 1}
+    rows = [{"text": "the cat", "target": "the mat"}, {"text": "sat on"}]
+    run(rows, tiny, **given)
+    for others in (["x", "the mat"], [*rows, "x"], rows[:1], [{**rows[0], "target": "x"}, rows[1]]):
+        with pytest.raises(LigError, match="belongs to another corpus: its texts were others"):
+            run(others, tiny, **given)
+    assert run(rows, tiny, engine=_never, **given).counts == {"done": 2}
+
+
+def test_fewer_texts_than_before(tiny: Path, tmp_path: Path) -> None:
+    def two(settings: Settings, batches: Iterator[Batch], workers: int) -> Iterator[Part]:
+        yield from local(settings, iter([next(batches), next(batches)]), 1)
+
+    given: dict[str, Any] = {**SETTINGS, "batch_size": 1, "out": tmp_path / "out", "workers": 1}
+    with pytest.raises(LigError, match="run the same again"):
+        run(["x", "x", "x"], tiny, engine=two, **given)
+    with pytest.raises(LigError, match="belongs to another corpus, of more texts"):
+        run(["x"], tiny, **given)
+
+
+def test_two_runs_in_one_folder(tiny: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {**SETTINGS, "out": tmp_path / "out", "workers": 1}
+
+    def beside(settings: Settings, batches: Iterator[Batch], workers: int) -> Iterator[Part]:
+        with pytest.raises(LigError, match="another process works in"):
+            run(LINES, tiny, **given)
+        yield from local(settings, batches, workers)
+
+    assert run(LINES, tiny, engine=beside, **given).counts == {"done": 4, "skipped": 2}
+    assert run(LINES, tiny, engine=_never, **given).counts == {"done": 4, "skipped": 2}
+
+
+def test_a_run_cut_off_before_its_settings_were_there(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "unfinished").mkdir(parents=True)
+    (tmp_path / "out" / "settings.json.unfinished").write_text("{")
+    assert run(["x"], tiny, out=tmp_path / "out", **SETTINGS).counts == {"done": 1}
+
+
 def test_folders_that_are_not_ours_stay(corpus: Path, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "mine"
     out.mkdir()
@@ -285,6 +324,7 @@ def test_folders_that_are_not_ours_stay(corpus: Path, tiny: Path, tmp_path: Path
         ({"engine": "spark"}, "engine 'spark' is unknown: use one of local, ray"),
         ({"colour": 1}, "'colour'.* are no settings of a corpus run"),
         ({"corpus": []}, "is empty: it has no text"),
+        ({"corpus": iter([])}, "is empty: it has no text"),
     ],
 )
 def test_what_cannot_be_run(

@@ -164,6 +164,33 @@ def test_files_without_texts(tmp_path: Path, name: str, content: str, said: str)
         open_corpus(written(tmp_path / name, content))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", 'text,id\r\n"the cat,1\r\nsat on,2\r\n'),
+     ("a.tsv", 'text\tid\n"the cat\t1\nsat on\t2\nmat" x\t3\n')],
+)  # fmt: skip
+def test_a_quotation_mark_that_nobody_closes(tmp_path: Path, name: str, content: str) -> None:
+    """What it swallows is no text."""
+    found = read(written(tmp_path / name, content))
+    assert found
+    assert all("is no CSV" in str(one.problem) for one in found if "\n" in one.text or not one.text)
+    assert all(one.text in ("", "sat on") for one in found)
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    found = read(written(tmp_path / "a.jsonl", '{"text": "the cat", "id": "\\ud800"}'))
+    assert "is no UTF-8" in str(found[0].problem)
+    assert found[0].id.encode() == b"\\ud800"
+
+
+def test_a_table_is_not_its_column_names() -> None:
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(ROWS)
+    with pytest.raises(LigError, match=r"is a DataFrame: give its rows, .*to_dict\('records'\)"):
+        open_corpus(table)
+    assert [one.text for one in open_corpus(table["text"])] == ["the cat", "a, b\nand ü"]
+
+
 @pytest.mark.parametrize("given", [3, None, {"text": "a"}])
 def test_what_is_no_corpus(given: Any) -> None:
     with pytest.raises(LigError, match="give a file, a data set, or a list of texts"):

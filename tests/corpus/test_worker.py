@@ -352,6 +352,7 @@ def test_every_measure_says_what_its_columns_are() -> None:
         ({"measures": ()}, "name at least one"),
         ({"maps": ("all",)}, "use some of layer, composed"),
         ({"layers": (9,)}, "9"),
+        ({"layers": (0, -3)}, r"layers=\(0, -3\) name layer 0 twice"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"weights": "0" * 64}, "other weights here than where the run began"),
     ],

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import say, stamp, table, use_threads
 from captum_lig import FlowGraph, LayerFlowIG, SetToSetIG, circuits, inspect_model
 from captum_lig.explain import explain
 from captum_lig.metrics import edge_interventions, interventions
@@ -167,28 +168,27 @@ CALLS: dict[str, Callable[[], Call]] = {
 
 def main(names: list[str]) -> int:
     """Interrupt calls at each line that runs, the first time and the last time that it does."""
-    torch.set_num_threads(1)
-    faults = 0
+    use_threads(1)
+    faults, rows = 0, []
     for name in names or CALLS:
-        start, (model, run) = time.time(), CALLS[name]()
+        start, (model, run) = time.process_time(), CALLS[name]()
         run()
         before, found = snapshot(model), spots(run)
         moments = sorted({m for all_of in found.values() for m in (all_of[0], all_of[-1])})
-        raised = 0
+        raised = left = 0
         for moment in moments:
             where = interrupted(run, moment, KeyboardInterrupt)
             raised += where is not None
             if changed := before.changes():
-                faults += 1
-                print(f"{name}: interrupted at {where}: {', '.join(changed)}")
+                left += 1
+                say(f"{name}: interrupted at {where}: {', '.join(changed)}")
                 before = snapshot(model)
         lines = len({spot[:2] for spot in found})
-        print(
-            f"{name}: {lines} lines in {len(found)} places, interrupted {raised} of {len(moments)} "
-            f"times, {time.time() - start:.0f} s",
-            flush=True,
-        )
-    print(f"{faults} times something was left changed")
+        rows.append([f"`{name}`", *map(str, (lines, len(found), raised, left))])
+        say(f"{name}: {raised} times, {left} left changed, {time.process_time() - start:.0f} s")
+        faults += left
+    header = ["", "lines", "places", "times interrupted", "times something was left changed"]
+    print(f"{stamp()}\n\n{table(header, rows)}")
     return min(faults, 1)
 
 

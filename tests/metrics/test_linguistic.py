@@ -179,6 +179,17 @@ def test_a_map_of_the_tree_itself_finds_every_head(trees: list[Tree]) -> None:
     assert several.compute()["subject 0.1"].mean == 0
 
 
+def test_a_source_that_gives_nothing_is_none() -> None:
+    """In a causal model the first word reads no other, and no word one that follows it."""
+    matrix = torch.tensor([[3.0, 0, 0, 0], [0.5, 1, 0, 0], [-0.1, -0.2, 1, 0], [0.1, 0.2, 0, 1]])
+    for absolute, wanted in ((False, [-1, 0, -1, 1]), (True, [-1, 0, 1, 1])):
+        assert strongest(matrix, absolute).tolist() == wanted
+    # The first word is not attached to the second because both are 0.
+    assert float(attachment(matrix, [1, -1, 1, 1]).directed) == pytest.approx(1 / 3)
+    assert float(attachment(matrix, [1, -1, 1, 1]).reversed) == pytest.approx(1 / 3)
+    assert float(cue_found(matrix, [(0, 1), (1, 0)])) == 0.5
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(LigError, match=r"\(1, 1\)"):
         strongest(torch.zeros(1, 1))

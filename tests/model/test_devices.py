@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import LlamaModel
 
 from captum_lig import LayerFlow, LayerFlowIG, LigError
 from captum_lig.model.inputs import ModelCall
@@ -97,6 +98,37 @@ def test_offloaded(where: str, tmp_path: Path) -> None:
     assert all(parameter.is_meta for parameter in model.encoder.parameters())
     with pytest.raises(LigError, match=r"encoder\.layer\.1.*offloaded.*dtype=torch\.float64"):
         layer_of(model, ids, dtype=torch.float64)
+
+
+def number(output: Any) -> Tensor:
+    found: Tensor = output.last_hidden_state[:, -1, 3]
+    return found
+
+
+def test_loaded_onto_a_disk(tmp_path: Path) -> None:
+    """Two blocks that accelerate's map leaves on a disk, and one in memory, with a number."""
+    pytest.importorskip("accelerate")
+    model = models.tiny_llama(torch.float32, layers=3, exact_norms=False)
+    ids = models.tokens(model, 1, 4)
+    model.save_pretrained(tmp_path / "model")
+    places: dict[str, str] = dict.fromkeys(("embed_tokens", "norm", "rotary_emb"), "cpu")
+    places |= {"layers.0": "disk", "layers.1": "cpu", "layers.2": "disk"}
+    spread = LlamaModel.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path, dtype=torch.float32
+    ).eval()
+    before = [(name, p.is_meta) for name, p in spread.named_parameters()]
+    assert {meta for _, meta in before} == {True, False}
+
+    def flows(of: Any, **given: Any) -> list[Tensor]:
+        lig = LayerFlowIG(of)
+        towards = lig.attribute(ids, ids.roll(1, 1), number, **given)
+        return [x for flow in [*lig.attribute(ids), *towards] for x in flow.tensors.values()]
+
+    for one, wanted in zip(flows(spread), flows(model), strict=True):
+        torch.testing.assert_close(one, wanted, equal_nan=True)
+    with pytest.raises(LigError, match=r"offloaded.*dtype=torch\.float64"):
+        flows(spread, dtype=torch.float64)
+    assert before == [(name, p.is_meta) for name, p in spread.named_parameters()]
 
 
 def test_inputs_go_where_the_model_is() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_lig import LayerFlowIG, LigError, SetToSetIG, patching
+from captum_lig import LayerFlowIG, LigError, SetToSetIG, inspect_model, patching
 from captum_lig.flow.layer_flow import LayerFlow
 from tests.helpers import models
 from tests.helpers.state import snapshot
@@ -48,6 +48,42 @@ class Four(Eight):
     def wide(self) -> Tensor:
         level = torch.stack([self.weight // 16, self.weight % 16], -1).flatten(1)
         return (level.to(self.scale) * 16 - 119) * self.scale
+
+
+class Forward(Four):
+    """As bitsandbytes' on a CPU: made for going forward, an error where gradients are wanted."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            raise RuntimeError("a view of a leaf Variable is used in an in-place operation.")
+        return super().forward(x)
+
+
+class Rounding(Eight):
+    """As torchao's and bitsandbytes' for 8 bits: vectors are rounded, gradients as if not."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = x.detach().abs().amax(-1, keepdim=True).clamp_min(1e-9) / 127
+        return super().forward(x + ((x / step).round() * step - x).detach())
+
+
+class RoundingInHooks(Rounding):
+    """As optimum-quanto's."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.register_forward_pre_hook(lambda _, args: ((args[0] / 0.05).round() * 0.05,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Eight.forward(self, x)
 
 
 def wide(linear: nn.Linear, kind: type[Eight]) -> nn.Linear:
@@ -106,6 +142,83 @@ def test_weights_in_few_bits(kind: type[Eight]) -> None:
     half = copy.deepcopy(few).half()
     for flow in LayerFlowIG(half).attribute(ids, ids.roll(1, 1), number):
         assert all(bool(rows.all()) for rows in flow.converged.values())
+
+
+def some_of(model: nn.Module, ids: Tensor, **given: Any) -> list[Tensor]:
+    lig = LayerFlowIG(model)
+    flow = LayerFlowIG(model, 1).attribute(ids, boundaries=["layer", "influence"], **given)
+    assert isinstance(flow, LayerFlow)
+    flows = [flow, *lig.attribute(ids, ids.roll(1, 1), number, **given)]
+    edges = lig.direct_edges(ids, ids.roll(1, 1), number, **given)
+    found = [x for flow in flows for x in flow.tensors.values()]
+    return [*found, torch.tensor([edges.change, edges.into_target, edges.out_of_embedding])]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64], ids=["own", "float64"])
+def test_kernels_without_gradients(dtype: torch.dtype | None) -> None:
+    """The numbers of plain layers with the same weights, also what comes in a wider precision."""
+    model = models.tiny_llama(torch.float32)
+    ids = models.tokens(model, 1, 4)
+    few = exchanged(model, Forward)
+    full = exchanged(model, lambda linear: wide(linear, Forward))
+    before = snapshot(few)
+    found = some_of(few, ids, dtype=dtype)
+    assert before.changes() == []
+    for one, wanted in zip(found, some_of(full, ids, dtype=dtype), strict=True):
+        torch.testing.assert_close(one, wanted, rtol=2e-3, atol=2e-4, equal_nan=True)
+    assert all(b.not_supported is None for b in inspect_model(few, ids).blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_weights_in_full_of_half_precision(dtype: torch.dtype) -> None:
+    """A large bias does not hide small weights."""
+    linear = nn.Linear(64, 32)
+    nn.init.constant_(linear.bias, 8.0)
+    full = wide(linear, Forward)
+    few: Any = nn.Sequential(Forward(linear), nn.GELU()).to(dtype)
+    x = torch.linspace(-4, 4, 3 * 64).view(1, 3, 64).to(dtype)
+    found = SetToSetIG(few).attribute(x, 0.0)
+    wanted = SetToSetIG(nn.Sequential(full, nn.GELU())).attribute(x.float(), 0.0)
+    torch.testing.assert_close(found.float(), wanted, rtol=0.03, atol=0.05)
+
+
+def test_hooks_go_with_layers() -> None:
+    layer = Forward(nn.Linear(8, 8))
+    layer.register_forward_hook(lambda _, __, y: y * 3)
+    x = torch.linspace(-1, 1, 2 * 8).view(1, 2, 8)
+    found = SetToSetIG(layer, scalarization="vector").attribute(x, 0.0)
+    torch.testing.assert_close(found.sum(2), (layer(x) - layer(x * 0)).detach())
+
+
+@pytest.mark.parametrize("kind", [Rounding, RoundingInHooks])
+def test_rounded_vectors_with_gradients_are_refused(kind: type[Eight]) -> None:
+    """Gradients that are there are not those of what the layer does."""
+    model = models.tiny_llama(torch.float32)
+    ids = models.tokens(model, 1, 4)
+    few = exchanged(model, kind)
+    name = rf"layers\.0.*q_proj is a .*\.{kind.__name__}\).*weights alone"
+    for call in (
+        lambda: LayerFlowIG(few).attribute(ids),
+        lambda: LayerFlowIG(few).attribute(ids, dtype=torch.float64),
+        lambda: LayerFlowIG(few).attribute(ids, ids.roll(1, 1), number),
+        lambda: LayerFlowIG(few).direct_edges(ids, ids.roll(1, 1), number),
+        lambda: patching.effects(few, ids, ids.roll(1, 1), number, ("heads",)),
+    ):
+        with pytest.raises(LigError, match=name):
+            call()
+    assert "weights alone" in str(inspect_model(few, ids).unreachable)
+    layer = kind(nn.Linear(8, 8))
+    x = torch.linspace(-1, 1, 2 * 8).view(1, 2, 8)
+    for function in (layer, lambda x: layer(x)):
+        with pytest.raises(LigError, match=f"forward_func.*{kind.__name__}"):
+            SetToSetIG(function).attribute(x, 0.0)
+
+
+def test_a_function_of_a_kernel_without_gradients_is_refused() -> None:
+    layer = Forward(nn.Linear(8, 8))
+    x = torch.linspace(-1, 1, 2 * 8).view(1, 2, 8)
+    with pytest.raises(LigError, match=r"Forward.*no gradients.*Give a torch\.nn\.Module"):
+        SetToSetIG(lambda x: layer(x)).attribute(x, 0.0)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

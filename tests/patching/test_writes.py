@@ -162,7 +162,29 @@ def test_post_norm_models_and_those_without_a_vocabulary_say_why() -> None:
         writes(bert, INPUTS, BASELINES, lambda out: out[0][:, -1].sum(-1), nodes_at(4))
 
 
-def test_a_node_that_is_not_there() -> None:
+@pytest.mark.parametrize(
+    ("node", "name"),
+    [
+        (Node("heads", 7, 1, 0), r"head 7\.0 at 1"),
+        (Node("heads", 1, 9, 0), r"head 1\.0 at 9"),
+        (Node("heads", 1, 1, 99), r"head 1\.99 at 1"),
+        (Node("heads", 1, 1, -1), r"head 1\.-1 at 1"),
+        (Node("feed_forward", 1, -1), "MLP 1 at -1"),
+        (Node("feed_forward", 1), "MLP 1"),
+        # What is neither a head nor an MLP is not the MLP.
+        (Node("attention", 1, 1), "attention 1 at 1"),
+        (Node("tokens", 1, 1), "entering 1 at 1"),
+    ],
+)
+def test_a_node_that_is_not_there(node: Node, name: str) -> None:
     twin = Twin("llama")
-    with pytest.raises(LigError, match=r"head 7\.0 at 1 is no node of the model"):
-        writes(twin.model, INPUTS, BASELINES, logit(5), [Node("heads", 7, 1, 0)])
+    with pytest.raises(LigError, match=f"{name} is no node of the model"):
+        writes(twin.model, INPUTS, BASELINES, logit(5), [*nodes_at(4), node])
+
+
+def test_positions_and_nodes_that_are_not_there() -> None:
+    twin = Twin("llama")
+    with pytest.raises(LigError, match="position=9: there are"):
+        writes(twin.model, INPUTS, BASELINES, logit(5), nodes_at(4), 9)
+    with pytest.raises(LigError, match="nodes are empty"):
+        writes(twin.model, INPUTS, BASELINES, logit(5), [])

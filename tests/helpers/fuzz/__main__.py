@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.common import stamp
 from tests.helpers.fuzz.command_line import NAME, run_commands
 from tests.helpers.fuzz.readers import READERS
 from tests.helpers.fuzz.run import run_reader
@@ -20,7 +21,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     failed = 0
-    print("| reader | cases | refused | read | failures | slowest s | MB grown | s |")
+    print(f"{stamp()}\n\n| reader | cases | refused | read | failures | slowest s | MB grown | s |")
     print("| :-- | --: | --: | --: | --: | --: | --: | --: |")
     for name in [reader.name for reader in READERS] + [NAME]:
         if given.names and name not in given.names:

@@ -113,7 +113,7 @@ def _write_index(path: Path) -> None:
 def _write_run(path: Path) -> None:
     about = {"format": "captum_lig.corpus", "version": 1, "settings": Settings().to_json()}
     path.write_text(json.dumps(about))
-    path.with_name(FINISHED).write_text('{"done": 3}')
+    path.with_name(FINISHED).write_text('{"texts": {"done": 3}}')
 
 
 def _read_run(path: Path) -> None:

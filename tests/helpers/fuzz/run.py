@@ -17,6 +17,8 @@ __all__ = ["LONGEST", "Findings", "peak_megabytes", "run_reader"]
 
 LONGEST = 1.0
 """Seconds of processor time that a case may take."""
+LARGEST = 2**25
+"""Bytes of a file: what is long grows by pieces that are long, to gigabytes at times."""
 WARM = 200
 """Cases after which memory is looked at."""
 
@@ -83,7 +85,7 @@ def run_reader(reader: Fuzzed, folder: Path, cases: int, seed: int) -> Findings:
     reader.read(path)
     found, began, peak = Findings(reader.name), time.perf_counter(), peak_megabytes()
     for number in range(cases):
-        data = reader.mutate(random.Random(f"{reader.name} {seed} {number}"), valid)
+        data = reader.mutate(random.Random(f"{reader.name} {seed} {number}"), valid)[:LARGEST]
         # A new file: one that is mapped must not change under its reader.
         path.unlink()
         path.write_bytes(data)

@@ -1,0 +1,79 @@
+"""Measured tables of the documentation, and the command that takes them again."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import retake
+from benchmarks.common import stamp
+
+PRINTS = "from benchmarks.common import stamp; print(stamp(), '| new |', sep='\\n\\n')"
+
+
+def paged(folder: Path, command: str) -> retake.Block:
+    page = folder / "some.md"
+    page.write_text(
+        f"before\n\n<!-- measured: python -m {command} -->\n\nold\n\n"
+        "<!-- measured: end -->\n\nafter\n"
+    )
+    (block,) = retake.blocks(page)
+    return block
+
+
+@pytest.mark.parametrize("block", retake.every(), ids=lambda block: block.command[10:])
+def test_every_block_names_a_program(block: retake.Block) -> None:
+    option, name, *_ = block.words({"CORPUS": Path("c.conllu"), "RECORDS": Path("r")})
+    assert option == "-m"
+    assert importlib.util.find_spec(name) is not None
+    assert block.text.strip(), f"{block.page.name} has nothing of {block.command}"
+
+
+def test_no_marker_is_left_open() -> None:
+    for page in retake.PAGES.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        assert text.count("<!-- measured:") == 2 * len(retake.blocks(page)), page.name
+
+
+def test_what_a_command_prints_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+    block = paged(tmp_path, "some --model minilm")
+    assert retake.take(block, ["-c", PRINTS])
+    text = block.page.read_text()
+    assert text.startswith(f"before\n\n<!-- measured: {block.command} -->\n\n`python -c")
+    assert text.endswith("| new |\n\n<!-- measured: end -->\n\nafter\n")
+    assert "old" not in text
+    (again,) = retake.blocks(block.page)
+    assert again.age().startswith("20")
+
+
+@pytest.mark.parametrize("program", [PRINTS + "; raise SystemExit(3)", "print('| new |')"])
+def test_a_page_stays_if_the_command_fails_or_has_no_stamp(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = paged(tmp_path, "some")
+    before = block.page.read_text()
+    assert block.age() == "never measured"
+    assert not retake.take(block, ["-c", program])
+    assert block.page.read_text() == before
+    assert "some.md is as it was" in capsys.readouterr().err
+
+
+def test_a_placeholder_without_its_option(tmp_path: Path) -> None:
+    block = paged(tmp_path, "some CORPUS --out RECORDS/some.json")
+    places: dict[str, Path | None] = {"CORPUS": Path("/c/x y.conllu"), "RECORDS": Path("/r")}
+    assert block.words(places) == ["-m", "some", "/c/x y.conllu", "--out", "/r/some.json"]
+    with pytest.raises(SystemExit, match="needs --records"):
+        block.words(places | {"RECORDS": None})
+
+
+def test_a_stamp_names_command_and_commits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "benchmarks.some", "/a/b.conllu"])
+    text = stamp(["1234567", "89abcde", "1234567"])
+    assert text.startswith("`python -m benchmarks.some b.conllu`. Measured on ")
+    assert ", of 1234567, 89abcde: " in text
+    found = retake.STAMP.search(text)
+    assert found is not None
+    assert found[2] == "1234567, 89abcde"

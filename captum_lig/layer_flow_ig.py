@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from typing_extensions import TypedDict, Unpack
 
 from captum_lig._arguments import brief, whole_number
 from captum_lig._captum import GradientAttribution, log_usage
 from captum_lig._restore import restoring
+from captum_lig.attribution.batches import BatchOfTexts
 from captum_lig.attribution.direct import edges_towards
 from captum_lig.attribution.lengths import (
     BOUNDARIES,
     Baselines,
     Problem,
     check_dtype,
-    one_for_each,
 )
 from captum_lig.attribution.towards import Finders, Question, flows_towards, only_without_target
 from captum_lig.errors import LigError
@@ -281,21 +280,16 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         problem.check()
         if self_term is not None:
             check_estimate(self_term, baselines, problem.asked.boundaries)
-        flows = []
-        with self._finder.blocks(call) as blocks:
-            if "feed_forward" in problem.asked.boundaries:
-                blocks = [self._finder.with_feed_forward(block) for block in blocks]
-            starts = one_for_each(baselines, blocks)  # type: ignore[arg-type]
-            asked = problem.for_each(blocks, everything=self.layer is None)
-            work = [one for one in zip(blocks, starts, asked, strict=True) if one[2] is not None]
-            for block, start, own in tqdm(
-                work, desc="layers", unit="layer", disable=not show_progress
-            ):
-                assert own is not None
-                flow = own.flow(block, start, block.valid)
-                if self_term is not None:
-                    flow = own.with_self_term(flow, self_term, block, block.valid)
-                flows.append(flow)
+        batch = BatchOfTexts(
+            finder=self._finder,
+            call=call,
+            problem=problem,
+            baselines=baselines,  # type: ignore[arg-type]
+            self_term=self_term,
+            everything=self.layer is None,
+            show_progress=show_progress,
+        )
+        flows = batch.flows()
         return self._result(flows, return_convergence_delta, call, tokenizer)
 
     @restoring

@@ -87,7 +87,7 @@ class Problem:
         return [self.only(names) if names else None for names in rest]
 
     def flow(self, call: BlockCall, baseline: Baseline, valid: Tensor) -> LayerFlow:
-        """All boundaries of one block, for every text of the batch.
+        """All boundaries of one block, for every text; none if all of its targets are padding.
 
         Args:
             call: the block and what it was called with.
@@ -107,11 +107,6 @@ class Problem:
         if self.output_indices is not None:
             targets = index_list(self.output_indices, sources, device, "tokens")
         kept = [valid[text, targets].nonzero().squeeze(-1) for text in range(batch)]
-        if not any(len(rows) for rows in kept):
-            raise LigError(
-                f"output_indices={brief(self.output_indices)}: in every text the tokens there are "
-                "padding, choose others."
-            )
         texts = [
             self._of_text(call, text, baseline, targets, rows, meter) if len(rows) else {}
             for text, rows in enumerate(kept)
@@ -125,7 +120,7 @@ class Problem:
             baseline=describe(baseline),
             tolerance=self.settings.tolerance,
             cost=Cost(
-                path_points=meter.pairs / sum(map(len, kept)),
+                path_points=meter.pairs / max(1, sum(map(len, kept))),
                 forward_equivalents=meter.passed / (batch * sources),
                 seconds=time.perf_counter() - began,
                 path=meter.path,
@@ -134,7 +129,7 @@ class Problem:
             cross_baseline=describe(self.cross_baseline)
             if any(KINDS[name].of_encoder for name in self.asked.boundaries)
             else None,
-            tensors=stacked(texts, kept, len(targets)),
+            tensors=stacked(texts, kept, len(targets)) if any(texts) else {},
         )
 
     def _of_text(

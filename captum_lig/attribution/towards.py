@@ -177,7 +177,7 @@ class Prepared:
         model, tokenizer = finder.model, question.tokenizer
         inputs, more = (_in_dtype(x, model) for x in (question.inputs, question.additional))
         call = ModelCall.of(model, inputs, more)
-        batch = _batch(call)
+        batch = call.batch
         if isinstance(target, Target):
             target = target.placed(call, tokenizer)
         bound = (
@@ -268,11 +268,6 @@ def _describe(baselines: Any) -> str:
     if baselines is None:
         return "padding"
     return str(baselines) if isinstance(baselines, (str, int, float)) else "input"
-
-
-def _batch(call: ModelCall) -> int:
-    values = (*call.args, *call.kwargs.values())
-    return next(len(x) for x in values if isinstance(x, Tensor) and x.dim())
 
 
 def _in_dtype(value: Any, model: nn.Module) -> Any:

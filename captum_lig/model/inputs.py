@@ -164,14 +164,27 @@ class ModelCall:
         kwargs = {name: other if x is given else x for name, x in self.kwargs.items()}
         return replace(self, args=args, kwargs=kwargs)
 
+    @property
+    def batch(self) -> int:
+        """The number of texts: the length of the first tensor."""
+        values = (*self.args, *self.kwargs.values())
+        return next(len(x) for x in values if isinstance(x, Tensor) and x.dim())
+
     def for_text(self, text: int, batch: int) -> ModelCall:
         """The call for one text of a batch of ``batch``."""
+        return self._of(slice(text, text + 1), batch) if batch > 1 else self
 
-        def one(value: Any) -> Any:
+    def of_texts(self, texts: Tensor) -> ModelCall:
+        """The call for some of its texts, ``(n,)`` in a row."""
+        some = slice(int(texts[0]), int(texts[-1]) + 1)
+        return self if len(texts) == self.batch else self._of(some, self.batch)
+
+    def _of(self, texts: slice, batch: int) -> ModelCall:
+        def some(value: Any) -> Any:
             batched = isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch
-            return value[text : text + 1] if batched else value
+            return value[texts] if batched else value
 
-        return self._with(one) if batch > 1 else self
+        return self._with(some)
 
     def repeated(self, copies: int) -> ModelCall:
         """The call of one text for ``copies`` of it."""

@@ -28,7 +28,7 @@ from captum_lig.model.run_block import RunBlock, joined
 
 __all__ = ["SplitBlock", "by_token", "skipping"]
 
-LONG, FEW = 256, 32
+LONG, FEW = 64, 32
 """Of a text of more tokens than the first, so many are enough to find out what a block's code
 does."""
 KEPT = 3
@@ -67,8 +67,13 @@ class SplitBlock(RunBlock):
         if row not in self._keys:
             if len(self._keys) == KEPT:
                 self._keys.clear()
-            self._keys[row] = self.pre(self.z[None, row, None].expand(1, *self.z.shape))[1][0]
+            self._keys[row] = self.keys(self.z[None, row, None].expand(1, *self.z.shape))[0]
         return self._keys[row]
+
+    def keys(self, z: Tensor) -> Tensor:
+        """The keys ``(N, Hkv, S, d)`` of ``z (N, S, D)``, without queries and values."""
+        with skipping(self._beside_keys):
+            return self.pre(z)[1]
 
     def attend_at(self, z: Tensor, rows: Tensor) -> Tensor:
         """``attend`` for the targets ``rows (R,)`` alone, ``(N, R, H, e)``."""
@@ -146,6 +151,18 @@ class SplitBlock(RunBlock):
         eps = torch.finfo(u.dtype).eps
         same = deviations(without, self.output, rounding=4 * eps).max() <= 64 * eps
         return seen if same else {}
+
+    @cached_property
+    def _beside_keys(self) -> dict[nn.Module, int]:
+        """Projections without which the keys are the same bits, and their widths."""
+        if self.some is not self:
+            return self.some._beside_keys
+        keys, found = self.pre(self.z[None])[1], dict[nn.Module, int]()
+        for module, width in self._attended[1].items():
+            with skipping(found | {module: width}):
+                if torch.equal(self.pre(self.z[None])[1], keys):
+                    found[module] = width
+        return found
 
     # --- on some tokens ---
 

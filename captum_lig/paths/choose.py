@@ -74,6 +74,9 @@ class Block(Protocol):
     def attend_at(self, z: Tensor, rows: Tensor) -> Tensor:
         """The same of the targets ``rows (R,)`` alone, ``(N, R, H, d)``."""
 
+    def keys(self, z: Tensor) -> Tensor:
+        """The keys that ``pre`` gives, ``(N, Hkv, S, d)``, with as little else as it can."""
+
     def keys_of(self, row: int) -> Tensor:
         """``(Hkv, S, d)`` the key that the content of token ``row`` has at each position."""
 
@@ -164,7 +167,7 @@ def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> 
         rotary = None
         if keys and not values and targets > 2 * probes_needed(key_heads, width):
             bias = block.tables[1][:1]
-            rotary = RotaryMaps.find(lambda x: block.pre(x)[1] - bias, block.z, key_heads, width)
+            rotary = RotaryMaps.find(lambda x: block.keys(x) - bias, block.z, key_heads, width)
     return Structure(norm, keys, values, rotary, normed_keys)
 
 
@@ -333,7 +336,7 @@ def _logits_of_moved_targets(block: Block, key_bias: Tensor, q: Tensor, rows: Te
         if at_once <= 4:  # of a path that is validated it will be asked again
             keys = torch.stack([block.keys_of(row) for row in own.tolist()])
         else:
-            keys = block.pre(block.z[own][:, None].expand(-1, *block.z.shape))[1]
+            keys = block.keys(block.z[own][:, None].expand(-1, *block.z.shape))
         keys = (keys - key_bias).repeat_interleave(groups, 1)  # (R, H, S, d)
         parts.append(torch.einsum("hrd,rhsd->hrs", q_own, keys))
     return torch.cat(parts, 1)

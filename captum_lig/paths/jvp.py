@@ -68,25 +68,52 @@ def jvp_of_many(function: Callable[..., Tensor], at: Tensors, tangents: Tensors)
         ``(R, S, E)``.
     """
     count, many = tangents[0].shape[:2]
-    if count == many:
-        # A block runs on whole sequences: as many rows as tokens fill one, and the tangents can
-        # share its forward pass, if its code takes that (a mixture of experts does not).
-        def along(*directions: Tensor) -> Tensor:
-            rate: Tensor = torch.func.jvp(function, at, directions)[1]
-            return rate
+    # A block runs on whole sequences, of as many tokens as there are sources. Copies of the rows
+    # fill them, and the tangents take turns on one forward pass, if the block's code takes that (a
+    # mixture of experts does not).
+    copies, turns = _shared_pass(count, many)
 
+    def along(*directions: Tensor) -> Tensor:
+        rate: Tensor = torch.func.jvp(function, points, directions)[1]
+        return rate
+
+    def by_turns(x: Tensor) -> Tensor:
+        """``(R, S, ...)`` to ``(turns, R copies, ...)``."""
+        spare = turns * copies - many
+        if spare:
+            x = torch.cat([x, x.new_zeros(count, spare, *x.shape[2:])], 1)
+        turned: Tensor = x.unflatten(1, (turns, copies))
+        return turned.transpose(0, 1).flatten(1, 2)
+
+    if turns > 1:
+        points = tuple(x.repeat_interleave(copies, 0) for x in at)
         try:
-            rates: Tensor = torch.func.vmap(along, in_dims=1, out_dims=1)(*tangents)
-            return rates.detach()
+            found: Tensor = torch.func.vmap(along)(*map(by_turns, tangents)).detach()
+            by_row: Tensor = found.unflatten(1, (count, copies))
+            return by_row.transpose(0, 1).flatten(1, 2)[:, :many]
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
-    _, rates = jvp(
+    rates: Tensor = jvp(
         function,
         tuple(x.repeat_interleave(many, 0) for x in at),
         tuple(x.flatten(0, 1) for x in tangents),
-    )
+    )[1]
     return rates.view(count, many, -1)
+
+
+def _shared_pass(count: int, many: int) -> tuple[int, int]:
+    """How many copies of ``R`` rows run at once, and how often, for ``S`` tangents of each row.
+
+    The work is that of the sequences of ``S`` tokens that the copies fill, once forward and once
+    for each turn.
+    """
+
+    def work(copies: int) -> int:
+        return -(-count * copies // many) * (1 + -(-many // copies))
+
+    copies = min(range(1, many + 1), key=work)
+    return copies, -(-many // copies)
 
 
 def _by_two_backward_passes(

@@ -20,6 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_lig.paths.memory import in_halves
+
 __all__ = ["Mixture", "Norm", "recognise_norm"]
 
 
@@ -129,8 +131,9 @@ def recognise_norm(
     # Some tokens are enough to tell, and all of them at every point could fill the memory.
     some = torch.linspace(0, len(z) - 1, min(len(z), 64), device=z.device).round().long()
     parts = [
-        [table[:, :, some] for table in pre(part)]
+        found
         for part in torch.stack(points).split(max(1, 4096 // len(z)))
+        for found in in_halves(lambda part: [table[:, :, some] for table in pre(part)], part)
     ]
     z, start = z[some], start[some]
     tables = [torch.cat(table) for table in zip(*parts, strict=True)]

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_lig.paths.memory import in_halves
+
 __all__ = ["RotaryMaps", "probes_needed"]
 
 Keys = Callable[[Tensor], Tensor]
@@ -55,7 +57,11 @@ class RotaryMaps:
         noise = torch.randn(contents.shape, generator=generator).to(z)
         contents = contents + 0.5 * contents.std(-1, keepdim=True) * noise
         parts = contents.split(max(1, _AT_ONCE // sources))
-        probed = torch.cat([keys(part[:, None].expand(-1, sources, -1)) for part in parts])
+
+        def at_all(some: Tensor) -> Tensor:
+            return keys(some[:, None].expand(-1, sources, -1))
+
+        probed = torch.cat([found for part in parts for found in in_halves(at_all, part)])
         at = probed.double().permute(2, 0, 1, 3).flatten(1, 2)  # (S, probes * Hkv, d)
         maps = (torch.linalg.pinv(at[0]) @ at).transpose(1, 2).contiguous()  # (S, d, d)
         size = maps.abs().amax(0).flatten()

@@ -18,6 +18,7 @@ from torch import Tensor
 from captum_lig._types import QKV, Pre
 from captum_lig.paths.base import AttentionPath
 from captum_lig.paths.baselines import Start
+from captum_lig.paths.memory import in_halves
 
 __all__ = ["Observed", "Sample", "mixes_tokens", "observe"]
 
@@ -115,7 +116,8 @@ def observe(
     """
     known = [] if first is None else [first[None, sample.rows]]
     parts = sample.z[len(known) :].split(max(1, AT_ONCE // sample.z.shape[1]))
-    u = torch.cat([*known, *(attend_at(z, sample.rows) for z in parts)])
+    seen = [u for z in parts for u in in_halves(lambda z: attend_at(z, sample.rows), z)]
+    u = torch.cat([*known, *seen])
     point = torch.arange(len(u), device=u.device)[:, None]
     return Observed(sample, u[point, sample.chosen])
 

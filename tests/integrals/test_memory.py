@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-from captum_lig import LayerFlowIG, SetToSetIG, circuits, patching
+from captum_lig import LayerFlowIG, LigError, SetToSetIG, circuits, patching
 from captum_lig.flow.layer_flow import LayerFlow
 from tests.helpers import models
 from tests.helpers.state import snapshot
@@ -143,6 +143,67 @@ def test_halves(name: str, error: Exception) -> None:
     for ours in (found, again):
         for one, other in zip(tensors(ours), tensors(wanted), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11, equal_nan=True)
+
+
+FIVE = torch.tensor(
+    [
+        [3, 9, 4, 17, 8, 30],
+        [5, 6, 40, 21, 7, 11],
+        [12, 4, 9, 0, 0, 0],
+        [8, 33, 20, 14, 6, 0],
+        [7, 5, 0, 0, 0, 0],
+    ]
+)
+"""Texts of a batch, padded on the right."""
+
+OF_FIVE: dict[str, dict[str, Any]] = {
+    "as it comes": {},
+    "a baseline for each text": {
+        "baselines": torch.linspace(-1, 1, 5 * 6 * 32).double().view(5, 6, 32)
+    },
+    "a baseline for each layer": {"baselines": ("zero", torch.linspace(-1, 1, 32).double())},
+    "a self term": {"self_term": "zero_ratio"},
+    "some texts have no targets": {"output_indices": [3, 5]},
+}
+
+
+@pytest.mark.parametrize("room", [1, 2], ids=["for one", "for two"])
+@pytest.mark.parametrize("name", OF_FIVE)
+def test_texts_of_a_batch(name: str, room: int) -> None:
+    """The model's own run does not fit: it runs on halves of the batch, down to a text."""
+    model = models.tiny_bert()
+    # Only the model itself calls this one, and on all texts at once.
+    small = Small(model.embeddings.LayerNorm, OF_CUDA)
+
+    def call() -> Any:
+        inputs = {"input_ids": FIVE, "attention_mask": (FIVE != 0).long()}
+        return LayerFlowIG(model).attribute(inputs, n_steps=8, **OF_FIVE[name])
+
+    with small.there():
+        wanted, none = run(call)
+    assert none == []
+    assert small.largest == FIVE.numel()
+    before = snapshot(model)
+    with small.there(room * FIVE.shape[1]):
+        found, given = run(call)
+    assert len(given) == 1
+    assert small.largest == room * FIVE.shape[1]
+    assert before.changes() == []
+    for one, other in zip(found, wanted, strict=True):
+        assert one.tensors.keys() == other.tensors.keys()
+        assert torch.equal(one.valid, other.valid)
+        assert (one.baseline, one.name, one.tolerance) == (other.baseline, other.name, 1e-3)
+        assert one.cost.path_points > 0
+    for one, other in zip(tensors(found), tensors(wanted), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_targets_that_no_text_has_in_halves() -> None:
+    model = models.tiny_bert()
+    small = Small(model.embeddings.LayerNorm, OF_CUDA)
+    inputs = {"input_ids": FIVE[2:], "attention_mask": (FIVE[2:] != 0).long()}
+    with small.there(FIVE.shape[1]), pytest.raises(LigError, match="in every text"):
+        run(lambda: LayerFlowIG(model).attribute(inputs, output_indices=[5]))
 
 
 @pytest.mark.parametrize("scalarization", ["l2", "projection", "vector"])

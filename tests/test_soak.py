@@ -1,0 +1,89 @@
+"""The same inputs give the same bits, and growth over a run of calls is found."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.soak import MIB, Calls, Line, judged
+
+HASH = """
+import pathlib, sys, torch
+from benchmarks.soak import Calls
+torch.set_num_threads(1)
+print(Calls(pathlib.Path(sys.argv[1])).bits())
+"""
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of texts of random tokens
+def test_same_inputs_same_bits(tmp_path: Path) -> None:
+    """Of sets, lengths, a number, files, patching, circuits: again, after others, elsewhere."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        calls = Calls(tmp_path)
+        first = calls.bits()
+        for call in calls.all.values():
+            call(torch.Generator().manual_seed(3))
+        assert calls.bits() == first
+    finally:
+        torch.set_num_threads(threads)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    other = subprocess.run(
+        [sys.executable, "-c", HASH, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    assert other.stdout.split()[-1] == first
+
+
+LINES = [
+    Line(
+        minutes=n,
+        calls=100 * n,
+        resident=500 * MIB + n % 2 * 4096,
+        allocated=100 * MIB,
+        objects=1000,
+        files=5,
+        threads=2,
+        bits="a",
+    )
+    for n in range(61)
+]
+"""Of an hour without growth."""
+
+
+def test_no_growth() -> None:
+    assert judged(LINES)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "each"), [("resident", MIB), ("allocated", MIB), ("objects", 50), ("files", 1)]
+)
+def test_growth(name: str, each: int) -> None:
+    lines = [
+        replace(line, **{name: getattr(line, name) + n * each}) for n, line in enumerate(LINES)
+    ]
+    (missed,) = judged(lines)[1]
+    assert missed.startswith(name)
+
+
+def test_growth_that_ended_is_none() -> None:
+    """What fills in the first half, caches say, is not growth."""
+    lines = [
+        replace(line, resident=line.resident + min(n, 20) * MIB) for n, line in enumerate(LINES)
+    ]
+    assert judged(lines)[1] == []
+
+
+def test_other_bits() -> None:
+    (missed,) = judged([*LINES[:-1], replace(LINES[-1], bits="b")])[1]
+    assert "bits" in missed

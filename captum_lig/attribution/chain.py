@@ -130,10 +130,11 @@ class Top:
             token = int(target.where(last.valid)[0])
             e = target.along(ends.step[token]).double()
             values = float(ends.start[token].double() @ e), float(ends.end[token].double() @ e)
-            rest.record()
+            rest.record(call.few_logits())
         else:
-            start = float(target(Rest(baseline, others).record(), baseline))
-            values = start, float(target(rest.record(), call))
+            start = Rest(baseline, others).record(target.arguments(baseline))
+            own = rest.record(target.arguments(call))
+            values = float(target(start, baseline)), float(target(own, call))
         return cls(rest, ends, target, values, settings)
 
     @property
@@ -198,7 +199,8 @@ class Top:
     def _check_repeats(self) -> None:
         """Refuse a number that is another one each time."""
         assert isinstance(self.target, BoundTarget)
-        again = float(self.target(self.rest.record(), self.rest.call))
+        call = self.rest.call
+        again = float(self.target(self.rest.record(self.target.arguments(call)), call))
         if not self._near(again, self.values[1]):
             raise LigError(
                 f"the target, {self.target.words}, is {self.values[1]:.6g} of the input, and "

@@ -12,7 +12,6 @@ from captum_lig._types import Parts
 from captum_lig.attribution.block import ChainBlock
 from captum_lig.graph.direct_edges import Reader
 from captum_lig.integrals.stage import Ends, ReaderStage, multipliers
-from captum_lig.model.attention_call import AttentionCall
 from captum_lig.model.compare import nearly_equal
 
 __all__ = ["ReaderBlock"]
@@ -41,7 +40,8 @@ class ReaderBlock(ChainBlock):
             return False
         u = self.nodes["u"]
         with torch.no_grad():
-            found = self._softmax(self.stages.split.pre(torch.stack([self.z.start, self.z.end])))
+            split, ends = self.stages.split, torch.stack([self.z.start, self.z.end])
+            found = split.softmax(*split.pre(ends))
         return all(
             nearly_equal(ours[self.valid], theirs[self.valid])
             for ours, theirs in zip(found, (u.start, u.end), strict=True)
@@ -72,9 +72,10 @@ class ReaderBlock(ChainBlock):
         groups = torch.arange(self.key_heads, device=g.device)
         of_query = groups.repeat_interleave(self.heads // self.key_heads)
         count = len(self.valid)
-        floats = 30 * self.z.end.numel() + 6 * self.heads * count * count
+        held = 0 if self.stages.split.plain else 6
+        floats = 30 * self.z.end.numel() + held * self.heads * count * count
         stage = ReaderStage(
-            function=lambda z: self._grouped(self.stages.attend(z)),
+            function=lambda z: self._grouped(self.stages.attend(z, fused=True)),
             arguments={"z": self.z},
             output=Ends(*(self._grouped(x[None])[0] for x in (u.start, u.end))),
             g=self._grouped(g[None])[0],
@@ -96,11 +97,11 @@ class ReaderBlock(ChainBlock):
         z = z.detach().requires_grad_()
         with torch.enable_grad():
             if not self.opens:
-                u = self.stages.attend(z)
+                u = self.stages.attend(z, fused=True)
                 return self._from_each([u.movedim(2, 1)], [g.movedim(2, 1)], z)
             made = self.stages.split.pre(z)
             apart = tuple(x.detach().requires_grad_() for x in made)
-            cotangents = torch.autograd.grad(self._softmax(apart), apart, g)
+            cotangents = torch.autograd.grad(self.stages.split.softmax(*apart), apart, g)
         return self._from_each(made, cotangents, z)
 
     def _from_each(self, made: Sequence[Tensor], g: Sequence[Tensor], z: Tensor) -> Tensor:
@@ -114,10 +115,3 @@ class ReaderBlock(ChainBlock):
                 found.append(rate.sum(0))
                 self.meter.passed += z.shape[0] * z.shape[1]
         return torch.stack(found)
-
-    def _softmax(self, made: Sequence[Tensor]) -> Tensor:
-        split = self.stages.split
-        query, key, value = made
-        mask = None if split.mask is None else split.mask[None]
-        call = AttentionCall(query, key, value, mask, split.scaling, split.softcap, split.sinks)
-        return call.softmax_attention()

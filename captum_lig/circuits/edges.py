@@ -25,7 +25,6 @@ from captum_lig.circuits.order import Order
 from captum_lig.errors import LigError
 from captum_lig.graph.direct_edges import DirectEdges, Reader, Writer
 from captum_lig.metrics.circuits import SHARES
-from captum_lig.model.attention_call import AttentionCall
 from captum_lig.model.compare import nearly_equal
 from captum_lig.model.stages import Stages
 from captum_lig.model.written import reads_heads, written_by_feed_forward, written_by_heads
@@ -58,7 +57,7 @@ class _Layer:
         self.opens = stages.split.opens
         if self.opens:
             made = stages.split.pre(z)
-            self.opens = nearly_equal(self._attention(*made)[0, positions], u[0, positions])
+            self.opens = nearly_equal(stages.split.softmax(*made)[0, positions], u[0, positions])
         if self.opens:
             self.key_heads = made[1].shape[1]
         nodes = {"z": z[0], "u": u[0]} | ({} if m is None else {"m": m[0]})
@@ -85,7 +84,7 @@ class _Layer:
         circuits, readers = x.shape[:2]
         flat, split = x.flatten(0, 1), self.stages.split
         if not self.opens:
-            each = self.stages.attend(flat).unflatten(0, (circuits, readers))
+            each = self.stages.attend(flat, fused=True).unflatten(0, (circuits, readers))
             heads = torch.arange(self.heads)
             picked: Tensor = each[:, heads, :, heads]  # (H, C, S, e)
             return picked.movedim(0, 2)
@@ -94,17 +93,11 @@ class _Layer:
             own = torch.arange(made.shape[1])  # (C * R, heads, S, d)
             found.append(made.unflatten(0, (circuits, readers))[:, first + own, own])
             first += len(own)
-        return self._attention(*found)
+        return split.softmax(*found)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The MLP's output ``(C, S, D)`` where it reads ``x (C, S, D)`` less what heads wrote."""
         return self.stages.feed_forward(x, self.u.expand(len(x), -1, -1, -1))
-
-    def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        split = self.stages.split
-        mask = None if split.mask is None else split.mask[None]
-        call = AttentionCall(query, key, value, mask, split.scaling, split.softcap, split.sinks)
-        return call.softmax_attention()
 
 
 class EdgeCircuits(Circuits):

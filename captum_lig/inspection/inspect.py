@@ -135,7 +135,7 @@ def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
         split = SplitBlock(call.in_dtype(z.dtype if whole else torch.float32), 0, Meter())
         z, kept = split.z, call.valid[0].to(z.device).nonzero().squeeze(-1)
         report = replace(report, dtype=_dtype(z.dtype))
-        attended = split.attend(z[None])[0]
+        attended = split.attend(z[None], fused=True)[0]
         if not split.has_attention:
             return replace(
                 report,

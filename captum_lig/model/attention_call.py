@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from captum_lig._restore import holding, variable
 from captum_lig.errors import LigError
@@ -83,17 +84,19 @@ class AttentionCall:
     def is_large(self) -> bool:
         """Whether the weights of all heads are too many to hold, where that can be helped."""
         batch, heads, targets, _ = self.query.shape
-        plain = self.softcap is None and self.sinks is None
-        return plain and batch * heads * targets * self.key.shape[2] > LARGE
+        return batch * heads * targets * self.key.shape[2] > LARGE
 
     def fused(self) -> Tensor:
-        """The same by torch's fused function where the weights are many, ``(B, T, H, e)``.
+        """The same where the weights are many, without ever holding all of them.
 
-        It never holds the weights of all heads. What a family's own function does beside plain
-        softmax attention is not in it.
+        By torch's fused function, ``(B, T, H, e)``, or some targets after others where it has no
+        such attention. What a family's own function does beside our formula is not in it. It has
+        no derivative along a direction.
         """
         if not self.is_large:
             return self.eager()
+        if self.softcap is not None or self.sinks is not None:
+            return self._by_rows()
         heads = self.query.shape[1]
         key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (self.key, self.value))
         causal = self.mask is not None and is_causal(self.mask)
@@ -101,6 +104,20 @@ class AttentionCall:
         attend = torch.ops.aten.scaled_dot_product_attention  # the other one leads back to us
         output: Tensor = attend(self.query, key, value, mask, 0.0, causal, scale=self.scaling)
         return output.transpose(1, 2)
+
+    def _by_rows(self) -> Tensor:
+        """Our formula, some targets after others; weights are had again for a backward pass."""
+        batch, heads, targets, _ = self.query.shape
+        at_once = max(1, LARGE // 4 // (batch * heads * self.key.shape[2]))
+
+        def attend(rows: Tensor) -> Tensor:
+            return self.of_targets(rows).softmax_attention()
+
+        found: list[Tensor] = [
+            checkpoint(attend, rows, use_reentrant=False, preserve_rng_state=False)
+            for rows in torch.arange(targets, device=self.query.device).split(at_once)
+        ]
+        return torch.cat(found, 1)
 
     def softmax_attention(self) -> Tensor:
         """The attention output from its formula, ``(B, T, H, e)``."""
@@ -189,7 +206,9 @@ def is_causal(mask: Tensor) -> bool:
     if tuple(mask.shape) != (1, 1, length, length):
         return False
     later = torch.ones(length, length, dtype=torch.bool, device=mask.device).triu(1)
-    return torch.equal(mask[0, 0].masked_fill(forbidden(mask[0, 0]), 1.0), later.to(mask))
+    # What it forbids is not 0, so if as many entries are not, all others are.
+    most = length * (length - 1) // 2
+    return int(mask.count_nonzero()) == most and torch.equal(forbidden(mask[0, 0]), later)
 
 
 def read_sources(mask: Tensor) -> Tensor:

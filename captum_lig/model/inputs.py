@@ -29,6 +29,9 @@ CACHES = (
 """Names of what models keep of earlier tokens, and add to when they are called."""
 
 SUFFIX = "attention_mask"
+KEEP = "logits_to_keep"
+"""Argument of transformers' decoders: positions ``(K,)`` whose logits are worked out, or how many
+of the last."""
 
 
 @dataclass(frozen=True)
@@ -204,9 +207,16 @@ class ModelCall:
         return tuple(map(_copied, self.args)), kwargs
 
     def run_unmodified(self) -> None:
-        """Call the model, without turning its errors into ours."""
+        """Call the model for what happens inside, without turning its errors into ours."""
         args, kwargs = self.arguments()
-        self.model(*args, **kwargs)
+        self.model(*args, **{**kwargs, **self.few_logits()})
+
+    def few_logits(self) -> dict[str, Any]:
+        """Argument with which a decoder works out the logits of one token, if nobody needs more."""
+        parameters = inspect.signature(self.model.forward).parameters
+        given = inspect.signature(self.model.forward).bind_partial(*self.args, **self.kwargs)
+        needed = KEEP in given.arguments or given.arguments.get("labels") is not None
+        return {} if needed or KEEP not in parameters else {KEEP: 1}
 
     def run(self) -> None:
         """Call the model, see :meth:`explained`."""

@@ -29,8 +29,12 @@ class Rest:
         self._raw: list[Any] = []
         self._modules = list(dict.fromkeys(block.module for block in blocks))
 
-    def record(self) -> Any:
-        """Run the model as it is and return its output; keep the form of the blocks' outputs."""
+    def record(self, further: Mapping[str, Any] | None = None) -> Any:
+        """Run the model as it is and return its output; keep the form of the blocks' outputs.
+
+        Args:
+            further: further keyword arguments of the model.
+        """
         raw: list[Any] = []
 
         def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -38,7 +42,7 @@ class Rest:
 
         with hooked(self._modules, leave=keep):
             args, kwargs = self.call.arguments()
-            output = self.call.model(*args, **kwargs)
+            output = self.call.model(*args, **{**kwargs, **(further or {})})
         if len(raw) != len(self.blocks):
             raise LigError(
                 f"{type(self.call.model).__name__} ran {len(raw)} blocks, and {len(self.blocks)} "

@@ -117,6 +117,15 @@ class RunBlock:
         (u,) = joined(seen)
         return u
 
+    def softmax(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Heads' outputs ``(N, S, H, e)`` of plain softmax attention, by the block's mask.
+
+        By torch's function where the weights are many: it has no derivative along a direction.
+        """
+        mask = None if self.mask is None else self.mask[None]
+        call = AttentionCall(query, key, value, mask, self.scaling, self.softcap, self.sinks)
+        return call.fused()
+
     def whole(self, z: Tensor) -> Tensor:
         """The block itself, ``(N, S, D)`` to ``(N, S, D)``."""
         with self._fusing(not torch.is_grad_enabled()):

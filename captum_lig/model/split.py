@@ -79,7 +79,7 @@ class SplitBlock(RunBlock):
         """``attend`` for the targets ``rows (R,)`` alone, ``(N, R, H, e)``."""
         if self.some.by_rows:
             return torch.cat([call.of_targets(rows).eager() for call in self._calls(z)])
-        return self.attend(z)[:, rows]
+        return self.attend(z, fused=True)[:, rows]
 
     def post(self, u: Tensor, z: Tensor, positions: Tensor) -> Tensor:
         """Everything after the attention core, token by token.
@@ -130,7 +130,7 @@ class SplitBlock(RunBlock):
             return outputs[0]
 
         linear = [m for m in self.call.module.modules() if isinstance(m, LINEAR)]
-        with hooked(linear, leave=note):
+        with hooked(linear, leave=note), torch.no_grad(), self._fusing(True):
             self._run(self.z[None], keep)
         if not outputs:
             raise self._not_reached()

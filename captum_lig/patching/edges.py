@@ -22,7 +22,6 @@ from captum_lig.errors import LigError
 from captum_lig.flow.shown import html_list, html_table
 from captum_lig.flow.tables import frame, integers
 from captum_lig.graph.direct_edges import Edge, Reader, Writer
-from captum_lig.model.attention_call import AttentionCall
 from captum_lig.model.compare import nearly_equal
 from captum_lig.model.stages import Stages
 from captum_lig.model.written import no_direct_edges, reads_heads, written
@@ -297,13 +296,10 @@ class Streams:
         """Heads' outputs ``(P, S, H, e)`` with a reader's query, key or value of moved tokens."""
         split = self.splits[row]
         if reader.kind == "head":
-            return split.attend(z + step)
+            return split.attend(z + step, fused=True)
 
         def attended(parts: list[Tensor]) -> Tensor:
-            query, key, value = (x.expand(len(step), -1, -1, -1) for x in parts)
-            mask = None if split.mask is None else split.mask[None]
-            call = AttentionCall(query, key, value, mask, split.scaling, split.softcap, split.sinks)
-            return call.softmax_attention()
+            return split.softmax(*(x.expand(len(step), -1, -1, -1) for x in parts))
 
         own = list(split.pre(z))
         number = self.question.runner.chosen[row]

@@ -132,9 +132,12 @@ class Runner:
             # A block's later attention calls are others: of an encoder's tokens.
             first, attended = not attended, True
             block = None if current is None else self.blocks[current]
+            own = attention.eager
+            if block is not None and block.attention is not None and block.attention.plain:
+                own = attention.fused
             if first and block is not None and block.site in ("interface", "sdpa"):
-                return edited("heads", attention.eager)
-            return attention.eager()
+                return edited("heads", own)
+            return own()
 
         def instead(own: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:

@@ -101,6 +101,12 @@ class Start:
         """The start for some of the targets: ``(R',)`` indices into them."""
         return self if self.per_target is None else Start(per_target=self.per_target[rows])
 
+    def of_tokens(self, few: Tensor) -> Start | None:
+        """The start for some of the tokens ``(n,)``, each of them a target; None if it has none."""
+        if self.per_target is not None:
+            return None
+        return self if self.shared is None else Start(self.shared[few])
+
     def residual(self, z: Tensor, rows: Tensor) -> Tensor:
         """Start ``(R, D)`` of the residual stream of the targets themselves."""
         if self.shared is not None:

@@ -94,6 +94,10 @@ class WholeBlock(Block, Protocol):
     """Values of eps of the norms inside."""
 
     @property
+    def some(self) -> WholeBlock:
+        """The block on a few of the text's tokens, to find out what is true of its code."""
+
+    @property
     def few(self) -> Tensor:
         """``(n,)`` the positions of the tokens that ``some`` has, if it is another block."""
 
@@ -197,18 +201,27 @@ def _validated(block: WholeBlock, start: Start, rows: Tensor, with_output: bool)
     if not block.has_attention or not (found.opens or with_output):
         return found
     with torch.no_grad():
-        sample = Sample.of(start, block.z, rows, block.epsilons)
-        first = _checked_post(block, sample.z[0], rows) if with_output else None
-        some = block.some
-        at_few = sample.z[0] if some is block else sample.z[0, block.few]
-        if not found.opens or mixes_tokens(some.pre, some.tables, some.z, at_few):
-            return Structure(None, opens=False)
-        seen = observe(block.attend_at, sample, first)
+        few = None if block.some is block else start.of_tokens(block.few)
+        if few is not None:  # of a long text a few tokens all along the path, and the whole once
+            there = torch.arange(len(block.few), device=block.z.device)
+            on_few = _validated(block.some, few, there, with_output)
+            if not on_few.opens:
+                return on_few
+            found = found if on_few.norm is not None else on_few
+            seen = observe(block.attend_at, Sample.of(start, block.z, rows, block.epsilons, True))
+        else:
+            sample = Sample.of(start, block.z, rows, block.epsilons)
+            first = _checked_post(block, sample.z[0], rows) if with_output else None
+            some = block.some
+            at_few = sample.z[0] if some is block else sample.z[0, block.few]
+            if not found.opens or mixes_tokens(some.pre, some.tables, some.z, at_few):
+                return Structure(None, opens=False)
+            seen = observe(block.attend_at, sample, first)
     run = Structure(None, found.keys_know_position, found.values_know_position)
-    few = start.select(sample.few)
+    few = start.select(seen.sample.few)
     for structure in (found, run) if found.norm is not None else (run,):
         with contextlib.suppress(LigError):  # it cannot be differentiated along a direction
-            if seen.agrees(make_path(block, structure, few, sample.rows)):
+            if seen.agrees(make_path(block, structure, few, seen.sample.rows)):
                 return structure
     return Structure(None, opens=False)
 

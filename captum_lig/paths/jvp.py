@@ -135,7 +135,8 @@ def _by_two_backward_passes(
     # <w, J t> from the second has to be <J^T w, t> from the first.
     forth, back = _products(seeds, rates), _products(pulled, tangents)
     size = torch.linalg.vector_norm(torch.cat([forth, back]))
-    if not bool((forth.sum() - back.sum()).abs() <= 1e-3 * size):
+    near = max(1e-3, *(16 * torch.finfo(y.dtype).eps for y in outputs))
+    if not bool((forth.sum() - back.sum()).abs() <= near * size):
         raise RuntimeError("an operation's backward pass cannot be differentiated.")
     return _detached(value), rates if isinstance(value, tuple) else rates[0]
 

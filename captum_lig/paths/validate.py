@@ -48,24 +48,31 @@ class Sample:
     """``(N, S, D)`` the residual stream there."""
 
     @classmethod
-    def of(cls, start: Start, z: Tensor, rows: Tensor, epsilons: list[float]) -> Sample:
+    def of(
+        cls, start: Start, z: Tensor, rows: Tensor, epsilons: list[float], once: bool = False
+    ) -> Sample:
         """Interior points of the paths of ``rows (R,)`` from ``start`` to ``z (S, D)``.
 
         All rows share the points of a shared path. Where each row has a path of its own three rows
-        are taken, with a point each: in causal blocks the last rows see most.
+        are taken, with a point each: in causal blocks the last rows see most. ``once``: no row at
+        more than one point.
         """
         last = len(rows) - 1
         if start.shared is None:
             alphas, few = [0.5, 0.25, 0.85], torch.tensor([last, last // 2, last // 4])
             few, chosen = (x.to(z.device) for x in few.unique(return_inverse=True))
             chosen = chosen[:, None]
+            if once:
+                seen = chosen.flatten().tolist()
+                first = [n for n, row in enumerate(seen) if row not in seen[:n]]
+                alphas, chosen = [alphas[n] for n in first], chosen[first]
             begin = start.select(few).per_target
             begin = (z[rows[few]][:, None] if begin is None else begin)[chosen[:, 0]]
         else:
             # A norm changes fastest where the mean square is about its eps.
             size = float((z - start.shared).double().square().mean())
             small = (max(epsilons, default=0.0) / max(size, 1e-30)) ** 0.5
-            alphas = [0.5, min(max(small, 1e-3), 0.25)]
+            alphas = [0.5] if once else [0.5, min(max(small, 1e-3), 0.25)]
             few = torch.linspace(0, last, min(last + 1, MOST_ROWS), device=z.device).round().long()
             chosen = torch.arange(len(few), device=z.device).expand(len(alphas), -1)
             begin = start.shared

@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
 from captum_lig.flow.tokens import TokenIndex, find_token
-from captum_lig.model.inputs import ModelCall, left_out
+from captum_lig.model.inputs import KEEP, ModelCall, left_out
 from captum_lig.pretrained.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ __all__ = [
     "tokens_of",
     "whole_position",
 ]
-
-KEEP = "logits_to_keep"
-"""Argument of transformers' decoders: positions ``(K,)`` whose logits are worked out."""
 
 
 def named_arguments(call: ModelCall) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama import modeling_llama
 
 from captum_lig import LayerFlowIG, LigError
+from captum_lig.model import attention_call
+from captum_lig.model.attention_call import AttentionCall, lowest
 from captum_lig.prediction import logit
 from tests.helpers.largest import Largest
 
@@ -106,6 +108,8 @@ class Block(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         q, k, v = self.qkv(z)[:, None].chunk(3, -1)
+        if self.kind == "bends late" and z.shape[1] > 250:
+            v = torch.cat([v[:, :, :250], torch.tanh(3 * v[:, :, 250:] - 3)], 2)
         u = functional.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0]
         r = z + u
         if self.kind == "mixes":
@@ -145,3 +149,58 @@ def test_a_block_that_runs_on_all_its_tokens_alone(length: int) -> None:
     ]
     grid, plain = (flow[0].need("layer") for flow in flows)
     torch.testing.assert_close(grid, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("more", ["softcap", "sinks"])
+def test_attention_that_torch_has_no_function_for(
+    more: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are had for some targets after others, and once more for the derivative."""
+    heads, length = 6, 90
+    generator = torch.Generator().manual_seed(3)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    made = [random(2, n, length, 4).requires_grad_() for n in (heads, 3, 3)]
+    mask = torch.full((length, length), -torch.inf).triu(1).expand(1, 1, -1, -1).double()
+    call = AttentionCall(
+        *made,
+        mask,
+        0.7,
+        softcap=0.9 if more == "softcap" else None,
+        sinks=random(heads) if more == "sinks" else None,
+    )
+    monkeypatch.setattr(attention_call, "LARGE", 2 * heads * length**2 - 1)
+    g = random(2, length, heads, 4)
+    with Largest() as seen:
+        fused = call.fused()
+        grads = torch.autograd.grad(fused, made, g)
+    assert seen.entries < heads * length**2
+    eager = call.softmax_attention()
+    torch.testing.assert_close(fused, eager, rtol=1e-12, atol=1e-12)
+    for ours, expected in zip(grads, torch.autograd.grad(eager, made, g), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_only_a_causal_mask_is_left_to_torch() -> None:
+    causal = torch.full((1, 1, 5, 5), lowest(torch.float32)).triu(1)
+    assert attention_call.is_causal(causal)
+    for target, source, value in ((3, 1, -1.0), (1, 3, -1.0), (3, 1, lowest(torch.float32))):
+        other = causal.clone()
+        other[0, 0, target, source] = value
+        assert not attention_call.is_causal(other)
+    moved = causal.clone()
+    moved[0, 0, 1, 3], moved[0, 0, 3, 1] = 0.0, lowest(torch.float32)  # as many entries
+    assert not attention_call.is_causal(moved)
+
+
+def test_a_closed_form_that_fails_on_the_whole_text_alone_is_not_used() -> None:
+    """On a few tokens it is right: the last ones of a longer text have other values."""
+    flows = [
+        LayerFlowIG(drawn(Model(kind, 300))).attribute(
+            text(300), "zero", boundaries=("layer",), output_indices=[-1]
+        )[0]
+        for kind in ("", "bends late")
+    ]
+    assert [flow.cost.path for flow in flows] == ["closed_form", "run_block"]

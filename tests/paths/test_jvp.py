@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from captum_lig.paths.jvp import jvp_of_many
+from captum_lig import LigError
+from captum_lig.paths.jvp import jvp, jvp_of_many
 
 
 @pytest.mark.parametrize(("rows", "many"), [(1, 1), (1, 9), (4, 9), (5, 9), (8, 9), (9, 9), (7, 3)])
@@ -43,3 +46,37 @@ def test_tangents_share_a_forward_pass() -> None:
     jvp_of_many(function, (x,), (x[:, None].repeat(1, 64, 1),))
     assert len(ran) == 1
     assert ran[0] <= 2 * 64  # sequences that are full
+
+
+class DetachedBackward(torch.autograd.Function):
+    """An operation whose backward pass cannot be differentiated, and does not say so."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Tensor:
+        return (outer[0] * 3 * ctx.saved_tensors[0] ** 2).detach()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_two_backward_passes_in_every_precision(dtype: torch.dtype, seed: int) -> None:
+    """What is rounded is told from what cannot be differentiated."""
+    generator = torch.Generator().manual_seed(seed)
+    x, along = (torch.randn(2, 64, generator=generator).to(dtype) for _ in range(2))
+    weight = torch.randn(64, 64, generator=generator).to(dtype) / 8
+
+    def rate(x: Tensor, along: Tensor, weight: Tensor) -> Tensor:
+        found: Tensor = jvp(lambda z: torch.tanh(z @ weight) @ weight, (x,), (along,), False)[1]
+        return found
+
+    wanted = rate(x.double(), along.double(), weight.double())
+    found = rate(x, along, weight)
+    assert found.dtype == dtype
+    error = (found.double() - wanted).norm() / wanted.norm()
+    assert error <= 8 * torch.finfo(dtype).eps
+    with pytest.raises(LigError, match="neither in forward mode nor by two backward"):
+        jvp(DetachedBackward.apply, (x,), (along,), False)

@@ -33,11 +33,12 @@ def whole_number(name: str, value: Any, least: int) -> int:
     return value
 
 
-def fraction(name: str, value: Any) -> float:
-    """``value`` if it is a number between 0 and 1, both excluded."""
+def fraction(name: str, value: Any, ends: bool = False) -> float:
+    """``value`` if it is a number between 0 and 1; ``ends``: or one of the two."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 < value < 1:
-        raise LigError(f"{name}={brief(value)}: give a number between 0 and 1, or None.")
+    if not number or not (0 < value < 1 or (ends and value in (0, 1))):
+        words = "from 0 to 1" if ends else "between 0 and 1"
+        raise LigError(f"{name}={brief(value)}: give a number {words}, or None.")
     return float(value)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lig._arguments import brief, whole_number
+from captum_lig._arguments import brief, fraction, whole_number
 from captum_lig.errors import LigError
 from captum_lig.flow.tokens import decode_bytes, readable_text
 from captum_lig.graph.direct_edges import DirectEdges
@@ -90,8 +90,8 @@ def save_attribution_graph(
     path = _checked(Path(path))
     whole_number("nodes", nodes, 1)
     whole_number("links", links, 1)
-    if probability is not None and not 0 <= probability <= 1:
-        raise LigError(f"probability={brief(probability)}: give a number from 0 to 1, or None.")
+    if probability is not None:
+        fraction("probability", probability, ends=True)
     if graph.target is None:
         raise LigError(
             "an attribution graph is of a number of the model: attribute a target, "

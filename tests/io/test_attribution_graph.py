@@ -335,10 +335,10 @@ def test_what_cannot_be_written(attributed: tuple[FlowGraph, DirectEdges], tmp_p
         save_attribution_graph(graph, tmp_path / "a.json", edges.summed())
     with pytest.raises(LigError, match="nodes=0"):
         save_attribution_graph(graph, tmp_path / "a.json", nodes=0)
-    for wrong in (2, -0.1, float("nan")):
+    for wrong in (2, -0.1, float("nan"), "some", True):
         with pytest.raises(LigError, match="probability="):
             save_attribution_graph(graph, tmp_path / "a.json", probability=wrong)
-    for certain in (0.0, 1.0):
-        save_attribution_graph(graph, tmp_path / "a.json", probability=certain)
     assert list(tmp_path.iterdir()) == []
     assert TARGET in str(other.target)
+    for certain in (0.0, 1, None):
+        save_attribution_graph(graph, tmp_path / "a.json", probability=certain)

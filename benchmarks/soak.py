@@ -1,6 +1,6 @@
 """Attributions over and over, for an hour: what memory, objects, files and threads do meanwhile.
 
-    python -m benchmarks.soak --minutes 60 [--out FILE] [--check]
+    python -m benchmarks.soak [--minutes 60] [--out FILE] [--check]
 
 Calls take turns: set to set, lengths (a padded batch), a number's graph, patching,
 circuits, and files that are saved and opened, on texts of varied lengths drawn at random. Every

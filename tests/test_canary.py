@@ -93,6 +93,16 @@ BORROWED = (
     Borrowed("torch.overrides", "_pop_mode", "function modes are put back after an interrupt"),
     Borrowed("torch.overrides", "_push_mode", "function modes are put back after an interrupt"),
     Borrowed(
+        "torch.nn.modules",
+        "module",
+        "hooks on all modules, while a function given to SetToSetIG runs for the first time",
+    ),
+    Borrowed(
+        "torch.utils.checkpoint",
+        "checkpoint",
+        "capped logits and sinks on long texts: weights of some rows at a time",
+    ),
+    Borrowed(
         "torch._dynamo",
         "eval_frame",
         "compiled models run as they were written while they are attributed",
@@ -121,6 +131,7 @@ MODULE_HOOKS = (
     "_forward_pre_hooks_with_kwargs",
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
 )
 
 

@@ -149,6 +149,11 @@ def validate_block(call: BlockCall) -> BlockCall:
             with contextlib.suppress(LigError):  # what comes after it mixes tokens again: whole
                 one = replace(one, attention=found)
                 per_token = _check_reach(one, source, positions, changed)
+                # It was found in what may be a copy.
+                names = {module: name for name, module in one.module.named_modules()}
+                assert found.projection is not None
+                own_projection = call.module.get_submodule(names[found.projection])
+                found = replace(found, projection=own_projection)
                 return replace(call, attention=found, per_token=per_token)
     return call
 

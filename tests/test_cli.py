@@ -430,6 +430,7 @@ def test_texts_from_standard_input(tiny: Path) -> None:
         ("the cat", "line 1: 'the cat' is no JSON"),
         ('{"layers": "0"}', "has no text: write it under 'text'"),
         ('{"text": "the", "layer": "0"}', "'layer' is no key: use text, layers, baseline"),
+        ('{"text": "the", "' + "a" * 5000 + '": 0}', "...aaaaaaaaaaaaa' is no key: use text"),
         ('{"text": "the", "layers": [0]}', "'layers' is [0], and should be of type str"),
         ('\n{"text": "the", "layers": "x"}', "line 2: --layers 'x' is no list of layers"),
         ('{"text": " "}', "line 1: the text ' ' is empty"),

@@ -102,7 +102,7 @@ def _object(row: str, types: Mapping[str, type], strict: bool) -> dict[str, Any]
     for name, value in found.items():
         kind = {"text": str, **types}.get(name)
         if kind is None:
-            raise LigError(f"{name!r} is no key: use text, {', '.join(types)}.")
+            raise LigError(f"{reprlib.repr(name)} is no key: use text, {', '.join(types)}.")
         whole = isinstance(value, int) and not isinstance(value, bool)
         if value is not None and not isinstance(value, kind) and not (kind is str and whole):
             raise LigError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_lig.errors import LigError
 
-__all__ = ["brief", "fraction", "index_list", "users_line", "whole_number"]
+__all__ = ["brief", "check_utf8", "fraction", "index_list", "users_line", "whole_number"]
 
 _LONGEST = 80
 
@@ -39,6 +39,17 @@ def fraction(name: str, value: Any, ends: bool = False) -> float:
         words = "from 0 to 1" if ends else "between 0 and 1"
         raise LigError(f"{name}={brief(value)}: give a number {words}, or None.")
     return float(value)
+
+
+def check_utf8(what: str, text: str) -> None:
+    """Refuse a text with half of a character, as a command line makes them of other encodings."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise LigError(
+            f"{what} {brief(text)} is not UTF-8 (character {error.start + 1}): give it in that "
+            "encoding."
+        ) from error
 
 
 def index_list(

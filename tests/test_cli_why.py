@@ -69,6 +69,12 @@ def test_all_options_reach_the_library(gpt2: Path) -> None:
         assert found == json.loads(json.dumps(expected)), options
 
 
+def test_a_position_of_thousands_of_digits(gpt2: Path) -> None:
+    message = sentence(run(TEXT, "--model", gpt2, "--position", "1" * 5000))
+    assert "position" in message
+    assert len(message) < 500
+
+
 @pytest.mark.parametrize("way", ["-", "--file", "--file -"])
 def test_a_text_from_elsewhere(gpt2: Path, way: str, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from captum_lig._arguments import brief, whole_number
+from captum_lig._arguments import brief, check_utf8, whole_number
 from captum_lig.errors import LigError
 from captum_lig.flow.tokens import TokenIndex
 from captum_lig.prediction.positions import whole_position
@@ -68,7 +68,7 @@ class Wanted:
                 raise LigError(f"{_written(name)}={brief(value)}: give a text.")
             if not value.strip():
                 raise LigError(f"{_written(name)} {value!r} is empty: give at least one word.")
-            _check_utf8(_written(name), value)
+            check_utf8(_written(name), value)
         if self.against == self.text:
             raise LigError(
                 f"the text and the one it is compared with are both {self.text!r}: nothing differs "
@@ -150,13 +150,3 @@ def kind_of_module(model: nn.Module) -> Kind | None:
 
 def _written(name: str) -> str:
     return "the text" if name == "text" else name
-
-
-def _check_utf8(name: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # what a command line makes of other bytes
-        raise LigError(
-            f"{name} {brief(text)} is not UTF-8 (character {error.start + 1}): give it in that "
-            "encoding."
-        ) from error

@@ -141,7 +141,7 @@ def _prepared(asker: Asker, line: Line) -> Prepared:
     from captum_lig.answers.wanted import Wanted
 
     asked = dict(line.options)
-    if isinstance(asked["position"], str) and re.fullmatch(r"-?[0-9]+", asked["position"]):
+    if isinstance(asked["position"], str) and re.fullmatch(r"-?[0-9]{1,9}", asked["position"]):
         asked["position"] = int(asked["position"])
     try:
         return asker.prepare(Wanted(**asked))

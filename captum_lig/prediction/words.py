@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from captum_lig._arguments import brief
+from captum_lig._arguments import brief, check_utf8
 from captum_lig.errors import LigError
 from captum_lig.pretrained.tokenizer import tokenizer_of
 
@@ -29,6 +29,7 @@ def of_one_token(
         return token
     if not isinstance(token, str):
         raise LigError(f"token={brief(token)}: give the id of a token, or a string that is one.")
+    check_utf8("token", token)
     tokenizer = tokenizer or tokenizer_of(model)
     ids = list(tokenizer(token, add_special_tokens=False)["input_ids"])
     unknown = tokenizer.unk_token_id
@@ -56,6 +57,7 @@ def token_ids(
         LigError: if there are none.
     """
     if isinstance(text, str):
+        check_utf8("continuation", text)
         text = (tokenizer or tokenizer_of(model))(text, add_special_tokens=False)["input_ids"]
     ids = text.tolist() if hasattr(text, "tolist") else text
     whole = isinstance(ids, Sequence) and all(type(i) is int for i in ids)

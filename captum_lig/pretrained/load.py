@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import nn
 
-from captum_lig._arguments import brief
+from captum_lig._arguments import check_utf8
 from captum_lig._restore import changing
 from captum_lig.errors import LigError
 
@@ -80,13 +80,7 @@ class Reader:
             LigError: if the text is not UTF-8, has no token of its own, or more tokens than the
                 model takes.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # what a command line makes of other bytes
-            raise LigError(
-                f"the text {brief(text)} is not UTF-8 (character {error.start + 1}): give it in "
-                "that encoding."
-            ) from error
+        check_utf8("the text", text)
         encoding = dict(self._encoding(text, return_tensors="pt"))
         count = encoding["input_ids"].shape[1]
         special = self.tokenizer.num_special_tokens_to_add(pair=False)

@@ -486,6 +486,8 @@ def test_a_model_without_a_vocabulary_says_so(tmp_path: Path) -> None:
         ({"device": "moon"}, "device 'moon' cannot be used"),
         ({"model": 3}, "model=3: give a name, a folder"),
         ({"text": "caf\udce9"}, "is not UTF-8"),
+        ({"target": "\ud800"}, "is not UTF-8"),
+        ({"foil": "\ud800"}, "is not UTF-8"),
     ],
 )
 def test_checked_before_the_model_is_loaded(

@@ -18,6 +18,7 @@ from captum_lig.graph.direct_edges import Edge, Reader, Writer
 from captum_lig.model import attention_call
 from captum_lig.patching import Node
 from captum_lig.prediction import direct_relevance, logit
+from tests.helpers.drawn_weights import drawn
 from tests.helpers.largest import Largest
 
 LENGTH, HEADS, WIDTH, VOCABULARY = 300, 16, 32, 50
@@ -32,14 +33,6 @@ SHAPE: dict[str, Any] = {
     "head_dim": 2,
     "max_position_embeddings": LENGTH,
 }
-
-
-def drawn(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        mean = 1.0 if parameter.dim() == 1 else 0.0
-        nn.init.normal_(parameter, mean, 0.2, generator=generator)
-    return model.eval()
 
 
 def llama() -> nn.Module:

@@ -15,6 +15,7 @@ from captum_lig import LayerFlowIG, LigError
 from captum_lig.model import attention_call
 from captum_lig.model.attention_call import AttentionCall, lowest
 from captum_lig.prediction import logit
+from tests.helpers.drawn_weights import drawn
 from tests.helpers.largest import Largest
 
 HEADS, WIDTH, LENGTH, VOCABULARY = 32, 64, 740, 50
@@ -24,14 +25,6 @@ SETTINGS: dict[str, Any] = {
     "n_steps": 8,
     "tolerance": None,
 }
-
-
-def drawn(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        mean = 1.0 if parameter.dim() == 1 else 0.0
-        nn.init.normal_(parameter, mean, 0.2, generator=generator)
-    return model.eval()
 
 
 def llama() -> nn.Module:

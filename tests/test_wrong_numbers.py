@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from captum_lig import FlowGraph, LayerFlow, LayerFlowIG, LigError, SetToSetIG, circuits, patching
 from captum_lig.metrics import completeness, erasure
-from captum_lig.prediction import target_value
+from captum_lig.prediction import log_probability, target_value
 from tests.helpers import models
 from tests.helpers.random_blocks import Options, build
 
@@ -165,6 +165,68 @@ def test_sets_that_are_random_or_reach_each_other(kind: str) -> None:
     }[kind]
     with refused("forward_func", "random", ".eval()"):
         SetToSetIG(model).attribute(torch.rand(2, 3, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("baselines", [None, "target_token"])
+def test_path_points_of_sets_that_reach_each_other(batch: int, baselines: Any) -> None:
+    x = torch.rand(batch, 3, 4, dtype=torch.float64)
+
+    def centred(x: Tensor) -> Tensor:
+        return (x - x.mean(0)).tanh() + x**2
+
+    for function in (centred, nn.BatchNorm1d(3, dtype=torch.float64)):
+        with refused("forward_func", "reach each other"):
+            SetToSetIG(function).attribute(x, baselines)
+
+
+def test_sets_that_are_worked_on_in_place() -> None:
+    x = torch.rand(2, 3, 4, dtype=torch.float64)
+    kept = x.clone()
+
+    def in_place(x: Tensor) -> Tensor:
+        x[:, 1] += 1
+        return x.mul_(2).tanh().cumsum(1)
+
+    def plain(x: Tensor) -> Tensor:
+        return (2 * torch.stack([x[:, 0], x[:, 1] + 1, x[:, 2]], 1)).tanh().cumsum(1)
+
+    found, wanted = (SetToSetIG(f).attribute(x) for f in (in_place, plain))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    assert torch.equal(x, kept)
+
+
+def centred(output: Any) -> Tensor:
+    each = last(output)
+    return each - each.mean()
+
+
+def largest(output: Any) -> Tensor:
+    each = last(output)
+    return each / each.abs().max()
+
+
+@pytest.mark.parametrize("target", [centred, largest])
+def test_numbers_that_read_other_texts(target: Any) -> None:
+    """Path points and patched copies of a text run together."""
+    model = decoder()
+    with refused(target.__name__):
+        LayerFlowIG(model).attribute(IDS, OTHER, target)
+    with refused(target.__name__, "the texts beside it", "internal_batch_size=1"):
+        patching.effects(model, IDS, OTHER, target)
+    with refused(target.__name__), circuits.of_nodes(model, IDS, OTHER, target):
+        pass
+    patching.effects(model, IDS, OTHER, target, "tokens", internal_batch_size=1)
+
+
+def test_a_continuation_is_the_baselines_too() -> None:
+    """Patching runs from the padding that the flows start from."""
+    model, target = decoder(), log_probability(IDS[0, -2:].tolist())
+    flows = LayerFlowIG(model).attribute(IDS, None, target)
+    assert isinstance(flows, list)
+    found = patching.effects(model, IDS, None, target, "tokens")
+    assert found.baseline_value is not None
+    assert float(flows[0].tensors["change"]) == pytest.approx(found.value - found.baseline_value)
 
 
 # ---- a model that was changed ----------------------------------------------------------------

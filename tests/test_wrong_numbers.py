@@ -12,7 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from captum_lig import FlowGraph, LayerFlow, LayerFlowIG, LigError, SetToSetIG, circuits, patching
 from captum_lig.metrics import completeness, erasure
@@ -407,3 +412,60 @@ def test_a_graph_of_layers_of_two_texts() -> None:
     FlowGraph(flows[0])
     with refused("layer 1", "'f'", "layer 0", "'b'", "one call"):
         FlowGraph([flows[0][0], flows[1][1]])
+
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "which logits": {"logits_to_keep": torch.tensor([1, 2, 0])},
+    "positions": {
+        "position_ids": torch.tensor([4, 0, 7]),
+        "attention_mask": torch.ones(3, 3, dtype=torch.long),  # without, it reads packed texts
+    },
+}
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_as_many_texts_as_an_argument_has_tokens(arguments: str) -> None:
+    """An axis of three tokens is none of three texts."""
+    model, more = decoder(), ARGUMENTS[arguments]
+    ids = torch.cat([IDS[:, :3], IDS[:, 1:4], IDS[:, 2:]])
+    other = (7 * ids + 5) % 45 + 4
+    target = (1, 3)
+    with torch.no_grad():
+        here, there = (
+            torch.stack([model(input_ids=one, **more).logits[n, 1, 3] for n in range(3)])
+            for one in (ids, other)
+        )
+    given = {"input_ids": ids, **more}
+    flows = LayerFlowIG(model).attribute(given, other, target)
+    assert isinstance(flows, list)
+    torch.testing.assert_close(flows[0].tensors["change"], here - there, rtol=1e-9, atol=1e-9)
+    for text in range(3):
+        found = patching.effects(model, given, other, target, "tokens", text=text)
+        assert found.value == pytest.approx(float(here[text]), rel=1e-9)
+        assert found.baseline_value == pytest.approx(float(there[text]), rel=1e-9)
+    erased = erasure(model, given, torch.rand(3, 3), target, other)
+    torch.testing.assert_close(
+        torch.tensor([one.value for one in erased]).double(), here, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_texts_in_the_output_of_an_encoder() -> None:
+    model = BartForConditionalGeneration(
+        BartConfig(vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1,
+                   encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=20,
+                   decoder_ffn_dim=20, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+                   forced_eos_token_id=None)
+    )  # fmt: skip
+    models.randomise(model, 0)
+    model = model.double().eval()
+    ids, other = (torch.cat([x[:, :3], x[:, 2:]]) for x in (IDS, OTHER))
+    with torch.no_grad():
+        given = {"decoder_input_ids": ids, "encoder_outputs": model.model.encoder(ids + 1)}
+        here, there = (
+            model(**{**given, "decoder_input_ids": x}).logits[:, -1, 3] for x in (ids, other)
+        )
+    flows = LayerFlowIG(model).attribute(given, {"decoder_input_ids": other}, LAST)
+    assert isinstance(flows, list)
+    torch.testing.assert_close(flows[0].tensors["change"], here - there, rtol=1e-9, atol=1e-9)
+    found = patching.effects(model, given, {"decoder_input_ids": other}, LAST, "tokens", text=1)
+    assert found.value == pytest.approx(float(here[1]), rel=1e-9)

@@ -9,7 +9,7 @@ stay what they were.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ from captum_lig._restore import restoring
 from captum_lig.errors import LigError
 from captum_lig.metrics.statistics import OverTexts
 from captum_lig.model.inputs import ModelCall
-from captum_lig.patching.runs import one_text
 from captum_lig.patching.two_runs import number_of_texts
 from captum_lig.prediction.baselines import input_baseline
 from captum_lig.prediction.bound_target import BoundTarget
@@ -125,14 +124,12 @@ def erasure(
     other = input_baseline(
         model, inputs, baselines, additional_forward_args, tokenizer, fixed=bound.fixed
     )
+    more = additional_forward_args
+    call, baseline = (ModelCall.of(model, one, more) for one in (inputs, other))
     return [
         _of_text(
-            ModelCall.of(
-                model,
-                one_text(inputs, text, batch),
-                one_text(additional_forward_args, text, batch),
-            ),
-            one_text(other, text, batch),
+            call.for_text(text, batch),
+            baseline.for_text(text, batch),
             bound.for_text(text),
             torch.as_tensor(relevance[text]),
             tuple(fractions),
@@ -144,7 +141,7 @@ def erasure(
 
 def _of_text(
     call: ModelCall,
-    baseline: Any,
+    baseline: ModelCall,
     target: BoundTarget,
     relevance: Tensor,
     fractions: tuple[float, ...],
@@ -206,13 +203,10 @@ def _check_repeats(call: ModelCall, target: BoundTarget, found: Tensor) -> None:
         )
 
 
-def _what_differs(call: ModelCall, baseline: Any) -> tuple[Tensor, Tensor]:
+def _what_differs(call: ModelCall, baseline: ModelCall) -> tuple[Tensor, Tensor]:
     """The one input that the baseline puts others in place of, and those."""
-    if isinstance(baseline, Mapping):
-        pairs = [(call.kwargs.get(name), value) for name, value in baseline.items()]
-    else:
-        starts = baseline if isinstance(baseline, tuple) else (baseline,)
-        pairs = list(zip(call.args, starts, strict=False))
+    pairs = [*zip(call.args, baseline.args, strict=True)]
+    pairs += [(value, baseline.kwargs.get(name)) for name, value in call.kwargs.items()]
     found = [
         (given, start.to(given))
         for given, start in pairs

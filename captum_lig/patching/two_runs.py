@@ -19,7 +19,7 @@ from captum_lig.model.inputs import ModelCall
 from captum_lig.model.unchanged import MadeOf
 from captum_lig.patching.effects import Effects, Means
 from captum_lig.patching.nodes import Kind, Node
-from captum_lig.patching.runs import Layers, Place, Run, Runner, blocks_of, one_text, runner
+from captum_lig.patching.runs import Layers, Place, Run, Runner, blocks_of, runner
 from captum_lig.paths.memory import in_halves, out_of_memory
 from captum_lig.prediction.baselines import input_baseline
 from captum_lig.prediction.positions import own_tokens
@@ -349,21 +349,19 @@ def two_runs(
     chosen = 0 if text is None else text
     if not -batch <= chosen < batch:
         raise LigError(f"text={brief(text)}: inputs hold {batch} texts.")
-    more = one_text(additional_forward_args, chosen % batch, batch)
-    calls = [ModelCall.of(model, one_text(inputs, chosen % batch, batch), more)]
+    more, chosen = additional_forward_args, chosen % batch
+    calls = [ModelCall.of(model, inputs, more).for_text(chosen, batch)]
     if isinstance(target, Target):
         target = target.placed(calls[0], tokenizer)
     bound = read_target(target, model, batch, tokenizer)
     if not without_baseline:
-        other = input_baseline(
-            model, inputs, baselines, additional_forward_args, tokenizer, bound.fixed
-        )
-        calls.append(ModelCall.of(model, one_text(other, chosen % batch, batch), more))
+        other = input_baseline(model, inputs, baselines, more, tokenizer, bound.fixed)
+        calls.append(ModelCall.of(model, other, more).for_text(chosen, batch))
     labels = own_tokens(calls[0], tokenizer)
     with runner(calls[0], *blocks_of(model, layers)) as run:
         question = TwoRuns(
             run,
-            bound.for_text(chosen % batch),
+            bound.for_text(chosen),
             (calls[0], None if without_baseline else calls[1]),
             bound.arguments(calls[0]),
             internal_batch_size,

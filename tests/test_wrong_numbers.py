@@ -382,6 +382,29 @@ def test_padding_before_a_text(family: str) -> None:
     torch.testing.assert_close(found.layer[:, 2:, 2:], wanted.layer, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", models.CAUSAL)
+def test_positions_that_start_anew(family: str) -> None:
+    """One text with a cache, two packed ones without."""
+    model = models.MODELS[family]()
+    ids, places = IDS[:, :4], torch.tensor([[0, 1, 0, 1]])
+    given = {"input_ids": ids, "position_ids": places}
+    with torch.no_grad():
+        one, packed = (model(**given, use_cache=use)[0] for use in (True, False))
+        seen = model(**given, attention_mask=torch.ones_like(ids))[0]
+    assert not torch.allclose(one, packed)
+    assert torch.equal(one, seen)
+    with refused("position_ids", "attention_mask", "use_cache=False"):
+        LayerFlowIG(model).attribute(given)
+    with refused("position_ids"):
+        target_value(model, last, given)
+    whole = {**given, "attention_mask": torch.ones_like(ids)}
+    for asked, output in ((whole, one), ({**given, "use_cache": False}, packed)):
+        torch.testing.assert_close(target_value(model, last, asked), last((output,)))
+    flow = LayerFlowIG(model, 0).attribute({**given, "use_cache": False}, "zero")
+    assert isinstance(flow, LayerFlow)
+    assert not flow.layer[:, 2:, :2].any()
+
+
 def test_a_text_that_no_token_of_can_be_read() -> None:
     mask = torch.zeros(2, 1, 5, 5, dtype=torch.float64)
     mask[1] = -torch.inf

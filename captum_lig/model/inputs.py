@@ -148,6 +148,7 @@ class ModelCall:
         names += [""] * (len(args) - len(names))
         args = tuple(map(_without_cache, names, args))
         kwargs = {name: _without_cache(name, value) for name, value in kwargs.items()}
+        cached = "use_cache" in parameters and kwargs.get("use_cache") is not False
         if "use_cache" in parameters:
             kwargs["use_cache"] = False
         try:
@@ -158,6 +159,8 @@ class ModelCall:
             ) from error
         named = {**named.pop("kwargs", {}), **named}
         _check_tokens(model, named)
+        if cached:
+            _check_not_packed(model, named)
         return cls(model, args, kwargs, tuple(_masks(model, named)))
 
     def with_instead(self, given: Tensor, other: Tensor) -> ModelCall:
@@ -359,6 +362,20 @@ def _check_tokens(model: nn.Module, named: dict[str, Any]) -> None:
         raise LigError(
             f"inputs hold no tensor that {type(model).__name__} could work on: give input_ids, or "
             "what its tokenizer returns with return_tensors='pt'."
+        )
+
+
+def _check_not_packed(model: nn.Module, named: dict[str, Any]) -> None:
+    """Refuse positions that transformers reads in one way with a cache, and in another without."""
+    places, config = named.get("position_ids"), getattr(model, "config", None)
+    if not isinstance(places, Tensor) or places.dim() > 2 or named.get(SUFFIX) is not None:
+        return
+    if getattr(config, "use_cache", False) and bool((places.diff(dim=-1) != 1).any()):
+        raise LigError(
+            "position_ids do not rise by one, and there is no attention_mask: without a cache, as "
+            f"here, {type(model).__name__} takes them for texts packed one after the other, with "
+            "one for a single text. Give an attention_mask (of ones), or use_cache=False for "
+            "packed texts."
         )
 
 

@@ -21,7 +21,11 @@ from transformers import (
 
 from captum_lig import FlowGraph, LayerFlow, LayerFlowIG, LigError, SetToSetIG, circuits, patching
 from captum_lig.metrics import completeness, erasure
-from captum_lig.prediction import log_probability, target_value
+from captum_lig.prediction import (
+    compare_with_layer_integrated_gradients,
+    log_probability,
+    target_value,
+)
 from tests.helpers import models
 from tests.helpers.random_blocks import Options, build
 
@@ -222,6 +226,10 @@ def test_numbers_that_read_other_texts(target: Any) -> None:
     with refused(target.__name__), circuits.of_nodes(model, IDS, OTHER, target):
         pass
     patching.effects(model, IDS, OTHER, target, "tokens", internal_batch_size=1)
+    with circuits.of_nodes(model, IDS, OTHER, largest, internal_batch_size=1) as found:
+        assert float(found.values(torch.ones(found.count, dtype=torch.bool))) == pytest.approx(
+            float(largest(model(IDS))), rel=1e-9
+        )
 
 
 def test_a_continuation_is_the_baselines_too() -> None:
@@ -232,6 +240,29 @@ def test_a_continuation_is_the_baselines_too() -> None:
     found = patching.effects(model, IDS, None, target, "tokens")
     assert found.baseline_value is not None
     assert float(flows[0].tensors["change"]) == pytest.approx(found.value - found.baseline_value)
+
+
+def first(output: Any) -> Tensor:
+    """Another number."""
+    return output[0][:, 0, 5] + output[0][:, 2, 7]  # type: ignore[no-any-return]
+
+
+def test_graphs_of_another_question() -> None:
+    """Of as many tokens: its text, its baseline or its number is another one."""
+    model, third = decoder(), (3 * IDS + 1) % 45 + 4
+    graph = FlowGraph(LayerFlowIG(model).attribute(IDS, OTHER, last))
+    own: tuple[Any, ...] = IDS, OTHER, last
+    patching.check(graph, model, *own, k=1)
+    with circuits.of_nodes(model, *own) as found:
+        found.scores(graph)
+    compare_with_layer_integrated_gradients(graph, model, last, IDS, OTHER)
+    for asked in ((third, OTHER, last), (IDS, third, last), (IDS, OTHER, first)):
+        with refused("the same", "changes by"):
+            patching.check(graph, model, *asked, k=1)
+        with refused("the same", "changes by"), circuits.of_nodes(model, *asked) as found:
+            found.scores(graph)
+        with refused("the same", "changes by"):
+            compare_with_layer_integrated_gradients(graph, model, asked[2], *asked[:2])
 
 
 # ---- a model that was changed ----------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from transformers import (
 )
 
 from captum_lig import FlowGraph, LayerFlow, LayerFlowIG, LigError, SetToSetIG, circuits, patching
-from captum_lig.metrics import completeness, erasure
+from captum_lig.metrics import CompletenessErrors, completeness, erasure
 from captum_lig.prediction import (
     compare_with_layer_integrated_gradients,
     log_probability,
@@ -129,6 +131,15 @@ def test_rows_of_sets_that_miss_are_named() -> None:
 
 def test_errors_of_what_is_not_finite() -> None:
     assert completeness(torch.tensor([[1.0, NAN]]), torch.ones(1)).worst != 0
+    good = LayerFlowIG(models.tiny_bert(), 0).attribute(IDS)
+    assert isinstance(good, LayerFlow)
+    bad = replace(good, tensors={**good.tensors, "layer": good.layer.clone().fill_(NAN)})
+    for flows in ([good, bad], [bad, good]):
+        errors = CompletenessErrors()
+        errors.update(flows)
+        errors.update(good)
+        assert math.isnan(errors.worst()["layer"])
+        assert errors.worst()["mlp"] < 1e-3
     with refused("finite"):
         erasure(decoder(), IDS, torch.tensor([[1.0, NAN, 2, 3, 4]]), LAST, OTHER)
 

@@ -24,7 +24,7 @@ from captum_lig.model.inputs import ModelCall
 from captum_lig.patching.two_runs import number_of_texts
 from captum_lig.prediction.baselines import input_baseline
 from captum_lig.prediction.bound_target import BoundTarget
-from captum_lig.prediction.targets import TargetLike, read_target
+from captum_lig.prediction.targets import Target, TargetLike, read_target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -120,12 +120,13 @@ def erasure(
     batch = number_of_texts(inputs)
     if len(relevance) != batch:
         raise LigError(f"relevance is of {len(relevance)} texts, inputs hold {batch}.")
-    bound = read_target(target, model, batch, tokenizer)
-    other = input_baseline(
-        model, inputs, baselines, additional_forward_args, tokenizer, fixed=bound.fixed
-    )
     more = additional_forward_args
-    call, baseline = (ModelCall.of(model, one, more) for one in (inputs, other))
+    call = ModelCall.of(model, inputs, more)
+    if isinstance(target, Target):
+        target = target.placed(call, tokenizer)
+    bound = read_target(target, model, batch, tokenizer)
+    other = input_baseline(model, inputs, baselines, more, tokenizer, fixed=bound.fixed)
+    baseline = ModelCall.of(model, other, more)
     return [
         _of_text(
             call.for_text(text, batch),

@@ -29,7 +29,7 @@ def shown(path: Path | str) -> str:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """One sentence, not a traceback: bad input, with exit code 2, and no memory, with 1; warnings."""
+    """Bad input, exit code 2, no memory, exit code 1, and a warning: one sentence, no traceback."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # for tokens the terminal cannot show
             stream.reconfigure(errors="backslashreplace")

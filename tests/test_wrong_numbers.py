@@ -278,6 +278,16 @@ def test_graphs_of_another_question() -> None:
             compare_with_layer_integrated_gradients(graph, model, asked[2], *asked[:2])
 
 
+def test_arguments_that_would_do_nothing() -> None:
+    model = decoder()
+    projecting = LayerFlowIG(model, scalarization="projection")
+    for ask in (projecting.attribute, projecting.direct_edges):
+        with refused("scalarization='projection'", "without a target"):
+            ask(IDS, OTHER, last)
+    with refused("n_steps=0"):
+        LayerFlowIG(model).direct_edges(IDS, OTHER, last, n_steps=0)
+
+
 # ---- a model that was changed ----------------------------------------------------------------
 
 

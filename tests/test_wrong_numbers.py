@@ -245,6 +245,14 @@ def test_numbers_that_read_other_texts(target: Any) -> None:
         )
 
 
+def test_patching_a_number_without_a_gradient() -> None:
+    def likeliest(output: Any) -> Tensor:
+        return output[0][:, -1].argmax(-1).double()  # type: ignore[no-any-return]
+
+    found = patching.effects(decoder(), IDS, OTHER, likeliest, "tokens")
+    assert found.value == float(likeliest(decoder()(IDS)))
+
+
 def test_a_continuation_is_the_baselines_too() -> None:
     """Patching runs from the padding that the flows start from."""
     model, target = decoder(), log_probability(IDS[0, -2:].tolist())

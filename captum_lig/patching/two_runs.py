@@ -312,10 +312,10 @@ class TwoRuns:
         try:
             with torch.enable_grad():
                 found = self.put(self.input, number, "entering", lambda _: z, 2).unbind()
-        except RuntimeError as error:
+        except (RuntimeError, LigError) as error:
             if out_of_memory(error):
                 self.at_once = 1  # alone they reach nothing
-            return  # a kernel without gradients does not tell
+            return  # a number or a kernel without gradients does not tell
         for n, value in enumerate(found):
             if not value.requires_grad:
                 continue

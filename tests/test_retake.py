@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,7 @@ def test_what_a_command_prints_takes_the_place_of_what_was_there(tmp_path: Path)
     assert "old" not in text
     (again,) = retake.blocks(block.page)
     assert again.age().startswith("20")
+    assert re.search(r", took \d+ s$", again.age())
 
 
 @pytest.mark.parametrize("program", [PRINTS + "; raise SystemExit(3)", "print('| new |')"])
@@ -56,9 +60,13 @@ def test_a_page_stays_if_the_command_fails_or_has_no_stamp(
     block = paged(tmp_path, "some")
     before = block.page.read_text()
     assert block.age() == "never measured"
-    assert not retake.take(block, ["-c", program])
+    assert not retake.take(block, ["-c", program], tmp_path)
     assert block.page.read_text() == before
-    assert "some.md is as it was" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "some.md is as it was" in said
+    (kept,) = tmp_path.glob("not-taken-*.md")
+    assert str(kept) in said
+    assert "| new |" in kept.read_text()
 
 
 def test_a_placeholder_without_its_option(tmp_path: Path) -> None:
@@ -67,6 +75,24 @@ def test_a_placeholder_without_its_option(tmp_path: Path) -> None:
     assert block.words(places) == ["-m", "some", "/c/x y.conllu", "--out", "/r/some.json"]
     with pytest.raises(SystemExit, match="needs --records"):
         block.words(places | {"RECORDS": None})
+
+
+def test_what_a_record_took_is_not_what_its_last_run_took() -> None:
+    text = f"{stamp(took=7200)}\n\n| new |"
+    assert retake.timed(text, 3) == text
+    assert retake.timed(f"{stamp()} More.\n\n| 1 |", 3).endswith(" More; took 3 s.\n\n| 1 |")
+
+
+@pytest.mark.skipif(not (retake.ROOT / ".git").exists(), reason="sources without their history")
+def test_what_is_of_other_code_is_stale(tmp_path: Path) -> None:
+    block = paged(tmp_path, "some")
+    assert block.stale(), "never measured"
+    (now,) = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=retake.ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not replace(block, text=stamp([now])).stale()
+    assert replace(block, text=stamp([f"{now} and changes"])).stale()
+    assert replace(block, text=stamp(["an unknown commit"])).stale()
 
 
 def test_a_stamp_names_command_and_commits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ def main() -> int:
                 (reader,) = (reader for reader in READERS if reader.name == name)
                 found = run_reader(reader, Path(folder), given.cases, given.seed)
         print(found, flush=True)
+        print(found, file=sys.stderr, flush=True)  # progress, where the table goes elsewhere
         for what, count in found.failures.most_common():
             print(f"    {count} x {what} ({found.example[what]})", file=sys.stderr, flush=True)
         failed += len(found.failures)

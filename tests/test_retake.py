@@ -27,6 +27,36 @@ def paged(folder: Path, command: str) -> retake.Block:
     return block
 
 
+def numbers_outside_blocks(text: str) -> list[str]:
+    """First lines of tables, not measured, at least a third of whose cells begin with a number."""
+    text = re.sub(r"^```.*?^```", "", retake.BLOCK.sub("", text), flags=re.S | re.M)
+    found = []
+    for table in re.findall(r"(?:^[ ]*\|.*\n?)+", text, re.M):
+        head, _, *rows = table.splitlines()
+        cells = [c.strip(" *`≈<+-−") for row in rows for c in row.strip(" |").split("|")[1:]]
+        if 3 * sum(cell[:1].isdigit() for cell in cells) >= max(len(cells), 1):
+            found.append(head)
+    return found
+
+
+@pytest.mark.parametrize(
+    "page",
+    [retake.ROOT / "README.md", *sorted(retake.PAGES.glob("*.md"))],
+    ids=lambda page: page.name,
+)
+def test_tables_of_numbers_are_measured(page: Path) -> None:
+    assert not numbers_outside_blocks(page.read_text(encoding="utf-8"))
+
+
+def test_a_table_of_numbers_is_seen() -> None:
+    table = "| a | b | c |\n| :-- | --: | :-- |\n| x | **1.5** s | |\n| y | ≈ 2 | word |\n"
+    assert numbers_outside_blocks(f"text\n\n{table}") == ["| a | b | c |"]
+    assert not numbers_outside_blocks(
+        f"<!-- measured: python -m a -->\n{table}\n<!-- measured: end -->"
+    )
+    assert not numbers_outside_blocks(table.replace("1.5", "one").replace("2", "two"))
+
+
 @pytest.mark.parametrize("block", retake.every(), ids=lambda block: block.command[10:])
 def test_every_block_names_a_program(block: retake.Block) -> None:
     option, name, *_ = block.words({"CORPUS": Path("c.conllu"), "RECORDS": Path("r")})

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +29,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from benchmarks.common import say, stamp, table, use_threads
 from captum_lig import LayerFlowIG, LigError, SetToSetIG, inspect_model, patching
 from captum_lig.graph import FlowGraph
 from captum_lig.prediction import logit
@@ -345,43 +347,89 @@ def outcome(call: Callable[[nn.Module], list[Tensor]], few: nn.Module, full: nn.
         return Outcome(off=gap(found, call(full)), warned=said)
 
 
-def main() -> None:
+OF_A_NUMBER = ("target", "target64", "edges")
+"""Calls that copy the whole model."""
+
+
+def described(outcomes: dict[str, Outcome]) -> str:
+    """What came of all calls of a model."""
+    faults = [f"{name}: {one.fault}" for name, one in outcomes.items() if one.fault]
+    if faults:
+        return f"FAULT {faults[0]}".replace("|", "/")
+    refused = [name for name, one in outcomes.items() if one.refusal]
+    if not refused:
+        return "right"
+    return "refused" if len(refused) >= len(outcomes) - 1 else f"refused: {', '.join(refused)}"
+
+
+def largest(outcomes: list[Outcome]) -> str:
+    """Of the differences."""
+    off = [one.off for one in outcomes if one.off]
+    return f"{max(off):.0e}" if off else ""
+
+
+def tried(kind: Kind, families: list[str], folder: Path, dtype: torch.dtype) -> list[list[str]]:
+    """Rows of the table: models of which the same came are one."""
+    found: dict[str, list[tuple[str, dict[str, Outcome]]]] = {}
+    for family in families:
+        try:
+            few = kind.build(family, folder, dtype)
+            full = in_full(few, family, folder, dtype)
+        except Exception as error:
+            found.setdefault(f"not built: {type(error).__name__}", []).append((family, {}))
+            say(f"{kind.package} {kind.words} {family}: {str(error)[:300]}")
+            continue
+        outcomes = {}
+        for name, call in calls(family).items():
+            before = [(n, id(p), p.dtype, str(type(p))) for n, p in few.named_parameters()]
+            outcomes[name] = outcome(call, few, full)
+            after = [(n, id(p), p.dtype, str(type(p))) for n, p in few.named_parameters()]
+            if before != after:
+                outcomes[name] = Outcome(fault="the model was changed")
+            say(f"{kind.package} {kind.words} {family} {name}: {outcomes[name]}")
+        found.setdefault(described(outcomes), []).append((family, outcomes))
+    library = f"{kind.package} {version(kind.package).split('+')[0]}"
+    rows = []
+    for said, some in found.items():
+        every = [(name, one) for _, outcomes in some for name, one in outcomes.items()]
+        off = largest([one for _, one in every])
+        of_numbers = largest([one for name, one in every if name in OF_A_NUMBER])
+        names = ", ".join(family for family, _ in some)
+        rows.append([library, kind.words, names, said, off, of_numbers])
+    return rows
+
+
+def main() -> int:
+    """The table; 1 if a library is not installed, or there is a fault."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kinds", nargs="*", default=list(KINDS))
+    loaded = [name for name, kind in KINDS.items() if kind.package != "hqq"]  # transformers cannot
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=loaded)
     parser.add_argument("--families", nargs="*", default=["bert", "gpt2", "llama"])
-    parser.add_argument("--calls", nargs="*")
     parser.add_argument("--dtype", default="float32")
     given = parser.parse_args()
-    dtype = getattr(torch, given.dtype)
+    kinds = [KINDS[name] for name in given.kinds]
+    missing = sorted({kind.package for kind in kinds if not installed(kind)})
+    if missing:
+        say(f"Not installed: {', '.join(missing)}. Install them, or choose with --kinds.")
+        return 1
+    use_threads(1)
     with TemporaryDirectory() as name:
         folder = Path(name)
         save_models(folder)
-        for key in given.kinds:
-            kind = KINDS[key]
-            for family in given.families:
-                head = f"{key} {kind.package} {version(kind.package)} {kind.words} {family}"
-                try:
-                    few = kind.build(family, folder, dtype)
-                    full = in_full(few, family, folder, dtype)
-                except Exception as error:
-                    print(head, "NOT BUILT", type(error).__name__, str(error)[:300], flush=True)
-                    continue
-                with torch.no_grad():
-                    a, b, c = (
-                        m(tokens()).logits for m in (few, full, _loaded(family, folder, dtype))
-                    )
-                print(
-                    head, f"logits off {gap([a], [b]):.1e}, before {gap([a], [c]):.1e}", flush=True
-                )
-                for what, call in calls(family).items():
-                    if given.calls and what not in given.calls:
-                        continue
-                    before = [(n, id(p), p.dtype, str(type(p))) for n, p in few.named_parameters()]
-                    print("   ", what, outcome(call, few, full), flush=True)
-                    after = [(n, id(p), p.dtype, str(type(p))) for n, p in few.named_parameters()]
-                    if before != after:
-                        print("    CHANGED MODEL")
+        dtype = getattr(torch, given.dtype)
+        rows = [row for kind in kinds for row in tried(kind, given.families, folder, dtype)]
+    header = ["library", "weights", "models", "outcome", "largest difference", "with a target"]
+    print(f"{stamp()}\n\n{table(header, rows)}")
+    return int(any("FAULT" in row[3] for row in rows))
+
+
+def installed(kind: Kind) -> bool:
+    try:
+        version(kind.package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -65,6 +65,17 @@ def test_every_block_names_a_program(block: retake.Block) -> None:
     assert block.text.strip(), f"{block.page.name} has nothing of {block.command}"
 
 
+@pytest.mark.parametrize("block", retake.every(), ids=lambda block: block.command[10:])
+def test_every_block_gives_options_that_there_are(block: retake.Block) -> None:
+    _, name, *words = block.command.split()[1:]
+    path = retake.ROOT / name.replace(".", "/")
+    files = [*path.glob("*.py")] if path.is_dir() else [path.with_suffix(".py")]
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
+    for word in words:
+        if word.startswith("--"):
+            assert f'"{word}"' in source or f'"{word[2:]}": {{' in source, word
+
+
 def test_no_marker_is_left_open() -> None:
     for page in retake.PAGES.glob("*.md"):
         text = page.read_text(encoding="utf-8")

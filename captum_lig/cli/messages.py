@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 
 __all__ = ["in_utf8", "note", "one_sentence", "shown", "status"]
 
@@ -29,7 +29,7 @@ def shown(path: Path | str) -> str:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Bad input is one sentence and exit code 2, not a traceback; a warning is one sentence."""
+    """Bad input, exit code 2, no memory, exit code 1, and a warning: one sentence, no traceback."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # for tokens the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
@@ -43,6 +43,12 @@ def one_sentence() -> Iterator[None]:
     except (LigError, OSError) as error:
         note(f"captum-lig: {error}")
         raise typer.Exit(2) from error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        note(f"captum-lig: memory ran out ({said[:200]}): give a shorter text or a smaller model.")
+        raise typer.Exit(1) from error
 
 
 def in_utf8(stream: Any, encoding: str = "utf-8") -> None:

@@ -9,8 +9,8 @@ A line of the file for each sentence: a run that was cut off goes on where it st
 from __future__ import annotations
 
 import argparse
-import json
 import math
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,32 +18,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import COMMIT, now, say, use_threads
+from benchmarks.common import COMMIT, say, use_threads
+from benchmarks.records import Record
 from benchmarks.texts import load, sentences
 from benchmarks.within_layer import report
 from benchmarks.within_layer.maps import BASELINES, Maps
 from benchmarks.within_layer.measure import NUMBERS, sentence
-
-
-class Lines:
-    """A file of JSON lines: settings first, then a line a sentence."""
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path = path
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if line.endswith("\n"):  # the last one may have been cut off
-                    kept.append(line)
-        if kept and json.loads(kept[0]) != settings:
-            raise SystemExit(f"{path} is of a run with other settings: {kept[0].strip()}")
-        path.write_text("".join(kept) or json.dumps(settings) + "\n", encoding="utf-8")
-        self.done = {row["sentence"]: row for row in map(json.loads, kept[1:])}
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Write the numbers of a sentence."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
 
 
 def differences(old: Any, new: Any) -> Iterator[float]:
@@ -71,10 +51,11 @@ def run(asked: argparse.Namespace) -> str:
     names = ("model", "least", "most", "baselines", "tolerance", "max_steps")
     settings = {name: getattr(asked, name) for name in names}
     settings |= {"layers": layers, "numbers": NUMBERS, "corpus": asked.corpus.name}
-    lines = Lines(asked.out, json.loads(json.dumps(settings)))
+    record = Record(asked.out, settings)
+    done = {row["sentence"]: row for row in record.rows}
     maps = Maps(model, layers, asked.tolerance, asked.max_steps)
     fitting = 0
-    known = sorted(lines.done)[:: max(1, len(lines.done) // max(1, asked.again))][: asked.again]
+    known = sorted(done)[:: max(1, len(done) // max(1, asked.again))][: asked.again]
     gaps: list[float] = []
     for number, text in enumerate(sentences(asked.corpus)):
         if fitting == asked.sentences:
@@ -84,15 +65,16 @@ def run(asked: argparse.Namespace) -> str:
         if not asked.least <= length <= asked.most:
             continue
         fitting += 1
-        if number in lines.done and number not in known:
+        if number in done and number not in known:
             continue
-        began = now()
+        began = time.perf_counter()
         found = sentence(inputs, maps, asked.baselines)
+        took = time.perf_counter() - began
         if number in known:
-            gaps += differences(lines.done[number]["numbers"], found["numbers"])
+            gaps += differences(done[number]["numbers"], found["numbers"])
         else:
-            lines.add({"sentence": number, "tokens": length, "commit": COMMIT, **found})
-        say(f"{fitting}: {length} tokens, {now() - began:.1f} s {found['seconds']}")
+            record.add({"sentence": number, "tokens": length, **found}, took)
+        say(f"{fitting}: {length} tokens, {took:.1f} s {found['seconds']}")
     if fitting < asked.sentences:
         say(f"{asked.corpus} has {fitting} sentences of {asked.least} to {asked.most} tokens.")
     if not gaps:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 
 __all__ = ["brief", "check_utf8", "fraction", "index_list", "users_line", "whole_number"]
 
@@ -68,6 +68,8 @@ def index_list(
     try:
         chosen = torch.as_tensor(value, device=device).reshape(-1)
     except (TypeError, ValueError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         raise LigError(f"{wrong}.") from error
     if chosen.numel() == 0 or chosen.dtype in (torch.bool,) or chosen.is_floating_point():
         raise LigError(f"{wrong}.")

@@ -21,7 +21,7 @@ from captum_lig._captum import (
     select_targets,
 )
 from captum_lig._restore import restoring
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 from captum_lig.integrals.adaptive import integrate
 from captum_lig.integrals.scalarization import (
     SCALARIZATIONS,
@@ -389,6 +389,8 @@ class _Outputs:
         try:
             chosen: Tensor = select_targets(y, target)
         except (AssertionError, IndexError, RuntimeError, TypeError) as error:
+            if out_of_memory(error):
+                raise
             raise LigError(
                 f"target {brief(self._target)} does not choose one of forward_func's outputs of "
                 f"shape {tuple(y.shape)}, examples first: give an index that there is."
@@ -442,9 +444,7 @@ def _target_token_start(x: Tensor, problem: _Outputs) -> Tensor:
 
 def _delta(attributions: Tensors, boundary: SetBoundary, problem: _Outputs) -> Tensor:
     """Sums of attributions minus totals, ``(B, T)``, or ``(B, T, E)`` for vectors."""
-    if isinstance(boundary.scalarization, Vector):
-        sums = [a.sum(2) for a in attributions]
-    else:
-        sums = [a.flatten(2).sum(-1) if a.dim() > 2 else a for a in attributions]
+    vectors = isinstance(boundary.scalarization, Vector)
+    sums = [a.sum(2) if vectors else a[..., None].flatten(2).sum(-1) for a in attributions]
     total: Tensor = boundary.totals[:, 0].unflatten(0, (problem.examples, -1))
     return sum_of(sums) - total

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 from captum_lig.flow.shown import Short
 
 __all__ = ["Comparison", "compare_maps"]
@@ -45,6 +45,8 @@ def compare_maps(direct: Tensor, composed: Tensor, visible: Tensor | None = None
         if visible is not None:
             seen = seen & visible.expand(direct.shape)
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         shapes = [tuple(x.shape) for x in (direct, composed)]
         raise LigError(
             f"maps of shapes {shapes[0]} and {shapes[1]} "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_lig._arguments import brief, index_list
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.findings import FAR, distance
 from captum_lig.flow.layer_flow import LayerFlow
@@ -222,6 +222,8 @@ def start_relevance(
     try:
         values = torch.as_tensor(1.0 if start is None else start).detach().double().flatten().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         raise LigError(f"start={brief(start)}: give numbers, one for each token.") from error
     if start is not None and len(values) != len(indices):
         raise LigError(

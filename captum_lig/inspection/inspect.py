@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from captum_lig._restore import restoring
 from captum_lig.cost import Meter
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 from captum_lig.inspection.report import AttentionReport, BlockReport, ModelReport, ModuleList
 from captum_lig.model.attention_call import forbidden
 from captum_lig.model.call import BlockCall
@@ -74,6 +74,8 @@ def inspect_model(
             if calls and not tokens_first(calls[0]):
                 seen = int(calls[0].valid[0].sum())
     except Exception as error:  # an unknown model may raise anything
+        if out_of_memory(error):
+            raise
         unreachable = _sentence(error)
     if seen is not None and seen < 2:
         raise LigError("the text has one token, which attends to itself alone: give a longer text.")
@@ -178,6 +180,8 @@ def _inspect_block(finder: Finder, call: BlockCall) -> BlockReport:
         for start in starts.values():
             choose_structure(split, start, kept)
     except Exception as error:  # an unknown block may raise anything when called again
+        if out_of_memory(error):
+            raise
         return replace(report, not_supported=_sentence(error, call))
     boundaries = ("attention", "mlp", "layer", "influence")
     return replace(report, boundaries=boundaries, feed_forward=_feed_forward(finder, call))
@@ -187,7 +191,9 @@ def _feed_forward(finder: Finder, call: BlockCall) -> str | None:
     """Name of a block's MLP in it; empty if none is found, None if that could not be seen."""
     try:
         found = finder.feed_forward(call)
-    except Exception:  # an unknown block may raise anything when called again
+    except Exception as error:  # an unknown block may raise anything when called again
+        if out_of_memory(error):
+            raise
         return None
     return "" if found is None else found.name
 

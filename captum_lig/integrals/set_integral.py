@@ -18,11 +18,11 @@ from typing_extensions import Self
 
 from captum_lig._arguments import users_line
 from captum_lig._types import Parts
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 from captum_lig.integrals.boundary import Boundary
 from captum_lig.integrals.scalarization import L2, Cotangent, Scalarization, Vector
 from captum_lig.paths.jvp import jvp
-from captum_lig.paths.memory import in_halves, out_of_memory
+from captum_lig.paths.memory import in_halves
 
 __all__ = ["SetBoundary", "SetMap", "checked_inputs", "sum_of", "usable"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 from captum_lig.model.hooks import called_modules
 
 __all__ = [
@@ -107,6 +107,8 @@ def checked(function: Callable[..., Any], dtype: torch.dtype) -> Iterator[None]:
             with torch.enable_grad():
                 torch.autograd.grad(layer.forward(x.requires_grad_()).sum(), x)
         except RuntimeError as error:
+            if out_of_memory(error):
+                raise
             raise LigError(
                 f"what forward_func calls is quantised ({_named('', layer)}), and such a layer "
                 f"has no gradients here ({str(error).splitlines()[0]}). Give a torch.nn.Module as "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from captum_lig._captum import format_additional_forward_args
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 from captum_lig.model.few_bits import is_quantised
 
 __all__ = ["Masked", "ModelCall"]
@@ -262,6 +262,8 @@ class ModelCall:
                 f"{self._describe()}: {error}"
             ) from error
         except (IndexError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
             most = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
             long = most is not None and any(
                 x.dim() >= 2 and x.shape[1] > most

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_lig.errors import out_of_memory
 from captum_lig.model.call import BlockCall
 from captum_lig.model.inputs import Masked, ModelCall
 from captum_lig.model.padding import differ
@@ -41,7 +42,9 @@ def shifted_by_padding(
             continue
         try:
             alone = record(_alone(model, masked, text, kept))
-        except Exception:  # other arguments that go with the tokens, in another form
+        except Exception as error:  # other arguments that go with the tokens, in another form
+            if out_of_memory(error):
+                raise
             continue
         own = blocks[its[-1]].output[text : text + 1, kept]
         if own.shape == alone[its[-1]].output.shape and bool(

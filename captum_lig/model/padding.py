@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from captum_lig.cost import Meter
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 from captum_lig.model.attention_call import read_sources, reads_nothing
 from captum_lig.model.call import BlockCall
 from captum_lig.model.inputs import Masked, ModelCall
@@ -89,7 +89,9 @@ def reads_own_tokens(block: BlockCall) -> bool:
     try:
         with torch.no_grad():
             own, other = split.pre(split.z[None]), split.pre(_moved(split.z)[None])
-    except Exception:  # what is wrong with it is for its validation to say
+    except Exception as error:  # what is wrong with it is for its validation to say
+        if out_of_memory(error):
+            raise
         return True
     return any(not torch.equal(a, b) for a, b in zip(own[1:], other[1:], strict=True))
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from captum_lig._types import QKV
 from captum_lig.cost import Meter
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 from captum_lig.model.attention_call import AttentionCall, allowed
 from captum_lig.model.call import BlockCall
 from captum_lig.model.compare import deviation, deviations, nearly_equal
@@ -180,7 +180,9 @@ class SplitBlock(RunBlock):
             with torch.no_grad():
                 output = SplitBlock(call, 0, self.meter).whole(self.z[None, self.few])
             some = SplitBlock(replace(call, output=output), 0, self.meter)
-        except Exception:  # sizes that do not go together, as the block puts it
+        except Exception as error:  # sizes that do not go together, as the block puts it
+            if out_of_memory(error):
+                raise
             return self
         return some if bool(torch.isfinite(output).all()) else self
 
@@ -199,7 +201,9 @@ class SplitBlock(RunBlock):
         rows = torch.arange(len(self.z), device=self.z.device).flip(0)[::3]
         try:
             found = self.attended_at(rows)
-        except Exception:  # it counts on as many targets as sources
+        except Exception as error:  # it counts on as many targets as sources
+            if out_of_memory(error):
+                raise
             return False
         return nearly_equal(found, self.own[rows], self.own)
 
@@ -234,7 +238,9 @@ class SplitBlock(RunBlock):
             with torch.no_grad():
                 u = self.attended_at(self.few)[None]
                 found = self.after_attention(u, self.z[None, self.few], self.few[None])[0]
-        except Exception:
+        except Exception as error:
+            if out_of_memory(error):
+                raise
             return False
         return nearly_equal(found, self.output[self.few], self.output)
 

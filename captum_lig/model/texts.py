@@ -9,6 +9,7 @@ from itertools import islice, product
 import torch
 
 from captum_lig.cost import Meter
+from captum_lig.errors import out_of_memory
 from captum_lig.model.call import BlockCall
 from captum_lig.model.compare import deviation, nearly_equal
 from captum_lig.model.split import SplitBlock
@@ -53,7 +54,9 @@ def _gap(call: BlockCall, enough: float) -> float:
             output, expected = output[finite], one.output[finite]
             if len(expected) and not nearly_equal(output, expected):
                 worst = max(worst, deviation(output, expected))
-        except Exception:  # sizes that do not go together, as the block puts it
+        except Exception as error:  # sizes that do not go together, as the block puts it
+            if out_of_memory(error):
+                raise
             return math.inf
         if worst >= enough:
             break

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from captum_lig.cost import Meter
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 from captum_lig.model.attention_call import allowed
 from captum_lig.model.call import BlockCall, Spread, first_tensor
 from captum_lig.model.compare import deviation, deviations, nearly_equal, sizes
@@ -221,14 +221,18 @@ def _mixes(call: BlockCall, axis: int) -> bool:
     moved.select(axis, 0).copy_(moved.select(axis, 0).roll(1, -1))
     others = torch.arange(1, moved.shape[axis], device=moved.device)
     kept = call.valid.index_select(axis, others)
-    with torch.no_grad(), use_sdpa(), contextlib.suppress(Exception):
-        same, other = (call.on(z).index_select(axis, others) for z in (call.hidden.clone(), moved))
-        half = same.dtype not in (torch.float32, torch.float64)
-        # Experts round otherwise when other tokens come with one.
-        if half:
-            return _difference(other[kept], same[kept]) > 5e-2
-        return not nearly_equal(other[kept], same[kept])
-    return False
+    try:
+        with torch.no_grad(), use_sdpa():
+            both = [call.on(z).index_select(axis, others) for z in (call.hidden.clone(), moved)]
+        same, other = (x[kept] for x in both)
+    except Exception as error:  # an unknown block may raise anything when called again
+        if out_of_memory(error):
+            raise
+        return False
+    # Experts round otherwise when other tokens come with one.
+    if same.dtype not in (torch.float32, torch.float64):
+        return _difference(other, same) > 5e-2
+    return not nearly_equal(other, same)
 
 
 def _check_gradients(one: BlockCall) -> None:
@@ -257,7 +261,9 @@ def _spread(one: BlockCall, z: Tensor, expected: Tensor) -> Spread:
     for spread in spreads:
         try:
             output = _whole(replace(one, spread=spread), z)
-        except Exception:  # shapes that do not go together, as the block puts it
+        except Exception as error:  # shapes that do not go together, as the block puts it
+            if out_of_memory(error):
+                raise
             continue
         if output.shape == expected.shape and nearly_equal(
             output.flatten(0, 1), expected.flatten(0, 1)

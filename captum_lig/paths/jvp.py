@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lig.errors import LigError
-from captum_lig.paths.memory import out_of_memory
+from captum_lig.errors import LigError, out_of_memory
 
 __all__ = ["jvp", "jvp_of_many"]
 

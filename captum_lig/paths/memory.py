@@ -7,27 +7,17 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from captum_lig._arguments import users_line
 from captum_lig._restore import variable
+from captum_lig.errors import out_of_memory
 
-__all__ = ["in_halves", "out_of_memory", "shares"]
+__all__ = ["in_halves", "shares"]
 
 R = TypeVar("R")
 
-OF_THE_CPU = ("DefaultCPUAllocator", "out of memory", "could not create a primitive")
-"""What torch says where it has no class of its own for it."""
-
 _shares: ContextVar[int | None] = variable("shares", None)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in OF_THE_CPU)
 
 
 def shares() -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from captum_lig._arguments import brief
 from captum_lig._captum import select_targets
 from captum_lig._restore import restoring
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 from captum_lig.model.inputs import ModelCall
 from captum_lig.prediction.bound_target import (
     BoundTarget,
@@ -166,6 +166,8 @@ def _selected(output: Any, target: Any) -> Tensor:
     try:
         selected: Tensor = select_targets(values, target)
     except (AssertionError, IndexError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         raise LigError(f"{shown} is not in the output, of shape {shape}: {reason}") from error
     return selected

@@ -14,7 +14,7 @@ from torch import nn
 
 from captum_lig._arguments import check_utf8
 from captum_lig._restore import changing
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -244,6 +244,8 @@ def check_place(dtype: str | None, device: str | None) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         raise LigError(
             f"device {device!r} cannot be used ({reason[:120]}): use cpu, or cuda where there is "
@@ -271,6 +273,8 @@ def _loading(name: str) -> Iterator[None]:
         with quiet():
             yield
     except Exception as error:
+        if out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         raise LigError(
             f"model {name!r} cannot be loaded: give a folder that holds a model and its tokenizer, "

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 from captum_lig.pretrained.load import is_empty, quiet
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def tokenizer_of(model: nn.Module) -> PreTrainedTokenizerBase:
                 name, local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # whatever the files or the model's configuration raise
+        if out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         raise LigError(
             f"{what}: none can be loaded from {name!r} on this machine "

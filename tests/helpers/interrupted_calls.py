@@ -1,10 +1,14 @@
-"""Calls of the library on small models, to be interrupted; as a program, at every line of each.
+"""Calls of the library on small models, to be interrupted; as a program, at every line.
 
-python -m tests.helpers.interrupted_calls [NAME ...]
+    python -m tests.helpers.interrupted_calls [--each] [--check] [NAME ...]
+
+A line is another place where another line called its function. What several calls lead to is
+interrupted in the first of them; with ``--each`` in each, which takes six times as long.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +26,7 @@ from captum_lig.metrics import edge_interventions, interventions
 from captum_lig.patching import check, edge_effects, effects
 from captum_lig.pretrained.load import Pretrained, load_model
 from tests.helpers import models
-from tests.helpers.interrupts import interrupted, spots
+from tests.helpers.interrupts import Spot, interrupted, spots
 from tests.helpers.saved import save_tiny_bert
 from tests.helpers.state import snapshot
 
@@ -86,9 +90,9 @@ def patching() -> Call:
 def patching_edges() -> Call:
     model = models.tiny_llama(layers=1)
 
-    def run() -> None:
+    def run() -> Any:
         edges = LayerFlowIG(model).direct_edges(TEXT, OTHER, number, **QUICK)
-        edge_effects(model, TEXT, OTHER, number, list(edges)[:3])
+        return edge_effects(model, TEXT, OTHER, number, list(edges)[:3])
 
     return Call(model, run)
 
@@ -102,9 +106,10 @@ def checking() -> Call:
 def circuits_of_edges() -> Call:
     model = models.tiny_llama(layers=1)
 
-    def run() -> None:
+    def run() -> Any:
         with circuits.of_edges(model, TEXT, OTHER, number) as found:
-            found.curve(torch.arange(found.reads.numel()).view(found.reads.shape), [0.0, 0.5, 1.0])
+            order = torch.arange(found.reads.numel()).view(found.reads.shape)
+            return found.curve(order, [0.0, 0.5, 1.0])
 
     return Call(model, run)
 
@@ -113,9 +118,9 @@ def circuits_of_nodes() -> Call:
     model = models.tiny_bert(layers=1)
     graph = FlowGraph(LayerFlowIG(model).attribute(TEXT, OTHER, number, **QUICK))
 
-    def run() -> None:
+    def run() -> Any:
         with circuits.of_nodes(model, TEXT, OTHER, number) as found:
-            found.curve(graph, [0.0, 0.5, 1.0])
+            return found.curve(graph, [0.0, 0.5, 1.0])
 
     return Call(model, run)
 
@@ -166,15 +171,24 @@ CALLS: dict[str, Callable[[], Call]] = {
 }
 
 
-def main(names: list[str]) -> int:
+def main() -> int:
     """Interrupt calls at each line that runs, the first time and the last time that it does."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", help=", ".join(CALLS))
+    parser.add_argument("--each", action="store_true", help="all places of each call")
+    parser.add_argument("--check", action="store_true", help="fail if something is left changed")
+    given = parser.parse_args()
     use_threads(1)
-    faults, rows = 0, []
-    for name in names or CALLS:
+    rows: list[list[str]] = []
+    done: set[Spot] = set()
+    counts = [0, 0, 0]
+    for name in given.names or CALLS:
         start, (model, run) = time.process_time(), CALLS[name]()
         run()
         before, found = snapshot(model), spots(run)
-        moments = sorted({m for all_of in found.values() for m in (all_of[0], all_of[-1])})
+        new = {spot: all_of for spot, all_of in found.items() if given.each or spot not in done}
+        done |= found.keys()
+        moments = sorted({m for all_of in new.values() for m in (all_of[0], all_of[-1])})
         raised = left = 0
         for moment in moments:
             where = interrupted(run, moment, KeyboardInterrupt)
@@ -183,14 +197,14 @@ def main(names: list[str]) -> int:
                 left += 1
                 say(f"{name}: interrupted at {where}: {', '.join(changed)}")
                 before = snapshot(model)
-        lines = len({spot[:2] for spot in found})
-        rows.append([f"`{name}`", *map(str, (lines, len(found), raised, left))])
+        rows.append([f"`{name}`", *(f"{n:,}" for n in (len(found), len(new), raised, left))])
+        counts = [a + b for a, b in zip(counts, (len(new), raised, left), strict=True)]
         say(f"{name}: {raised} times, {left} left changed, {time.process_time() - start:.0f} s")
-        faults += left
-    header = ["", "lines", "places", "times interrupted", "times something was left changed"]
+    rows.append(["all", "", *(f"{n:,}" for n in counts)])
+    header = ["", "places", "of them new", "times interrupted", "times something was left changed"]
     print(f"{stamp()}\n\n{table(header, rows)}")
-    return min(faults, 1)
+    return int(counts[-1] > 0 and given.check)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

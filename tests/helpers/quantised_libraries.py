@@ -1,16 +1,20 @@
 """Models in few bits by real libraries, each beside a plain model with the same weights in full.
 
-``python -m tests.helpers.quantised_libraries`` prints a table of what the library makes of them.
+    pip install bitsandbytes torchao optimum-quanto hqq termcolor
+    python -m tests.helpers.quantised_libraries [KIND ...]
+
+Prints a table of what this package makes of tiny models, and of SmolLM2 where that is installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import contextlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,8 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
     BertConfig,
     BertForMaskedLM,
     GPT2Config,
@@ -28,153 +30,16 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from benchmarks.common import say, stamp, table, use_threads
 from captum_lig import LayerFlowIG, LigError, SetToSetIG, inspect_model, patching
 from captum_lig.graph import FlowGraph
 from captum_lig.prediction import logit
+from captum_lig.pretrained.smollm2 import smollm2_path
 from tests.helpers.models import randomise
+from tests.helpers.quantised_kinds import KINDS, Kind, loaded, tokens
 
 WIDTH, VOCABULARY, LENGTH = 64, 64, 5
 """A width that goes into groups of 32 and 64 weights, as they are quantised."""
-
-Build = Callable[[str, Path, torch.dtype], nn.Module]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A way to quantise."""
-
-    package: str
-    """As pip knows it."""
-    module: str
-    """As Python knows it."""
-    words: str
-    build: Build
-    refused: bool = False
-    """Whether it rounds vectors, too."""
-
-
-def _loaded(family: str, folder: Path, dtype: torch.dtype, config: Any = None) -> nn.Module:
-    auto: Any = AutoModelForMaskedLM if family == "bert" else AutoModelForCausalLM
-    given = {} if config is None else {"quantization_config": config, "device_map": "cpu"}
-    found: nn.Module = auto.from_pretrained(folder / family, dtype=dtype, **given).eval()
-    return found
-
-
-def _by_transformers(make: Callable[[], Any]) -> Build:
-    return lambda family, folder, dtype: _loaded(family, folder, dtype, make())
-
-
-def _bitsandbytes(**given: Any) -> Build:
-    def make() -> Any:
-        from transformers import BitsAndBytesConfig
-
-        return BitsAndBytesConfig(**given)
-
-    return _by_transformers(make)
-
-
-def _torchao(name: str, **given: Any) -> Build:
-    def make() -> Any:
-        from transformers import TorchAoConfig
-
-        return TorchAoConfig(
-            getattr(importlib.import_module("torchao.quantization"), name)(**given)
-        )
-
-    return _by_transformers(make)
-
-
-def _hqq(bits: int) -> Build:
-    def make() -> Any:
-        from transformers import HqqConfig
-
-        return HqqConfig(nbits=bits, group_size=32)
-
-    return _by_transformers(make)
-
-
-def _quanto(weights: str) -> Build:
-    def make() -> Any:
-        from transformers import QuantoConfig
-
-        return QuantoConfig(weights=weights)
-
-    return _by_transformers(make)
-
-
-def _quanto_activations(family: str, folder: Path, dtype: torch.dtype) -> nn.Module:
-    quanto: Any = importlib.import_module("optimum.quanto")
-    model = _loaded(family, folder, dtype)
-    quanto.quantize(model, weights=quanto.qint8, activations=quanto.qint8)
-    with torch.no_grad(), quanto.Calibration():
-        model(tokens())
-    quanto.freeze(model)
-    return model.eval()
-
-
-def _dynamic(family: str, folder: Path, dtype: torch.dtype) -> nn.Module:
-    model = _loaded(family, folder, dtype)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found: nn.Module = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
-    return found
-
-
-KINDS = {
-    "bnb8": Kind(
-        "bitsandbytes", "bitsandbytes", "int8", _bitsandbytes(load_in_8bit=True), refused=True
-    ),
-    "bnb_nf4": Kind(
-        "bitsandbytes",
-        "bitsandbytes",
-        "nf4",
-        _bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-    ),
-    "bnb_fp4": Kind(
-        "bitsandbytes",
-        "bitsandbytes",
-        "fp4, twice quantised",
-        _bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True),
-    ),
-    "ao8": Kind("torchao", "torchao", "int8 weights", _torchao("Int8WeightOnlyConfig")),
-    "ao4": Kind(
-        "torchao",
-        "torchao",
-        "int4 weights",
-        _torchao("IntxWeightOnlyConfig", weight_dtype=torch.int4),
-    ),
-    "ao4_opaque": Kind(
-        "torchao",
-        "torchao",
-        "int4 weights, packed",
-        _torchao("Int4WeightOnlyConfig", group_size=32),
-    ),
-    "ao_f8": Kind("torchao", "torchao", "float8 weights", _torchao("Float8WeightOnlyConfig")),
-    "ao8_dynamic": Kind(
-        "torchao",
-        "torchao",
-        "int8 weights and vectors",
-        _torchao("Int8DynamicActivationInt8WeightConfig"),
-        refused=True,
-    ),
-    "quanto8": Kind("optimum-quanto", "optimum.quanto", "int8 weights", _quanto("int8")),
-    "quanto4": Kind("optimum-quanto", "optimum.quanto", "int4 weights", _quanto("int4")),
-    "quanto_f8": Kind("optimum-quanto", "optimum.quanto", "float8 weights", _quanto("float8")),
-    "quanto8_8": Kind(
-        "optimum-quanto",
-        "optimum.quanto",
-        "int8 weights and vectors",
-        _quanto_activations,
-        refused=True,
-    ),
-    "hqq8": Kind("hqq", "hqq", "8 bits", _hqq(8)),
-    "hqq4": Kind("hqq", "hqq", "4 bits", _hqq(4)),
-    "dynamic": Kind("torch", "torch", "quantize_dynamic, int8", _dynamic, refused=True),
-}
-
-
-def tokens() -> Tensor:
-    return torch.tensor([[5, 17, 40, 23, 11]])
 
 
 def other_tokens() -> Tensor:
@@ -213,7 +78,7 @@ def in_full(few: nn.Module, family: str, folder: Path, dtype: torch.dtype) -> nn
 
     What a layer gives for the unit vectors, less what it gives for zero, is its weights.
     """
-    full = _loaded(family, folder, dtype)
+    full = loaded(family, folder, dtype)
     theirs = dict(few.named_modules())
     for name, module in full.named_modules():
         weight = getattr(module, "weight", None)
@@ -228,11 +93,15 @@ def in_full(few: nn.Module, family: str, folder: Path, dtype: torch.dtype) -> nn
     return full.eval()
 
 
+NAMES = {"llama": "Llama", "bert": "BERT", "gpt2": "GPT-2", "smollm2": "SmolLM2-135M"}
+
+
 def block_of(model: Any, family: str) -> nn.Module:
     blocks = {
         "bert": lambda: model.bert.encoder.layer,
         "gpt2": lambda: model.transformer.h,
         "llama": lambda: model.model.layers,
+        "smollm2": lambda: model.model.layers,
     }
     found: nn.Module = blocks[family]()[1]
     return found
@@ -242,7 +111,8 @@ def sets(model: Any, family: str) -> Tensor:
     """An MLP as a map of tokens."""
     block: Any = block_of(model, family)
     mlp = block.mlp if family != "bert" else lambda x: block.output(block.intermediate(x), x)
-    x = torch.randn(1, 3, WIDTH, generator=torch.Generator().manual_seed(1))
+    wide = model.config.hidden_size
+    x = torch.randn(1, 3, wide, generator=torch.Generator().manual_seed(1))
     dtype = next(p.dtype for p in block.parameters() if p.is_floating_point())
     found: Tensor = SetToSetIG(mlp).attribute(
         x.to(dtype), 0.0, n_steps=16, max_steps=64, tolerance=1e-3
@@ -297,6 +167,8 @@ def calls(family: str) -> dict[str, Callable[[nn.Module], list[Tensor]]]:
     }
     if family == "bert":
         del every["edges"]  # post-norm: the residual stream is no sum
+    if family == "smollm2":  # minutes for each, of what is tested with tiny models
+        every = {what: every[what] for what in ("target", "inspect")}
     return every
 
 
@@ -345,43 +217,106 @@ def outcome(call: Callable[[nn.Module], list[Tensor]], few: nn.Module, full: nn.
         return Outcome(off=gap(found, call(full)), warned=said)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kinds", nargs="*", default=list(KINDS))
-    parser.add_argument("--families", nargs="*", default=["bert", "gpt2", "llama"])
-    parser.add_argument("--calls", nargs="*")
-    parser.add_argument("--dtype", default="float32")
+def _changed(few: nn.Module, plain: nn.Module) -> bool:
+    """Whether a library has quantised anything: not all know GPT-2's layers."""
+    with torch.no_grad():
+        a, b = (model(tokens()).logits for model in (few, plain))
+    return gap([a], [b]) > 0
+
+
+def of_model(few: nn.Module, full: nn.Module, family: str) -> dict[str, Outcome]:
+    """What comes of each call."""
+    found: dict[str, Outcome] = {}
+    for what, call in calls(family).items():
+        before = [(n, id(p), p.dtype, type(p)) for n, p in few.named_parameters()]
+        found[what] = outcome(call, few, full)
+        after = [(n, id(p), p.dtype, type(p)) for n, p in few.named_parameters()]
+        if before != after:
+            found[what] = Outcome(fault="the model was changed")
+        say(f"    {what}: {found[what]}")
+    return found
+
+
+COLUMNS = {
+    "maps": ("sets", "lengths", "influence"),
+    "a number": ("target",),
+    "both in float64": ("float64", "target64"),
+    "edges, patching": ("edges", "check"),
+}
+"""Columns of the table, and the calls that they are of."""
+
+
+def word(found: dict[str, Outcome]) -> str:
+    """The outcome of all calls."""
+    if faults := [f"{what}: {one.fault}" for what, one in found.items() if one.fault]:
+        return f"fault: {'; '.join(faults)}"[:200]
+    refused = [what for what, one in found.items() if one.refusal]
+    if len(refused) == len(found):
+        return "refused"
+    return f"refused: {', '.join(refused)}" if refused else "right"
+
+
+def differences(every: list[dict[str, Outcome]]) -> list[str]:
+    """The largest one in each column."""
+    off = [[one[c].off for one in every for c in of if c in one] for of in COLUMNS.values()]
+    return [f"{max(x for x in some if x is not None):.0e}" if any(some) else "" for some in off]
+
+
+def of_kind(kind: Kind, families: list[str], folder: Path) -> list[list[str]]:
+    """Rows of the table."""
+    of = [f"{kind.package} {version(kind.package).split('+')[0]}", kind.words]
+    by_word: dict[str, dict[str, dict[str, Outcome]]] = {}
+    for family in families:
+        say(f"{' '.join(of)}, {family}")
+        found: dict[str, Outcome] = {}
+        try:
+            few = kind.build(family, folder, torch.float32)
+            said = "left in full by the library"
+            if _changed(few, loaded(family, folder, torch.float32)):
+                found = of_model(few, in_full(few, family, folder, torch.float32), family)
+                said = word(found)
+        except Exception as error:  # of another library
+            said = f"not made: {type(error).__name__}: {' '.join(str(error).split())[:80]}"
+        by_word.setdefault(said, {})[NAMES[family]] = found
+    return [
+        [*of, ", ".join(models), said, *differences(list(models.values()))]
+        for said, models in by_word.items()
+    ]
+
+
+def installed(kind: Kind) -> bool:
+    try:
+        version(kind.package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def main() -> int:
+    """Print the table; 1 if something went wrong, or not all libraries are here to be tried."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("kinds", nargs="*", default=[], help=", ".join(KINDS))
     given = parser.parse_args()
-    dtype = getattr(torch, given.dtype)
+    missing = sorted({KINDS[k].package for k in given.kinds or KINDS if not installed(KINDS[k])})
+    if missing:
+        say(f"Not installed: {', '.join(missing)}. Install them, or name what to try.")
+        return 1
+    warnings.simplefilter("ignore")
+    use_threads(1)
+    rows: list[list[str]] = []
     with TemporaryDirectory() as name:
         folder = Path(name)
         save_models(folder)
-        for key in given.kinds:
-            kind = KINDS[key]
-            for family in given.families:
-                head = f"{key} {kind.package} {version(kind.package)} {kind.words} {family}"
-                try:
-                    few = kind.build(family, folder, dtype)
-                    full = in_full(few, family, folder, dtype)
-                except Exception as error:
-                    print(head, "NOT BUILT", type(error).__name__, str(error)[:300], flush=True)
-                    continue
-                with torch.no_grad():
-                    a, b, c = (
-                        m(tokens()).logits for m in (few, full, _loaded(family, folder, dtype))
-                    )
-                print(
-                    head, f"logits off {gap([a], [b]):.1e}, before {gap([a], [c]):.1e}", flush=True
-                )
-                for what, call in calls(family).items():
-                    if given.calls and what not in given.calls:
-                        continue
-                    before = [(n, id(p), p.dtype, str(type(p))) for n, p in few.named_parameters()]
-                    print("   ", what, outcome(call, few, full), flush=True)
-                    after = [(n, id(p), p.dtype, str(type(p))) for n, p in few.named_parameters()]
-                    if before != after:
-                        print("    CHANGED MODEL")
+        families = ["llama", "bert", "gpt2"]
+        with contextlib.suppress(LigError):
+            (folder / "smollm2").symlink_to(smollm2_path())
+            families.append("smollm2")
+        for key in given.kinds or KINDS:
+            rows += of_kind(KINDS[key], families, folder)
+    header = ["library", "weights", "models", "outcome", *COLUMNS]
+    print(f"{stamp()}\n\n{table(header, rows)}")
+    return int(any("fault" in row[3] for row in rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

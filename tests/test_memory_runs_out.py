@@ -72,10 +72,9 @@ def every_call(run: Callable[[], Any], once: Once, error: Exception) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:memory ran out")
-@pytest.mark.parametrize("kind", ERRORS)
-def test_inspecting(kind: str) -> None:
+def test_inspecting() -> None:
     """A model for which there is no memory is not called one that is not supported."""
-    model, error = models.tiny_llama(layers=1), ERRORS[kind]()
+    model, error = models.tiny_llama(layers=1), ERRORS["CPU"]()
     every_call(
         lambda: inspect_model(model, TEXT), Once(model.layers[0].self_attn.q_proj, error), error
     )
@@ -117,14 +116,25 @@ def test_maps_for_which_there_is_no_memory() -> None:
 
 @pytest.mark.parametrize("kind", ERRORS)
 def test_on_the_command_line(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The text for which there is none is named, and the others go on."""
     save_tiny_bert(tmp_path)
+    own = LayerFlowIG.attribute
 
-    def attribute(*_: object, **__: object) -> None:
-        raise ERRORS[kind]()
+    def attribute(self: LayerFlowIG, inputs: Any, *args: Any, **given: Any) -> Any:
+        if inputs["input_ids"].shape[1] > 5:
+            raise ERRORS[kind]()
+        return own(self, inputs, *args, **given)
 
     monkeypatch.setattr(LayerFlowIG, "attribute", attribute)
-    result = CliRunner().invoke(app, ["explain", "the cat", "--model", str(tmp_path)])
-    assert result.exit_code == 1
+    (tmp_path / "texts.txt").write_text("the cat\nthe cat sat on the mat\nthe mat\n")
+    options = ["--model", str(tmp_path), "--layers", "0", "--steps", "2"]
+    file = ["--file", str(tmp_path / "texts.txt"), "--format", "jsonl"]
+    result = CliRunner().invoke(app, ["explain", *file, *options])
+    assert result.exit_code == 2
+    assert len(result.stdout.splitlines()) == 2
+    assert "captum-lig: line 2: memory ran out (" in result.stderr
+    result = CliRunner().invoke(app, ["explain", "the cat sat on the mat", *options])
+    assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.startswith("captum-lig: memory ran out (")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
+from torch.nn.functional import dropout, pad
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -25,7 +25,9 @@ from captum_lig import FlowGraph, LayerFlow, LayerFlowIG, LigError, SetToSetIG, 
 from captum_lig.metrics import CompletenessErrors, completeness, erasure
 from captum_lig.prediction import (
     compare_with_layer_integrated_gradients,
+    last_layer_relevance,
     log_probability,
+    logit,
     target_value,
 )
 from tests.helpers import models
@@ -243,6 +245,14 @@ def test_numbers_that_read_other_texts(target: Any) -> None:
         )
 
 
+def test_patching_a_number_without_a_gradient() -> None:
+    def likeliest(output: Any) -> Tensor:
+        return output[0][:, -1].argmax(-1).double()  # type: ignore[no-any-return]
+
+    found = patching.effects(decoder(), IDS, OTHER, likeliest, "tokens")
+    assert found.value == float(likeliest(decoder()(IDS)))
+
+
 def test_a_continuation_is_the_baselines_too() -> None:
     """Patching runs from the padding that the flows start from."""
     model, target = decoder(), log_probability(IDS[0, -2:].tolist())
@@ -274,6 +284,16 @@ def test_graphs_of_another_question() -> None:
             found.scores(graph)
         with refused("the same", "changes by"):
             compare_with_layer_integrated_gradients(graph, model, asked[2], *asked[:2])
+
+
+def test_arguments_that_would_do_nothing() -> None:
+    model = decoder()
+    projecting = LayerFlowIG(model, scalarization="projection")
+    for ask in (projecting.attribute, projecting.direct_edges):
+        with refused("scalarization='projection'", "without a target"):
+            ask(IDS, OTHER, last)
+    with refused("n_steps=0"):
+        LayerFlowIG(model).direct_edges(IDS, OTHER, last, n_steps=0)
 
 
 # ---- a model that was changed ----------------------------------------------------------------
@@ -455,6 +475,32 @@ def test_a_text_that_no_token_of_can_be_read() -> None:
         flow = LayerFlowIG(models.tiny_gpt2(), 0).attribute(inputs, "zero")
     assert not flow.layer[1].any()
     assert flow.layer[0].any()
+
+
+@pytest.mark.parametrize("sides", [(2, 0), (0, 2)])
+def test_numbers_that_read_padding(sides: tuple[int, int]) -> None:
+    """Something is worked out there, and it is nobody's node."""
+    model = decoder()
+    ids, other = (pad(x, sides) for x in (IDS, OTHER))
+    mask = (ids != 0).long()
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
+
+    def everywhere(output: Any) -> Tensor:
+        return output[0][..., 3].sum(-1)  # type: ignore[no-any-return]
+
+    with refused("padding"):
+        LayerFlowIG(model).attribute(given, other, everywhere)
+    if sides == (0, 2):  # before a text nothing is read, and both runs have the same there
+        with refused("reads tokens that are padding"):
+            patching.effects(model, given, other, everywhere, "tokens")
+        with refused("reads token", "which is padding"):
+            last_layer_relevance(model, everywhere, given, other)
+    target = logit(3, position=1)
+    here, there = (target_value(model, target, x) for x in (IDS, OTHER))
+    patching.effects(model, given, other, target, "tokens")
+    found = last_layer_relevance(model, target, given, other)
+    torch.testing.assert_close(found.sum(-1), (here - there)[0].detach(), rtol=1e-3, atol=1e-9)
 
 
 def test_ids_that_the_model_does_not_know() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captum_lig.cli import collector
-from captum_lig.cli.messages import note, one_sentence, shown, status
+from captum_lig.cli.messages import memory_in_words, note, one_sentence, shown, status
 from captum_lig.cli.options import (
     Device,
     Dtype,
@@ -148,18 +148,19 @@ def explain(
         failed = 0
         for line, given in zip(lines, asked, strict=True):
             try:
-                result = run(
-                    line.options["text"],
-                    loaded,
-                    **given,
-                    scalarization=scalarization,
-                    n_steps=steps,
-                    method=method,
-                    tolerance=tolerance,
-                    self_term=self_term,
-                    influence=show == "influence",
-                    show_progress=sys.stderr.isatty(),
-                )
+                with memory_in_words():
+                    result = run(
+                        line.options["text"],
+                        loaded,
+                        **given,
+                        scalarization=scalarization,
+                        n_steps=steps,
+                        method=method,
+                        tolerance=tolerance,
+                        self_term=self_term,
+                        influence=show == "influence",
+                        show_progress=sys.stderr.isatty(),
+                    )
             except LigError as error:
                 if line.number is None:
                     raise

@@ -14,7 +14,7 @@ import typer
 
 from captum_lig.errors import LigError, out_of_memory
 
-__all__ = ["in_utf8", "note", "one_sentence", "shown", "status"]
+__all__ = ["in_utf8", "memory_in_words", "note", "one_sentence", "shown", "status"]
 
 
 def note(message: str) -> None:
@@ -28,13 +28,27 @@ def shown(path: Path | str) -> str:
 
 
 @contextmanager
+def memory_in_words() -> Iterator[None]:
+    """Where memory runs out for a text inside, a LigError says so: other texts may go on."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LigError(
+            f"memory ran out ({said[:200]}): give a shorter text or a smaller model."
+        ) from error
+
+
+@contextmanager
 def one_sentence() -> Iterator[None]:
-    """Bad input, exit code 2, no memory, exit code 1, and a warning: one sentence, no traceback."""
+    """Bad input is one sentence and exit code 2, not a traceback; a warning is one sentence."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # for tokens the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), memory_in_words():
             warnings.showwarning = lambda message, *_, **__: note(f"captum-lig: {message}")
             yield
     except BrokenPipeError as error:  # as with `| head`: nobody reads on
@@ -43,12 +57,6 @@ def one_sentence() -> Iterator[None]:
     except (LigError, OSError) as error:
         note(f"captum-lig: {error}")
         raise typer.Exit(2) from error
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        note(f"captum-lig: memory ran out ({said[:200]}): give a shorter text or a smaller model.")
-        raise typer.Exit(1) from error
 
 
 def in_utf8(stream: Any, encoding: str = "utf-8") -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captum_lig.cli import collector
-from captum_lig.cli.messages import note, one_sentence, status
+from captum_lig.cli.messages import memory_in_words, note, one_sentence, status
 from captum_lig.cli.options import Device, Dtype, File, Format, option
 from captum_lig.cli.outputs import LIST_SUFFIXES, PAGE_SUFFIX, PICTURE_SUFFIXES, planned
 from captum_lig.cli.results import Results, check_format
@@ -122,9 +122,10 @@ def why(
         failed = 0
         for line, question in zip(lines, questions, strict=True):
             try:
-                found = asker.answer(question, tolerance, show_progress=sys.stderr.isatty())
-                if check:
-                    found.check(show_progress=sys.stderr.isatty())
+                with memory_in_words():
+                    found = asker.answer(question, tolerance, show_progress=sys.stderr.isatty())
+                    if check:
+                        found.check(show_progress=sys.stderr.isatty())
             except LigError as error:
                 if line.number is None:
                     raise

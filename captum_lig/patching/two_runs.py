@@ -88,6 +88,8 @@ class TwoRuns:
         self._skips = self._may_skip()
         if self.at_once > 1:
             self._check_apart()
+        if self.count < run.length:
+            self._check_no_padding()
 
     def check_open(self) -> None:
         """Refuse runs outside of the context, and of a model that was changed in it.
@@ -310,10 +312,10 @@ class TwoRuns:
         try:
             with torch.enable_grad():
                 found = self.put(self.input, number, "entering", lambda _: z, 2).unbind()
-        except RuntimeError as error:
+        except (RuntimeError, LigError) as error:
             if out_of_memory(error):
                 self.at_once = 1  # alone they reach nothing
-            return  # a kernel without gradients does not tell
+            return  # a number or a kernel without gradients does not tell
         for n, value in enumerate(found):
             if not value.requires_grad:
                 continue
@@ -324,6 +326,32 @@ class TwoRuns:
                     "patched copies run together: give one that reads each text alone, or "
                     "internal_batch_size=1."
                 )
+
+    def _check_no_padding(self) -> None:
+        """Refuse a number that reads padding, of which there are no nodes.
+
+        Raises:
+            LigError: if it is another one with the padding of the other run.
+        """
+        if self.baseline is None or self.baseline_value is None:
+            return
+        number = self.runner.chosen[-1]
+        other = self.baseline.values[number, "leaving"].clone()
+        where = self.runner.positions
+
+        def edit(own: Tensor) -> Tensor:
+            other[:, where] = own[:, where]
+            return other
+
+        found = float(self.put(self.input, number, "leaving", edit, 1))
+        change = abs(self.value - self.baseline_value)
+        size = max(abs(self.value), abs(self.baseline_value))
+        if not abs(found - self.value) <= 1e-3 * change + 1e-5 * size:
+            raise LigError(
+                f"the number, {self.target}, reads tokens that are padding: with theirs of the "
+                f"baseline it is {found:.6g}, and {self.value:.6g} without. Read it at the text's "
+                "own tokens, as logit(token) of captum_lig.prediction does, or give the text alone."
+            )
 
 
 @contextmanager

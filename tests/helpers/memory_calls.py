@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from inspect import currentframe
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -116,7 +117,7 @@ class RunsOut(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Reading a shape takes no memory.
         if getattr(func, "__name__", "") not in ("__get__", "dim", "size", "__len__", "numel"):
-            place = _place(sys._getframe(1))
+            place = _place(currentframe())
             if place:
                 self.places.append(place)
                 if len(self.places) - 1 == self.moment and self.error is not None:

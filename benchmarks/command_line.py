@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.common import stamp
+from benchmarks.common import say, stamp
 
 __all__ = ["CASES", "Case", "measure", "table"]
 
@@ -135,6 +135,7 @@ def main() -> None:
     for number in range(rounds + 1):
         for case, measured in found:
             numbers = measure(case)
+            say(f"{case.name}, {case.model}: {', '.join(f'{x:.1f} s' for x in numbers)}")
             if number:  # the first round reads files that later ones find in memory
                 measured.append(numbers)
     print(f"{stamp()}\n\n{table(found)}")

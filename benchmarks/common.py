@@ -119,7 +119,8 @@ def machine() -> str:
 
 
 def _commit() -> str:
-    """Of the sources, ``"... and changes"`` if files that are kept were edited since."""
+    """Of the sources, ``"... and changes"`` if one was edited since. Pages do not count: each
+    table that is put on one would change them for the next."""
 
     def git(*words: str) -> str:
         asked = ["git", "-C", str(Path(__file__).parent), *words]
@@ -127,7 +128,8 @@ def _commit() -> str:
 
     try:
         found = git("rev-parse", "--short=7", "HEAD")
-        return f"{found} and changes" if git("diff", "--name-only", "HEAD") else found
+        edited = git("diff", "--name-only", "HEAD", "--", ":/", ":!/docs/*.md", ":!/*.md")
+        return f"{found} and changes" if edited else found
     except (OSError, subprocess.CalledProcessError):
         return UNKNOWN
 
@@ -136,10 +138,16 @@ COMMIT = _commit()
 """Of when this was imported: what is measured does not change when the folder does."""
 
 
-def stamp(commits: Iterable[str] | None = None) -> str:
-    """Command, date, commit and machine; ``commits``, if they are those of a record."""
+def stamp(commits: Iterable[str] | None = None, took: float | None = None) -> str:
+    """Command, date, commit and machine.
+
+    Args:
+        commits: those of a record that went on over several runs.
+        took: seconds of all these runs together; of a single one `benchmarks.retake` adds them.
+    """
     code = ", ".join(dict.fromkeys([COMMIT] if commits is None else commits))
-    return f"`{called()}`. Measured on {date.today().isoformat()}, of {code}: {machine()}."
+    spent = "" if took is None else f"; took {took:,.0f} s"
+    return f"`{called()}`. Measured on {date.today().isoformat()}, of {code}: {machine()}{spent}."
 
 
 def called() -> str:

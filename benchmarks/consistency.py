@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.common import stamp, table
+from benchmarks.common import table
+from benchmarks.recorded import Recorded
 from captum_lig.corpus import run
 from captum_lig.experiments.consistency import OF_TOKENS, Ranked, pool, records
 from captum_lig.experiments.consistency.pairings import LAYER_BASELINES
@@ -78,18 +79,23 @@ def main() -> None:
     parser.add_argument("--best", type=int, default=5, help="pairings that are shown")
     parser.add_argument("--out", type=Path, required=True, help="a folder, gone on with")
     given = parser.parse_args()
+    limits = {"corpus": given.corpus.name, "model": given.model, "limit": given.limit}
+    engine = Recorded(given.out, limits | {"max_tokens": given.max_tokens})
     found = run(
         given.corpus,
         given.model,
         out=given.out,
         measures=(OF_TOKENS,),
+        engine=engine,
         workers=given.workers,
         limit=given.limit,
         max_tokens=given.max_tokens,
+        show_progress=True,
     )
+    engine.rows(found)  # an error if the record is not of all
     counts = ", ".join(f"{count} {status}" for status, count in found.counts.items())
     pooled = pool(records(found))
-    print(f"{stamp()}\n\nTexts: {counts}.\n\n### Over all layers", end="\n\n")
+    print(f"{engine.record.stamp()}\n\nTexts: {counts}.\n\n### Over all layers", end="\n\n")
     for baseline in LAYER_BASELINES:
         print(ranking(pooled, baseline, given.best), end="\n\n")
     print("### The best pairing layer by layer\n\n`rank`: its own among all of that layer.\n")

@@ -64,7 +64,7 @@ def count_converged(name: str, model: nn.Module, inputs: list[Any]) -> Iterator[
     for baseline in BASELINES:
         rows = missed = 0
         worst, points, named = 0.0, 0.0, []
-        for given in inputs:
+        for number, given in enumerate(inputs, 1):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 flows = LayerFlowIG(model).attribute(given, baseline)
@@ -77,6 +77,7 @@ def count_converged(name: str, model: nn.Module, inputs: list[Any]) -> Iterator[
                     worst = max(worst, float(flow.completeness_error(boundary).max()))
                 assert flow.cost is not None
                 points += flow.cost.path_points / len(flows) / len(inputs)
+            say(f"{name}, {baseline}: {number} of {len(inputs)}")
         counts = [str(len(inputs)), baseline, f"{rows:,}", f"{rows - missed:,}"]
         say(f"{name}: {counts}")
         for message in named:

@@ -1,11 +1,10 @@
-"""The constants of the scaling model in docs/corpus-cluster.md, in processor seconds.
+"""What a corpus costs on a cluster: the tables of docs/corpus-cluster.md.
 
-    python -m benchmarks.corpus_scaling rates en_ewt-ud-dev.conllu --model smollm2 --lengths 16,32
-    python -m benchmarks.corpus_scaling driver en_ewt-ud-dev.conllu
-    python -m benchmarks.corpus_scaling workers en_ewt-ud-dev.conllu --limit 96
+    python -m benchmarks.corpus_scaling en_ewt-ud-dev.conllu
 
-``rates``: what a text of each length takes one core. ``driver``: what the one process that reads
-and writes does for a batch. ``workers``: the same run over Ray with one and with two workers.
+What a text of each length takes one core; what the one process that reads and writes does for a
+batch; the same run over Ray with one and with two workers; and what follows from these for larger
+corpora. Some ten minutes.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
 import pyarrow
 
-from benchmarks.common import stamp, table
+from benchmarks.common import say, stamp, table
 from captum_lig.corpus import Settings
 from captum_lig.corpus.batches import Batch, Part, batches_of
 from captum_lig.corpus.ray_engine import ray_engine
@@ -27,14 +26,24 @@ from captum_lig.corpus.store import Store
 from captum_lig.corpus.texts import Text, open_corpus
 from captum_lig.corpus.worker import Worker
 
+LENGTHS, OF_SMOLLM2 = (8, 16, 32, 64, 128), 25
+WORKERS = 64
+CUT, WRITE, JOIN, RAY = "cutting, of a text", "writing", "joining at the end", "Ray, there and back"
 
-def rates(corpus: Path, model: str | None, lengths: list[int], size: int) -> str:
-    """A batch of ``size`` texts of each length, of the corpus' sentences one after the other."""
+
+def rates(
+    corpus: Path, model: str | None, lengths: Sequence[int], size: int
+) -> tuple[list[list[str]], list[float]]:
+    """A batch of ``size`` texts of each length, of the corpus' sentences one after the other.
+
+    Returns:
+        Rows of the table, and seconds of a text.
+    """
     worker = Worker(Settings(model=model))
     tokenizer = worker.model.subject.tokenizer
     words = " ".join(text.text for text in islice(open_corpus(corpus), 200))
     ids = tokenizer(words, add_special_tokens=False)["input_ids"]
-    rows = []
+    rows, seconds = [], []
     for length in lengths:
         texts = tuple(
             Text(i, str(i), tokenizer.decode(ids[i * length : (i + 1) * length - 2]))
@@ -47,19 +56,26 @@ def rates(corpus: Path, model: str | None, lengths: list[int], size: int) -> str
         done = part.tables["texts"].to_pylist()
         tokens = sum(len(row["tokens"]) for row in done)
         kept = sum(one.nbytes for one in part.tables.values())
+        seconds.append(took / size)
         rows.append(
             [
+                "MiniLM" if model is None else "SmolLM2",
                 f"{tokens / size:.0f}",
                 f"{took / size:.2f} s",
                 f"{tokens / took:.0f}",
                 f"{kept / tokens:.0f}",
             ]
         )
-    return table(["tokens of a text", "a text", "tokens a second", "bytes a token"], rows)
+        say(f"corpus_scaling: {', '.join(rows[-1])}")
+    return rows, seconds
 
 
-def driver(corpus: Path, count: int) -> str:
-    """Processor milliseconds and milliseconds of a batch in the driver, part by part."""
+def driver(corpus: Path, count: int) -> tuple[str, dict[str, float]]:
+    """Processor milliseconds and milliseconds of a batch in the driver, part by part.
+
+    Returns:
+        The table, and processor seconds of each part; ``"b"`` is texts of a batch.
+    """
     worker = Worker(Settings())
     texts = list(islice(open_corpus(corpus), 64 * count))
     marks: list[tuple[str, float, float]] = []
@@ -74,11 +90,12 @@ def driver(corpus: Path, count: int) -> str:
                 (time.perf_counter() - began) / times * 1e3,
             )
         )
+        say(f"corpus_scaling: {what}, {marks[-1][1]:.2f} ms")
         return found
 
     length = worker.model.subject.count_tokens
     cut: list[Batch] = []
-    took("cutting, of a text", lambda: cut.extend(batches_of(texts, length, 64, 16)), len(texts))
+    took(CUT, lambda: cut.extend(batches_of(texts, length, 64, 16)), len(texts))
     parts = [worker(batch) for batch in cut[:4]]
     many = [
         Part(number, number, part.digest, part.tables)
@@ -88,17 +105,18 @@ def driver(corpus: Path, count: int) -> str:
         tempfile.TemporaryDirectory() as folder,
         Store(Path(folder) / "out", Settings(), worker.columns) as store,
     ):
-        took("writing", lambda: [store.keep(part) for part in many], len(many))
-        took("joining at the end", store.finish, len(many))
+        took(WRITE, lambda: [store.keep(part) for part in many], len(many))
+        took(JOIN, store.finish, len(many))
 
     def hand_out() -> None:
         run = ray_engine(Settings(), iter(cut), 1, load=_returns(parts[0]))
         next(run)
-        took("Ray, there and back", lambda: list(run), len(cut) - 1)
+        took(RAY, lambda: list(run), len(cut) - 1)
 
     hand_out()
     rows = [[what, f"{processor:.2f} ms", f"{wall:.2f} ms"] for what, processor, wall in marks]
-    return table(["", "processor", "time"], rows)
+    constants = {what: processor / 1e3 for what, processor, _ in marks}
+    return table(["", "processor", "time"], rows), constants | {"b": len(texts) / len(cut)}
 
 
 def _returns(part: Part) -> Callable[[Settings], Callable[[Batch], Part]]:
@@ -125,11 +143,16 @@ def _timed(settings: Settings) -> Callable[[Batch], Part]:
     return work
 
 
-def workers(corpus: Path, limit: int) -> str:
-    """Rate from the first part to the last, with one worker and with two."""
+def workers(corpus: Path, limit: int) -> tuple[str, dict[str, float]]:
+    """Rate from the first part to the last, with one worker and with two.
+
+    Returns:
+        The table, and of one worker the seconds of a text ``"t"``, its ``"tokens"``, and the
+        seconds to start it ``"s"``.
+    """
     texts = list(islice(open_corpus(corpus), limit))
     cut = list(batches_of(texts, len, limit, 4))
-    rows = []
+    rows, found = [], dict[str, float]()
     for count in (1, 2):
         began, processor = time.perf_counter(), time.process_time()
         first, parts = 0.0, []
@@ -142,6 +165,12 @@ def workers(corpus: Path, limit: int) -> str:
         done = sum(part.tables["texts"].num_rows for part in parts[count:])
         busy = sum(row["time"] for row in rest)
         cores = sum(row["processor"] for row in rest)
+        if not found:
+            words = [
+                t for part in parts[count:] for t in part.tables["texts"]["tokens"].to_pylist()
+            ]
+            tokens = sum(map(len, words)) / done
+            found = {"t": cores / done, "tokens": tokens, "s": took[0]["start"]}
         rows.append(
             [
                 str(count),
@@ -154,29 +183,86 @@ def workers(corpus: Path, limit: int) -> str:
                 f"{(time.process_time() - processor) / len(parts) * 1e3:.0f} ms",
             ]
         )
+        say(f"corpus_scaling: {', '.join(rows[-1])}")
     head = ["workers", "first part after", "processor to start one", "texts a second"]
     head += ["processor of a text", "a worker works", "cores had", "driver, of a batch"]
-    return table(head, rows)
+    return table(head, rows), found
+
+
+def hours(seconds: float) -> str:
+    """In hours, two digits."""
+    return f"{float(f'{seconds / 3600:.2g}'):,g} h"
+
+
+def projected(name: str, texts: float, t: float, of: dict[str, float]) -> list[str]:
+    """What so many texts take, each ``t`` seconds of a core, by the formula of the page."""
+    served = of[CUT] + (of[RAY] + of[WRITE]) / of["b"]
+    joining = texts * of[JOIN] / of["b"]
+    run = 2 * of["s"] + max(texts * t / WORKERS, texts * served) + joining
+    return [
+        name,
+        f"{texts:.2g}",
+        hours(texts * t),
+        hours(run),
+        hours(joining),
+        f"{t / served:,.0f}",
+    ]
+
+
+def report(corpus: Path, size: int, limit: int) -> str:
+    """All tables."""
+    lines, seconds = rates(corpus, None, LENGTHS, size)
+    of_smollm, (smollm,) = rates(corpus, "smollm2", [OF_SMOLLM2], 1)
+    cost, of = driver(corpus, 40)
+    scaling, found = workers(corpus, limit)
+    of |= found
+    t, tokens = of["t"], of["tokens"]
+    constants = [
+        [f"*t*: a sentence of the corpus, {tokens:.0f} tokens, MiniLM", f"{t:.2f} s"],
+        ["*s*: a worker starts, its imports and MiniLM", f"{of['s']:.1f} s"],
+        ["*c*: the driver cuts batches, a text", f"{1e3 * of[CUT]:.1f} ms"],
+        ["*r*: the driver hands a batch to Ray and takes its part", f"{1e3 * of[RAY]:.1f} ms"],
+        ["*w*: the driver writes a part, six files and a folder", f"{1e3 * of[WRITE]:.1f} ms"],
+        ["*j*: the driver joins the parts at the end, a part", f"{1e3 * of[JOIN]:.1f} ms"],
+        ["*b*: texts in a batch (windows of 64, at most 16)", f"{of['b']:.1f}"],
+    ]
+    rows = [
+        projected("1e6 sentences like these", 1e6, t, of),
+        projected(f"1e6 of {of_smollm[0][1]} tokens, SmolLM2", 1e6, smollm, of),
+        projected("1e9 tokens in sentences like these", 1e9 / tokens, t, of),
+        *(
+            projected(f"1e9 tokens in texts of {length}", 1e9 / length, each, of)
+            for length, each in zip(LENGTHS, seconds, strict=True)
+            if length >= 64
+        ),
+    ]
+    head = ["model", "tokens of a text", "a text", "tokens a second", "bytes a token"]
+    return "\n\n".join(
+        [
+            stamp(),
+            "What a text takes of one core, with all default measures, in float32:",
+            table(head, [*lines, *of_smollm]),
+            "What the driver takes of one core for a batch:",
+            cost,
+            f"From one worker to two, {limit} sentences:",
+            scaling,
+            "So the constants are, of one core:",
+            table(["", ""], constants),
+            f"and by the formula above, with *W* = {WORKERS} workers (*serves*: as many workers as "
+            "the driver keeps busy):",
+            table(["", "texts", "core hours", f"{WORKERS} workers", "joining", "serves"], rows),
+        ]
+    )
 
 
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("rates", "driver", "workers"))
     parser.add_argument("corpus", type=Path)
-    parser.add_argument("--model", default=None)
-    parser.add_argument("--lengths", default="8,16,32,64,128")
-    parser.add_argument("--size", type=int, default=8)
-    parser.add_argument("--limit", type=int, default=96)
+    parser.add_argument("--size", type=int, default=8, help="texts of each length")
+    parser.add_argument("--limit", type=int, default=36, help="texts of one worker and of two")
     given = parser.parse_args()
-    if given.what == "rates":
-        lengths = [int(one) for one in given.lengths.split(",")]
-        text = rates(given.corpus, given.model, lengths, given.size)
-    elif given.what == "driver":
-        text = driver(given.corpus, 40)
-    else:
-        text = workers(given.corpus, given.limit)
-    print(f"{stamp()}\n\n{text}")
+    print(report(given.corpus, given.size, given.limit))
 
 
 if __name__ == "__main__":

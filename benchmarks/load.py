@@ -101,7 +101,9 @@ def run(
         f"Layer maps of all layers of models shaped as BERT, {width} wide, texts of {tokens} "
         f"tokens, 16 path points, zero baseline, internal_batch_size {at}. *peak*: of the process, "
         "beyond what it held once the model had run. *of it kept*: the tokens entering and leaving "
-        "every layer, and the maps.",
+        "every layer, and the maps, which grow with both. What is promised is that path points, "
+        "of *rest*, take no more for many texts and layers than for one; the other part of it are "
+        "the activations of one layer of the whole batch.",
         table(HEADER, rows),
     ), []
 

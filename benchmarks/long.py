@@ -21,7 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.common import (
     GIB,
@@ -53,6 +53,8 @@ SHAPE = "Llama 1B"
 POINTS = 16
 RATIO = 2.0
 """Most seconds of a whole call, in those that path points take that fill a sequence."""
+NAMES = ("Paris", "London")
+"""A name that a text ends with, and one that the other text has in its place."""
 GIBS = 4.0
 """Most memory beyond the model."""
 PHASES = ("recording", "comparing", "validating", "path points")
@@ -140,6 +142,14 @@ def drawn(tokens: int) -> nn.Module:
     return model
 
 
+def recalled(tokenizer: Any, name: str, tokens: int) -> Tensor:
+    """``(1, tokens)`` a text that says a name once, and asks for it at the end."""
+    begin = tokenizer(f"The capital of the old kingdom was called {name}. ").input_ids
+    end = tokenizer(" The capital of the old kingdom was called").input_ids
+    between = tokenizer(TEXT * (tokens // 64)).input_ids[: tokens - len(begin) - len(end)]
+    return torch.tensor([begin + between + end])
+
+
 def sequence_of_points(layer: Layer) -> None:
     """What follows the attention, forward and backward, of a sequence of path points."""
     block: Any = layer.module
@@ -161,16 +171,14 @@ def measure(case: Case, threads: int) -> Found:
         sequence = seconds(partial(sequence_of_points, layer))
     else:
         tokenizer, model = load(case.model, causal=True)
-        ids = tokenizer(TEXT * 40, return_tensors="pt").input_ids[:, : case.tokens]
+        ids, other = (recalled(tokenizer, name, case.tokens) for name in NAMES)
         sequence = None
     with torch.no_grad():
         own = seconds(lambda: model(input_ids=ids, use_cache=False))
     lig = LayerFlowIG(model)
     work: Callable[[], Any]
     if case.number:
-        other = ids.clone()
-        other[0, 1] = (other[0, 1] + 1) % 1000
-        target = logit(int(ids[0, 2]))
+        target = logit(*(tokenizer(f" {name}").input_ids[0] for name in NAMES))
         names = ("mlp", "feed_forward")
         work = partial(lig.attribute, ids, baselines=other, target=target, boundaries=names)
     else:

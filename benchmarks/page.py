@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from playwright.sync_api import sync_playwright
 
-from benchmarks.common import stamp, table, use_threads
+from benchmarks.common import say, stamp, table, use_threads
 from benchmarks.graph import random_flow
 from captum_lig import FlowGraph
 from tests.helpers.target_flows import target_flows
@@ -160,10 +160,10 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=OPTIONS)
         print(f"{stamp()} Chromium {browser.version}.")
         for kind, columns in pages.items():
-            made = {
-                name: measured(browser, asked.rounds, use, graph(), folder)
-                for name, (use, graph) in columns.items()
-            }
+            made = {}
+            for name, (use, graph) in columns.items():
+                made[name] = measured(browser, asked.rounds, use, graph(), folder)
+                say(f"{kind}, {name}: {made[name]}")
             steps = next(iter(made.values()))
             lines = [[step, *(column[step] for column in made.values())] for step in steps]
             print(f"\nThe page of {kind}:\n\n{table(['', *made], lines)}", flush=True)

@@ -1,32 +1,34 @@
 """Relevances that a flow graph carries down, beside LayerIntegratedGradients at every layer.
 
-    python -m benchmarks.relevance --corpus CORPUS                    # the embedded model
-    python -m benchmarks.relevance --corpus CORPUS --model FOLDER     # a decoder
+    python -m benchmarks.relevance --corpus CORPUS --out FILE                      # MiniLM
+    python -m benchmarks.relevance --corpus CORPUS --model smollm2 --out FILE      # a decoder
 
 The corpus is CoNLL-U, or plain text with one sentence a line. Of the embedded sentence encoder the
 target is the cosine with the sentence that comes next in the selection; of a decoder it is, after
 all but the last token of a sentence, the logit of the token it finds most likely less that of the
-token it finds most likely after the baseline. Prints Markdown.
+token it finds most likely after the baseline. Prints Markdown; a run that finds its file of JSON
+lines goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median_high
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import say, stamp, table, use_threads
+from benchmarks.common import say, table, use_threads
+from benchmarks.records import Record
 from benchmarks.texts import flows_from, load, sentences
 from captum_lig import FlowGraph
+from captum_lig.graph import CannotCarryWarning
 from captum_lig.prediction import (
     DirectRelevance,
     cosine,
@@ -34,16 +36,16 @@ from captum_lig.prediction import (
     input_baseline,
     logit,
 )
-from captum_lig.prediction.comparison import RelevanceComparison, compare
+from captum_lig.prediction.comparison import compare
 
-BASELINES = ("zero", "target_token", "target_token+zero_ratio", "layer_baselines")
-HOW = (("conserve", False), ("chain", False), ("conserve", True), ("chain", True))
+BASELINES = ("zero", "target_token", "layer_baselines")
+RULES = ("conserve", "chain")
 FEWEST, MOST = 8, 20
 UNSURE = 0.05
 """Direct relevances that miss their sum by more than this part of their absolute sum tell nothing:
 Captum's integral has not converged there."""
-CONTROLS = {"stays": "left on its token", "uniform": "uniform"}
-MEASURES = ("pearson", "spearman", "relative_l2")
+CONTROLS = {"stays": "left on its token"}
+MEASURES = {"pearson": "Pearson", "spearman": "Spearman"}
 
 
 class Case(NamedTuple):
@@ -84,113 +86,100 @@ def decided(model: Any, inputs: dict[str, Tensor], baseline: Any) -> Any:
     return logit(first, minus=second if other == first else other)
 
 
-def graphs(model: nn.Module, case: Case) -> dict[str, FlowGraph]:
-    """The text's graph by the baseline of its layers' paths."""
-    flows = flows_from(model, case.inputs, case.baseline)
-    pairs = zip(flows["target_token"], flows["zero"], strict=True)
-    flows["target_token+zero_ratio"] = [f.with_self_term("zero_ratio", zero) for f, zero in pairs]
-    return {name: FlowGraph(flows[name]) for name in BASELINES}
-
-
-def measured(direct: DirectRelevance, case_graphs: dict[str, FlowGraph]) -> list[dict[str, Any]]:
+def measured(direct: DirectRelevance, graphs: dict[str, FlowGraph]) -> list[dict[str, Any]]:
     """One row a graph, rule and depth, and one for each control and depth."""
-    found: list[tuple[tuple[str, str], str, RelevanceComparison, Tensor]] = []
+    found = []
     misses = direct.delta.abs() / direct.tokens.abs().sum(-1)
-    for name, graph in case_graphs.items():
-        for rule, absolute in HOW:
-            if absolute and name == "target_token+zero_ratio":
-                continue
-            comparison = compare(graph, direct, rule, absolute)
-            gross = comparison.carried.abs().sum(-1)
-            lost = (comparison.carried.sum(-1) - comparison.carried[-1].sum()).abs() / gross
-            names = (name, rule + (", absolute" if absolute else ""))
-            found.append((names, "carried", comparison, lost))
-    for control, name in CONTROLS.items():
-        found.append((("control", name), control, comparison, torch.zeros_like(misses)))
+    for name, graph in graphs.items():
+        for rule in RULES:
+            comparison = compare(graph, direct, rule)
+            found.append((f"`{name}`, `{rule}`", "carried", comparison))
+    found += [(f"control: {name}", control, comparison) for control, name in CONTROLS.items()]
     return [
-        {"map": names, "of": of, "lost": float(lost[i]), "misses": float(misses[i]), **row}
-        for names, of, comparison, lost in found
+        {
+            "map": name,
+            "layer": row["layer"],
+            "misses": float(misses[i]),
+            **{measure: row[f"{measure}_{of}"] for measure in MEASURES},
+        }
+        for name, of, comparison in found
         for i, row in enumerate(comparison.rows())
     ]
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """Means over texts; the depth where all begin is left out of "all"."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    """Means over texts and depths; the depth where all begin is left out."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     end = max(row["layer"] for row in rows)
     for row in rows:
         if row["layer"] != end and row["misses"] <= UNSURE:
             groups[row["map"]].append(row)
-    layers = sorted({row["layer"] for row in rows} - {end})
-    lines, by_layer = [], []
-    for names, group in groups.items():
-        values = np.array([[row[f"{m}_{row['of']}"] for m in MEASURES] for row in group])
-        at = np.array([row["layer"] for row in group])
-        middle = median_high(values[~np.isnan(values[:, -1]), -1].tolist())
-        lines.append([*names, *map(mean, values.T), f"{middle:.2f}"])
-        cells = [", ".join(filter(None, map(mean, values[at == n, :2].T))) for n in layers]
-        if any(cells):
-            by_layer.append([*names, *cells])
-    header = ["path of the layers", "rule"]
-    return (
-        "Over all depths:\n\n"
-        f"{table([*header, 'Pearson', 'Spearman', 'L2 / norm: mean', 'median'], lines)}\n\n"
-        "Pearson, Spearman where tokens enter a layer:\n\n"
-        f"{table([*header, *(f'entering {layer}' for layer in layers)], by_layer)}"
-    )
+    lines = [
+        [name, *(mean([row[measure] for row in group]) for measure in MEASURES)]
+        for name, group in groups.items()
+    ]
+    return table(["path of the layers, rule", *MEASURES.values()], lines)
 
 
-def mean(values: np.ndarray[Any, Any]) -> str:
+def mean(values: list[float]) -> str:
     """Of those that are there."""
-    values = values[~np.isnan(values)]
-    return f"{values.mean():.2f}" if len(values) else ""
+    there = [value for value in values if not math.isnan(value)]
+    return f"{sum(there) / len(there):.2f}" if there else ""
 
 
 def run(model: nn.Module, tokenizer: Any, asked: argparse.Namespace) -> None:
-    rows: list[dict[str, Any]] = []
-    texts = 0
-    for texts, case in enumerate(cases(model, tokenizer, asked.corpus, asked.sentences), 1):
+    """Measure what is not in the record yet, and print."""
+    names = ("model", "every", "n_steps", "sentences")
+    settings = {name: getattr(asked, name) for name in names} | {"corpus": asked.corpus.name}
+    record = Record(asked.out, settings)
+    for number, case in enumerate(cases(model, tokenizer, asked.corpus, asked.sentences), 1):
+        if number <= len(record.rows):
+            continue
         began = time.perf_counter()
-        made = graphs(model, case)
-        count = len(next(iter(made.values())).layers)
+        made = {
+            name: FlowGraph(flows)
+            for name, flows in flows_from(model, case.inputs, case.baseline).items()
+        }
         direct = direct_relevance(
             model,
             case.target,
             case.inputs,
             case.baseline,
-            layers=range(0, count, asked.every),
+            layers=range(0, len(next(iter(made.values())).layers), asked.every),
             n_steps=asked.n_steps,
         )
-        rows += measured(direct, made)
-        tokens, seconds = len(direct.positions), time.perf_counter() - began
-        say(f"{texts}: {tokens} tokens, change {direct.change:.3g}, {seconds:.0f} s")
-    lost = max(row["lost"] for row in rows)
-    control = [row for row in rows if row["of"] == "uniform"]
-    unsure: dict[int, int] = defaultdict(int)
-    for row in control:
-        unsure[row["layer"]] += row["misses"] > UNSURE
-    left_out = ", ".join(f"{n} entering {layer}" for layer, n in unsure.items() if n) or "none"
+        took = time.perf_counter() - began
+        record.add({"rows": measured(direct, {name: made[name] for name in BASELINES})}, took)
+        tokens = len(direct.positions)
+        say(f"{number}: {tokens} tokens, change {direct.change:.3g}, {took:.0f} s")
+    where = "all layers" if asked.every == 1 else f"one layer in {asked.every}"
+    rows = [row for text in record.rows for row in text["rows"]]
+    last = f"control: {CONTROLS['stays']}"
+    unsure = sum(row["misses"] > UNSURE for row in rows if row["map"] == last)
+    depths = sum(row["map"] == last for row in rows)
     print(
-        f"{texts} texts. {stamp()}\n\n{report(rows)}\n\n"
-        f"Left out, as LayerIntegratedGradients with {asked.n_steps} nodes misses its sum by more "
-        f"than {UNSURE:.0%} of its absolute sum: {left_out}.\n"
-        f"Carried sums differ from the start by at most {lost:.1e} of the row's absolute sum."
+        f"{record.stamp()}\n\n{len(record.rows)} texts of {FEWEST} to {MOST} tokens, {where}, "
+        f"correlations over the tokens, means:\n\n{report(rows)}\n\n"
+        f"Left out: {unsure} of {depths} depths of a text, where `LayerIntegratedGradients` with "
+        f"{asked.n_steps} nodes misses its own sum by more than {UNSURE:.0%} of its absolute sum."
     )
 
 
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--sentences", type=int, default=20)
-    parser.add_argument("--model", default=None, help="a folder with a decoder")
+    parser.add_argument("--model", default=None, help="smollm2, or a folder with a decoder")
     parser.add_argument("--every", type=int, default=1, help="compare at every so many layers")
     parser.add_argument("--n-steps", type=int, default=50)
+    parser.add_argument("--out", type=Path, default=None, help="JSON lines, gone on with")
     asked = parser.parse_args()
     use_threads(1)
     tokenizer, model = load(asked.model, causal=asked.model is not None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*within tolerance.*")
+        warnings.simplefilter("ignore", CannotCarryWarning)
         run(model, tokenizer, asked)
 
 

@@ -3,6 +3,7 @@
 Each family is built small and random, run on inputs that suit it, and what `LayerFlowIG` attributes
 is compared entry by entry with `benchmarks.survey_literal`. `--page` prints the tables of
 docs/families.md. A family runs in a process of its own, and what breaks or hangs there is a result.
+With `--out` a run that was cut off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from benchmarks import survey_literal as literal
 from benchmarks import survey_page
 from benchmarks.common import say
+from benchmarks.records import Record, stamp_of
 from benchmarks.survey_inputs import NotBuilt
 from benchmarks.survey_models import small_model
 from captum_lig import Block, LayerFlow, LayerFlowIG, LigError, inspect_model
@@ -273,45 +276,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=None, help="names of families")
     parser.add_argument("--limit", type=float, default=40, help="seconds for a family")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument(
-        "--json", type=Path, help="keep what is found in this file, beside what it holds"
-    )
+    parser.add_argument("--out", type=Path, help="JSON lines, a family each, gone on with")
     parser.add_argument("--page", action="store_true", help="print the tables of docs/families.md")
+    parser.add_argument("--check", action="store_true", help="fail if one is wrong or breaks")
     asked = parser.parse_args(arguments)
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     tested = [family.name for family in FAMILIES]
     names = asked.only or [*tested, *sorted(set(MODEL_MAPPING_NAMES) - set(tested))]
-    begun = time.monotonic()
+    limits = {"limit": asked.limit, "transformers": transformers.__version__}
+    record = Record(asked.out, limits)
+    done = {row["name"] for row in record.rows} - set(asked.only or ())  # named: once more
+    begun, keeping = time.monotonic(), Lock()
 
-    def one(name: str) -> Found:
+    def one(name: str) -> None:
         found = survey_apart(name, asked.limit)
         worst = "" if found.worst is None else f"{found.worst:.0e}"
         say(f"{name:32} {found.outcome:10} {worst:6} {found.seconds:5} {found.reason}")
-        return found
+        with keeping:
+            # Families run side by side: of each worker's share.
+            record.add(dataclasses.asdict(found), found.seconds / asked.workers)
 
     with ThreadPoolExecutor(asked.workers) as pool:
-        everything = list(pool.map(one, names))
+        list(pool.map(one, [name for name in names if name not in done]))
+    last = {row["name"]: row for row in record.rows}
+    everything = [
+        Found(**{key: value for key, value in row.items() if key not in ("commit", "took")})
+        for row in last.values()
+    ]
+    everything.sort(key=lambda found: (found.name not in tested, found.name))
     for outcome in OUTCOMES:
         say(f"{sum(found.outcome == outcome for found in everything):4} {outcome}")
     say(f"in {time.monotonic() - begun:.0f} seconds")
-    if asked.json is not None:
-        everything = _merged(asked.json, everything)
     if asked.page:
-        print(survey_page.text(everything))
-    if any(found.outcome in ("WRONG", "raw error") for found in everything):
+        print(survey_page.text(everything, stamp_of(list(last.values()))))
+    if asked.check and any(found.outcome in ("WRONG", "raw error") for found in everything):
         sys.exit(1)
-
-
-def _merged(path: Path, everything: list[Found]) -> list[Found]:
-    """What was found now, and what the file holds of other families; all of it is written."""
-    found = {f.name: f for f in everything}
-    if path.exists():
-        before = [Found(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-        found = {**{f.name: f for f in before}, **found}
-    text = json.dumps([dataclasses.asdict(f) for f in found.values()], indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
-    return list(found.values())
 
 
 if __name__ == "__main__":

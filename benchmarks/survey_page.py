@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.common import stamp
 from tests.helpers.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -15,9 +14,9 @@ if TYPE_CHECKING:
 KINDS = ("text", "text to text", "pictures", "sound", "text with pictures or sound", "other")
 
 
-def text(everything: Sequence[Found]) -> str:
+def text(everything: Sequence[Found], stamp: str) -> str:
     """All of them."""
-    return "\n\n".join(_sections(everything))
+    return "\n\n".join([stamp, *_sections(everything)])
 
 
 def _sections(everything: Sequence[Found]) -> list[str]:
@@ -26,7 +25,6 @@ def _sections(everything: Sequence[Found]) -> list[str]:
         f"| {name} | {len(found)} | {_OUTCOMES[name]} |" for name, found in of.items()
     )
     sections = [
-        stamp(),
         f"{len(everything)} families.",
         f"| outcome | families | what it says |\n|---|---|---|\n{counts}",
         "## In the test suite",

@@ -87,7 +87,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         layer: None for every block; or one block, as a module, a dotted name, a number in the
             order the blocks run, or a :class:`~captum_lig.Block` that describes it; or a list of
             those.
-        scalarization: ``"l2"`` (the paper) or ``"projection"`` (on the direction of the change).
+        scalarization: ``"l2"`` (the paper) or ``"projection"`` (on the direction of the change), of
+            flows without a target.
 
     Example::
 
@@ -244,6 +245,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         """
         if target is not None:
             only_without_target(
+                scalarization=self._asked_scalarization,
                 output_indices=output_indices,
                 mlp_start=None if mlp_start == "attention" else mlp_start,
                 self_term=self_term,
@@ -357,6 +359,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         whole_number("keep", keep, 1)
         if target is None:
             raise LigError("direct_edges needs a target: the number that the edges add up to.")
+        only_without_target(scalarization=self._asked_scalarization)
         question = Question(
             inputs=inputs,
             baselines=baselines,
@@ -366,12 +369,17 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             boundaries=None,
             dtype=check_dtype(dtype),
             settings=Settings.checked(
-                n_steps or 5, method, tolerance, max_steps, internal_batch_size
+                5 if n_steps is None else n_steps, method, tolerance, max_steps, internal_batch_size
             ),
             show_progress=show_progress,
         )
         path = None if file is None else check_edge_file(file)
         return edges_towards(self._finders, question, keep, path, text)
+
+    @property
+    def _asked_scalarization(self) -> str | None:
+        """What vectors are made numbers by, if it is not the default; a target needs none."""
+        return None if self.scalarization == "l2" else self.scalarization
 
     def _result(
         self,

@@ -348,7 +348,8 @@ class _Outputs:
             else a
             for a in self._args
         ]
-        y = self._function(*inputs, *args)
+        # Clones: a function may work in place, and neither leaves nor the caller's tensors bear it.
+        y = self._function(*(x.clone() for x in inputs), *args)
         if not isinstance(y, Tensor):
             raise LigError(
                 f"forward_func returns a {type(y).__name__}: wrap it so that it returns a tensor."

@@ -12,12 +12,15 @@ On Linux torch's build for a CPU is taken where pip finds it (``2.6.0+cpu``, 1 G
 ``PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu``), otherwise the ordinary one of PyPI,
 which runs on a CPU, too, and brings CUDA: 6 GB a cell, one at a time, in ``TMPDIR``. With
 ``--keep`` what failed stays, and the same command goes on from there without installing anew.
+``--out`` is a file of JSON lines with a cell each: those that it has, but for failures, are not run
+again.
 """
 
 from __future__ import annotations
 
 import argparse
 import configparser
+import json
 import os
 import platform
 import re
@@ -28,7 +31,8 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import date
 from itertools import product
 from pathlib import Path
 
@@ -107,6 +111,11 @@ def oldest_and_newest(package: str, python: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(".".join([*each.split("."), "0", "0"][:3]) for each in found))
 
 
+def say(text: str) -> None:
+    """Progress, apart from the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def numbers(version: str) -> list[int]:
     """For comparisons."""
     return [int(part) for part in version.split(".")]
@@ -149,12 +158,13 @@ def commit() -> str:
     """Of the sources."""
     try:
         head = run("git", "rev-parse", "--short", "HEAD")
-        changed = run("git", "status", "--porcelain", "--untracked-files=no")
+        pages = (":!/docs/*.md", ":!/*.md")
+        changed = run("git", "diff", "--name-only", "HEAD", "--", ":/", *pages)
     except OSError:
         return "an unknown commit"
     if head.returncode:
         return "an unknown commit"
-    return head.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
+    return head.stdout.strip() + (" and changes" if changed.stdout.strip() else "")
 
 
 def environment(python: str, folder: Path) -> Path:
@@ -177,7 +187,7 @@ def built(folder: Path) -> Path:
     if answer.returncode:
         raise SystemExit(f"The package does not build:\n{answer.stdout[-3000:]}")
     for made in sorted((folder / "dist").iterdir()):
-        print(f"built {made.name}, {made.stat().st_size:,} bytes", flush=True)
+        say(f"built {made.name}, {made.stat().st_size:,} bytes")
     wheel = next((folder / "dist").glob("*.whl"))
     there = {str(path.relative_to(sources)) for path in (sources / "captum_lig").rglob("*.*")}
     there -= {str(path.relative_to(sources)) for path in sources.rglob("*") if path.is_dir()}
@@ -260,7 +270,7 @@ def result(cell: Cell, wheel: Path, place: Path, folder: Path, whole: bool) -> F
     counted = re.findall(r"^.*(?:passed|failed|error).* in .*$", answer.stdout, re.MULTILINE)
     detail = re.sub(" in .*", "", counted[-1]).strip("= ") if counted else answer.stdout[-300:]
     for line in re.findall(r"^(?:FAILED|ERROR) .*$", answer.stdout, re.MULTILINE):
-        print(f"  {line}", flush=True)
+        say(f"  {line}")
     state = "failed" if answer.returncode else "passed"
     return Found(state, f"{detail}, torch {build}", seconds)
 
@@ -275,14 +285,46 @@ def cells(asked: argparse.Namespace) -> Iterator[Cell]:
         yield from (Cell(python, *each) for each in product(*versions))
 
 
-def table(rows: Sequence[tuple[Cell, Found]]) -> str:
-    """Markdown."""
-    lines = ["| Python | torch | transformers | captum | | | seconds |"]
-    lines.append("| :-- | :-- | :-- | :-- | :-- | :-- | --: |")
-    for cell, found in rows:
-        versions = f"{cell.python} | {cell.torch} | {cell.transformers} | {cell.captum}"
-        lines.append(f"| {versions} | {found.state} | {found.detail} | {found.seconds:.0f} |")
-    return "\n".join(lines)
+class Record:
+    """What came of cells, with the commit that it is of; in a file, if there is one."""
+
+    def __init__(self, path: Path | None, whole: bool) -> None:
+        self.path, self.whole = path, whole
+        self.rows: dict[Cell, tuple[Found, str]] = {}
+        lines = path.read_text(encoding="utf-8").splitlines() if path and path.exists() else []
+        for row in map(json.loads, lines):
+            if row["whole"] == whole:
+                self.rows[Cell(**row["cell"])] = Found(**row["found"]), row["of"]
+
+    def has(self, cell: Cell) -> bool:
+        """Whether it need not be run again."""
+        return cell in self.rows and self.rows[cell][0].state != "failed"
+
+    def add(self, cell: Cell, found: Found, of: str) -> None:
+        """Keep what came of a cell."""
+        self.rows[cell] = found, of
+        if self.path:
+            row = {"cell": asdict(cell), "found": asdict(found), "of": of, "whole": self.whole}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def text(self, cells: Sequence[Cell]) -> str:
+        """The table of some cells, in Markdown, and of which commits it is."""
+        rows = [(cell, *self.rows[cell]) for cell in cells if cell in self.rows]
+        commits = ", ".join(dict.fromkeys(of for *_, of in rows))
+        took = sum(found.seconds for _, found, _ in rows)
+        lines = [
+            f"`python -m tests.matrix`. Measured on {date.today().isoformat()}, of {commits}: "
+            f"{platform.system()} ({platform.machine()}); took {took:,.0f} s.",
+            "",
+            "| Python | torch | transformers | captum | | | of | seconds |",
+            "| :-- | :-- | :-- | :-- | :-- | :-- | :-- | --: |",
+        ]
+        for cell, found, of in rows:
+            versions = f"{cell.python} | {cell.torch} | {cell.transformers} | {cell.captum}"
+            state = f"{found.state} | {found.detail} | {of}"
+            lines.append(f"| {versions} | {state} | {found.seconds:.0f} |")
+        return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -295,26 +337,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--keep", type=Path, help="a folder for logs, and for environments whose tests failed"
     )
+    parser.add_argument("--out", type=Path, help="JSON lines, a cell each, gone on with")
     asked = parser.parse_args(arguments)
+    record, wanted = Record(asked.out, asked.whole), list(cells(asked))
     folder = asked.keep.resolve() if asked.keep else Path(tempfile.mkdtemp(prefix="matrix-"))
     for name in ("made", "place"):
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True)
-    rows: list[tuple[Cell, Found]] = []
     of = commit()
     try:
         wheel, place = built(folder / "made"), tests_alone(folder / "place")
-        for cell in cells(asked):
+        for cell in wanted:
+            if record.has(cell):
+                continue
             found = result(cell, wheel, place, folder / cell.name, asked.whole)
-            print(f"{cell.name}: {found.state}, {found.detail}", flush=True)
-            rows.append((cell, found))
+            say(f"{cell.name}: {found.state}, {found.detail}")
+            record.add(cell, found, of)
             if not asked.keep or found.state != "failed":
                 shutil.rmtree(folder / cell.name, ignore_errors=True)
     finally:
         if not asked.keep:
             shutil.rmtree(folder, ignore_errors=True)
-    print(f"\nOf {of}, on {platform.platform()}:\n\n{table(rows)}")
-    return int(any(found.state == "failed" for _, found in rows))
+    print(record.text(wanted))
+    return int(any(record.rows[cell][0].state == "failed" for cell in wanted))
 
 
 if __name__ == "__main__":

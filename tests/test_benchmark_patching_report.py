@@ -112,15 +112,14 @@ def test_the_command_writes_every_method_and_kind(
         command.load(None)
     except LigError:
         pytest.skip("the embedded model is not installed")
-    corpus, out = tmp_path / "lines.txt", tmp_path / "out.json"
+    corpus, out = tmp_path / "lines.txt", tmp_path / "out.jsonl"
     corpus.write_text("A small dog ran over the wide field.\nTwo men sat in a boat on the lake.\n")
     given = ["patching", "--corpus", str(corpus), "--sentences", "1", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", given)
     command.main()
     printed = capsys.readouterr()
     assert "agreement, objects, capitals left out" in printed.err
-    found = json.loads(out.read_text())
-    (text,) = found["texts"]
+    _, text = map(json.loads, out.read_text().splitlines())
     assert set(text["costs"]) == {"patching", *command.methods()}
     rows = {(row["method"], row["kind"], row["truth"]): row for row in text["rows"]}
     for method in ("RelP", "EAP-IG path, 16", "chance"):
@@ -128,5 +127,12 @@ def test_the_command_writes_every_method_and_kind(
             for truth in ("out", "into", "mean"):
                 assert math.isfinite(rows[method, kind, truth]["pearson"])
     assert rows["LayerIntegratedGradients", "tokens", "mean"]["pearson"] > 0.5
-    for method in command.methods():
+    for method in set(command.methods()) - {"flows towards the target"}:
         assert f"| {method} |" in printed.out
+    pearson, distance = (rows["RelP", "heads", "mean"][name] for name in ("pearson", "distance"))
+    assert f" {pearson:.3f}±0.000 / {distance:.2f} | " in printed.out
+    # It goes on where it stopped: nothing is left to do.
+    command.main()
+    again = capsys.readouterr()
+    assert again.out == printed.out
+    assert "sentences 1" not in again.err

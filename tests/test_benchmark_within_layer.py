@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from benchmarks.within_layer import __main__ as command
 from benchmarks.within_layer import report, rivals
 from benchmarks.within_layer.maps import OURS, Maps
 from benchmarks.within_layer.measure import LATER, NUMBERS, sentence
@@ -267,20 +266,3 @@ def test_report(tmp_path: Path) -> None:
     assert row.endswith("| **0.70 [0.50, 0.90]** |")
     write(path, [])
     assert report.text(path) == "No sentence yet."
-
-
-def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
-    path = tmp_path / "some.jsonl"
-    lines = command.Lines(path, {"model": "one"})
-    lines.add({"sentence": 3})
-    lines.add({"sentence": 5})
-    whole = path.read_bytes()
-    for cut in range(whole.index(b"5"), len(whole)):
-        path.write_bytes(whole[:cut])
-        again = command.Lines(path, {"model": "one"})
-        assert again.done == {3}
-        again.add({"sentence": 5})
-        assert path.read_bytes() == whole
-    assert command.Lines(path, {"model": "one"}).done == {3, 5}
-    with pytest.raises(SystemExit, match="other settings"):
-        command.Lines(path, {"model": "other"})

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
-from transformers import GPT2Config, GPT2LMHeadModel
+from torch.nn.functional import dropout, pad
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from captum_lig import FlowGraph, LayerFlow, LayerFlowIG, LigError, SetToSetIG, circuits, patching
-from captum_lig.metrics import completeness, erasure
-from captum_lig.prediction import target_value
+from captum_lig.metrics import CompletenessErrors, completeness, erasure
+from captum_lig.prediction import (
+    compare_with_layer_integrated_gradients,
+    last_layer_relevance,
+    log_probability,
+    logit,
+    target_value,
+)
 from tests.helpers import models
 from tests.helpers.random_blocks import Options, build
 
@@ -120,6 +133,15 @@ def test_rows_of_sets_that_miss_are_named() -> None:
 
 def test_errors_of_what_is_not_finite() -> None:
     assert completeness(torch.tensor([[1.0, NAN]]), torch.ones(1)).worst != 0
+    good = LayerFlowIG(models.tiny_bert(), 0).attribute(IDS)
+    assert isinstance(good, LayerFlow)
+    bad = replace(good, tensors={**good.tensors, "layer": good.layer.clone().fill_(NAN)})
+    for flows in ([good, bad], [bad, good]):
+        errors = CompletenessErrors()
+        errors.update(flows)
+        errors.update(good)
+        assert math.isnan(errors.worst()["layer"])
+        assert errors.worst()["mlp"] < 1e-3
     with refused("finite"):
         erasure(decoder(), IDS, torch.tensor([[1.0, NAN, 2, 3, 4]]), LAST, OTHER)
 
@@ -165,6 +187,113 @@ def test_sets_that_are_random_or_reach_each_other(kind: str) -> None:
     }[kind]
     with refused("forward_func", "random", ".eval()"):
         SetToSetIG(model).attribute(torch.rand(2, 3, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("baselines", [None, "target_token"])
+def test_path_points_of_sets_that_reach_each_other(batch: int, baselines: Any) -> None:
+    x = torch.rand(batch, 3, 4, dtype=torch.float64)
+
+    def centred(x: Tensor) -> Tensor:
+        return (x - x.mean(0)).tanh() + x**2
+
+    for function in (centred, nn.BatchNorm1d(3, dtype=torch.float64)):
+        with refused("forward_func", "reach each other"):
+            SetToSetIG(function).attribute(x, baselines)
+
+
+def test_sets_that_are_worked_on_in_place() -> None:
+    x = torch.rand(2, 3, 4, dtype=torch.float64)
+    kept = x.clone()
+
+    def in_place(x: Tensor) -> Tensor:
+        x[:, 1] += 1
+        return x.mul_(2).tanh().cumsum(1)
+
+    def plain(x: Tensor) -> Tensor:
+        return (2 * torch.stack([x[:, 0], x[:, 1] + 1, x[:, 2]], 1)).tanh().cumsum(1)
+
+    found, wanted = (SetToSetIG(f).attribute(x) for f in (in_place, plain))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    assert torch.equal(x, kept)
+
+
+def centred(output: Any) -> Tensor:
+    each = last(output)
+    return each - each.mean()
+
+
+def largest(output: Any) -> Tensor:
+    each = last(output)
+    return each / each.abs().max()
+
+
+@pytest.mark.parametrize("target", [centred, largest])
+def test_numbers_that_read_other_texts(target: Any) -> None:
+    """Path points and patched copies of a text run together."""
+    model = decoder()
+    with refused(target.__name__):
+        LayerFlowIG(model).attribute(IDS, OTHER, target)
+    with refused(target.__name__, "the texts beside it", "internal_batch_size=1"):
+        patching.effects(model, IDS, OTHER, target)
+    with refused(target.__name__), circuits.of_nodes(model, IDS, OTHER, target):
+        pass
+    patching.effects(model, IDS, OTHER, target, "tokens", internal_batch_size=1)
+    with circuits.of_nodes(model, IDS, OTHER, largest, internal_batch_size=1) as found:
+        assert float(found.values(torch.ones(found.count, dtype=torch.bool))) == pytest.approx(
+            float(largest(model(IDS))), rel=1e-9
+        )
+
+
+def test_patching_a_number_without_a_gradient() -> None:
+    def likeliest(output: Any) -> Tensor:
+        return output[0][:, -1].argmax(-1).double()  # type: ignore[no-any-return]
+
+    found = patching.effects(decoder(), IDS, OTHER, likeliest, "tokens")
+    assert found.value == float(likeliest(decoder()(IDS)))
+
+
+def test_a_continuation_is_the_baselines_too() -> None:
+    """Patching runs from the padding that the flows start from."""
+    model, target = decoder(), log_probability(IDS[0, -2:].tolist())
+    flows = LayerFlowIG(model).attribute(IDS, None, target)
+    assert isinstance(flows, list)
+    found = patching.effects(model, IDS, None, target, "tokens")
+    assert found.baseline_value is not None
+    assert float(flows[0].tensors["change"]) == pytest.approx(found.value - found.baseline_value)
+
+
+def first(output: Any) -> Tensor:
+    """Another number."""
+    return output[0][:, 0, 5] + output[0][:, 2, 7]  # type: ignore[no-any-return]
+
+
+def test_graphs_of_another_question() -> None:
+    """Of as many tokens: its text, its baseline or its number is another one."""
+    model, third = decoder(), (3 * IDS + 1) % 45 + 4
+    graph = FlowGraph(LayerFlowIG(model).attribute(IDS, OTHER, last))
+    own: tuple[Any, ...] = IDS, OTHER, last
+    patching.check(graph, model, *own, k=1)
+    with circuits.of_nodes(model, *own) as found:
+        found.scores(graph)
+    compare_with_layer_integrated_gradients(graph, model, last, IDS, OTHER)
+    for asked in ((third, OTHER, last), (IDS, third, last), (IDS, OTHER, first)):
+        with refused("the same", "changes by"):
+            patching.check(graph, model, *asked, k=1)
+        with refused("the same", "changes by"), circuits.of_nodes(model, *asked) as found:
+            found.scores(graph)
+        with refused("the same", "changes by"):
+            compare_with_layer_integrated_gradients(graph, model, asked[2], *asked[:2])
+
+
+def test_arguments_that_would_do_nothing() -> None:
+    model = decoder()
+    projecting = LayerFlowIG(model, scalarization="projection")
+    for ask in (projecting.attribute, projecting.direct_edges):
+        with refused("scalarization='projection'", "without a target"):
+            ask(IDS, OTHER, last)
+    with refused("n_steps=0"):
+        LayerFlowIG(model).direct_edges(IDS, OTHER, last, n_steps=0)
 
 
 # ---- a model that was changed ----------------------------------------------------------------
@@ -315,6 +444,29 @@ def test_padding_before_a_text(family: str) -> None:
     torch.testing.assert_close(found.layer[:, 2:, 2:], wanted.layer, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", models.CAUSAL)
+def test_positions_that_start_anew(family: str) -> None:
+    """One text with a cache, two packed ones without."""
+    model = models.MODELS[family]()
+    ids, places = IDS[:, :4], torch.tensor([[0, 1, 0, 1]])
+    given = {"input_ids": ids, "position_ids": places}
+    with torch.no_grad():
+        one, packed = (model(**given, use_cache=use)[0] for use in (True, False))
+        seen = model(**given, attention_mask=torch.ones_like(ids))[0]
+    assert not torch.allclose(one, packed)
+    assert torch.equal(one, seen)
+    with refused("position_ids", "attention_mask", "use_cache=False"):
+        LayerFlowIG(model).attribute(given)
+    with refused("position_ids"):
+        target_value(model, last, given)
+    whole = {**given, "attention_mask": torch.ones_like(ids)}
+    for asked, output in ((whole, one), ({**given, "use_cache": False}, packed)):
+        torch.testing.assert_close(target_value(model, last, asked), last((output,)))
+    flow = LayerFlowIG(model, 0).attribute({**given, "use_cache": False}, "zero")
+    assert isinstance(flow, LayerFlow)
+    assert not flow.layer[:, 2:, :2].any()
+
+
 def test_a_text_that_no_token_of_can_be_read() -> None:
     mask = torch.zeros(2, 1, 5, 5, dtype=torch.float64)
     mask[1] = -torch.inf
@@ -323,6 +475,32 @@ def test_a_text_that_no_token_of_can_be_read() -> None:
         flow = LayerFlowIG(models.tiny_gpt2(), 0).attribute(inputs, "zero")
     assert not flow.layer[1].any()
     assert flow.layer[0].any()
+
+
+@pytest.mark.parametrize("sides", [(2, 0), (0, 2)])
+def test_numbers_that_read_padding(sides: tuple[int, int]) -> None:
+    """Something is worked out there, and it is nobody's node."""
+    model = decoder()
+    ids, other = (pad(x, sides) for x in (IDS, OTHER))
+    mask = (ids != 0).long()
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
+
+    def everywhere(output: Any) -> Tensor:
+        return output[0][..., 3].sum(-1)  # type: ignore[no-any-return]
+
+    with refused("padding"):
+        LayerFlowIG(model).attribute(given, other, everywhere)
+    if sides == (0, 2):  # before a text nothing is read, and both runs have the same there
+        with refused("reads tokens that are padding"):
+            patching.effects(model, given, other, everywhere, "tokens")
+        with refused("reads token", "which is padding"):
+            last_layer_relevance(model, everywhere, given, other)
+    target = logit(3, position=1)
+    here, there = (target_value(model, target, x) for x in (IDS, OTHER))
+    patching.effects(model, given, other, target, "tokens")
+    found = last_layer_relevance(model, target, given, other)
+    torch.testing.assert_close(found.sum(-1), (here - there)[0].detach(), rtol=1e-3, atol=1e-9)
 
 
 def test_ids_that_the_model_does_not_know() -> None:
@@ -345,3 +523,60 @@ def test_a_graph_of_layers_of_two_texts() -> None:
     FlowGraph(flows[0])
     with refused("layer 1", "'f'", "layer 0", "'b'", "one call"):
         FlowGraph([flows[0][0], flows[1][1]])
+
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "which logits": {"logits_to_keep": torch.tensor([1, 2, 0])},
+    "positions": {
+        "position_ids": torch.tensor([4, 0, 7]),
+        "attention_mask": torch.ones(3, 3, dtype=torch.long),  # without, it reads packed texts
+    },
+}
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_as_many_texts_as_an_argument_has_tokens(arguments: str) -> None:
+    """An axis of three tokens is none of three texts."""
+    model, more = decoder(), ARGUMENTS[arguments]
+    ids = torch.cat([IDS[:, :3], IDS[:, 1:4], IDS[:, 2:]])
+    other = (7 * ids + 5) % 45 + 4
+    target = (1, 3)
+    with torch.no_grad():
+        here, there = (
+            torch.stack([model(input_ids=one, **more).logits[n, 1, 3] for n in range(3)])
+            for one in (ids, other)
+        )
+    given = {"input_ids": ids, **more}
+    flows = LayerFlowIG(model).attribute(given, other, target)
+    assert isinstance(flows, list)
+    torch.testing.assert_close(flows[0].tensors["change"], here - there, rtol=1e-9, atol=1e-9)
+    for text in range(3):
+        found = patching.effects(model, given, other, target, "tokens", text=text)
+        assert found.value == pytest.approx(float(here[text]), rel=1e-9)
+        assert found.baseline_value == pytest.approx(float(there[text]), rel=1e-9)
+    erased = erasure(model, given, torch.rand(3, 3), target, other)
+    torch.testing.assert_close(
+        torch.tensor([one.value for one in erased]).double(), here, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_texts_in_the_output_of_an_encoder() -> None:
+    model = BartForConditionalGeneration(
+        BartConfig(vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1,
+                   encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=20,
+                   decoder_ffn_dim=20, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+                   forced_eos_token_id=None)
+    )  # fmt: skip
+    models.randomise(model, 0)
+    model = model.double().eval()
+    ids, other = (torch.cat([x[:, :3], x[:, 2:]]) for x in (IDS, OTHER))
+    with torch.no_grad():
+        given = {"decoder_input_ids": ids, "encoder_outputs": model.model.encoder(ids + 1)}
+        here, there = (
+            model(**{**given, "decoder_input_ids": x}).logits[:, -1, 3] for x in (ids, other)
+        )
+    flows = LayerFlowIG(model).attribute(given, {"decoder_input_ids": other}, LAST)
+    assert isinstance(flows, list)
+    torch.testing.assert_close(flows[0].tensors["change"], here - there, rtol=1e-9, atol=1e-9)
+    found = patching.effects(model, given, {"decoder_input_ids": other}, LAST, "tokens", text=1)
+    assert found.value == pytest.approx(float(here[1]), rel=1e-9)

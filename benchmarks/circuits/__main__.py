@@ -37,13 +37,14 @@ def run(model: str, asked: argparse.Namespace, found: dict[str, Any]) -> None:
         for number, case in enumerate(islice(cases, len(there), None), len(there) + 1):
             began = time.perf_counter()
             one = measured(net, case, tuple(asked.kinds), tuple(asked.orders))
-            found["texts"].append({"commit": COMMIT, **one})
+            took = time.perf_counter() - began
+            found["texts"].append({"commit": COMMIT, "took": round(took, 3), **one})
             found["dropped"][task] = vars(dropped)
             if asked.out is not None:
                 beside = asked.out.with_suffix(".part")
                 beside.write_text(json.dumps(found))
                 beside.replace(asked.out)
-            say(f"{task} {number}: {one['tokens']} tokens, {time.perf_counter() - began:.0f} s")
+            say(f"{task} {number}: {one['tokens']} tokens, {took:.0f} s")
 
 
 def settings(asked: argparse.Namespace) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from benchmarks.circuits.measure import OURS, SIZE
-from benchmarks.common import UNKNOWN, stamp, table
+from benchmarks.common import table
+from benchmarks.records import stamp_of
 from captum_lig.metrics import CircuitsOverTexts, Interval, circuit_cmd, interval
 from captum_lig.metrics.circuits import SHARES
 
@@ -35,7 +36,7 @@ HEADS = 8
 
 def text(found: dict[str, Any]) -> str:
     """All tasks."""
-    parts = [stamp(one.get("commit", UNKNOWN) for one in found["texts"])]
+    parts = [stamp_of(found["texts"])]
     for task in dict.fromkeys(one["task"] for one in found["texts"]):
         texts = [one for one in found["texts"] if one["task"] == task]
         parts.append(f"### {TITLES.get(task, task)}: {len(texts)} prompts")

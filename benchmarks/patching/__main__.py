@@ -1,24 +1,24 @@
 """How well attributions of a prediction agree with patching: ours beside rivals, in one run.
 
-    python -m benchmarks.patching --model FOLDER --corpus CORPUS --out patching.json
+    python -m benchmarks.patching --model FOLDER --corpus CORPUS --out patching.jsonl
 
 FOLDER holds a Llama-like decoder (three tasks of prompts against counterfactuals); the sentences
 of CORPUS, CoNLL-U or plain text, are for the embedded encoder (cosine of two, against padding).
-Prints Markdown, and writes all numbers to the JSON file that ``--out`` names. Tasks can be run
-apart and put together: ``--tasks`` chooses them, ``--add`` reads what earlier runs wrote.
+Prints the tables of docs/patching.md. All numbers are in the file of JSON lines that ``--out``
+names, a text each: a run that finds it goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import say, stamp, use_threads
+from benchmarks.common import say, use_threads
 from benchmarks.patching import cases, measures, report
 from benchmarks.patching.chain import available, chain
 from benchmarks.patching.gradients import attribution_patching, integrated
@@ -28,6 +28,7 @@ from benchmarks.patching.others import chance, rollout, shares_of_lengths
 from benchmarks.patching.passes import counted
 from benchmarks.patching.relp import relp
 from benchmarks.patching.truth import effects
+from benchmarks.records import Record
 from benchmarks.texts import load
 
 Method = Callable[..., Scores]
@@ -86,17 +87,19 @@ def measured(net: Net, case: cases.Case, chosen: dict[str, Method]) -> dict[str,
     }
 
 
-def run(
-    net: Net, asked: Iterable[cases.Case], chosen: dict[str, Method]
-) -> Iterator[dict[str, Any]]:
-    """Texts one by one, with progress."""
+def run(net: Net, asked: Iterable[cases.Case], chosen: dict[str, Method], record: Record) -> None:
+    """Texts one by one, with progress; those of the record are not run again."""
+    done = {(row["task"], row["text"], row["other"]) for row in record.rows}
     for number, case in enumerate(asked, 1):
+        if (case.task, case.text, case.other) in done:
+            continue
+        began = time.perf_counter()
         found = measured(net, case, chosen)
-        spent = sum(cost["seconds"] for cost in found["costs"].values())
+        took = time.perf_counter() - began
+        record.add(found, took)
         slowest = sorted(found["costs"].items(), key=lambda item: -item[1]["seconds"])[:3]
         named = ", ".join(f"{name} {cost['seconds']:.1f}" for name, cost in slowest)
-        say(f"{case.task} {number}: {found['tokens']} tokens, {spent:.1f} s ({named})")
-        yield found
+        say(f"{case.task} {number}: {found['tokens']} tokens, {took:.1f} s ({named})")
 
 
 def main() -> None:
@@ -109,8 +112,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=40, help="of each task")
     parser.add_argument("--sentences", type=int, default=100)
     parser.add_argument("--nodes", type=int, default=NODES, help="of LayerIntegratedGradients")
-    parser.add_argument("--out", type=Path, default=None, help="a JSON file for all numbers")
-    parser.add_argument("--add", type=Path, nargs="+", default=[], help="JSON files of other runs")
+    parser.add_argument("--out", type=Path, default=None, help="JSON lines, gone on with")
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     use_threads(asked.threads)
@@ -118,11 +120,9 @@ def main() -> None:
     if not available():
         say("LayerFlowIG.attribute has no target: flows towards the target are left out.")
     chosen = methods(asked.nodes)
-    found: list[dict[str, Any]] = []
+    settings = {"model": asked.model, "nodes": asked.nodes, "methods": list(chosen)}
+    record = Record(asked.out, settings)
     dropped: dict[str, Any] = {}
-    for earlier in (json.loads(path.read_text()) for path in asked.add):
-        found += earlier["texts"]
-        dropped |= earlier["dropped"]
     decoding = [task for task in asked.tasks if task in cases.TASKS]
     if decoding and asked.model is None:
         say(f"--model names no decoder: {', '.join(decoding)} left out.")
@@ -131,21 +131,19 @@ def main() -> None:
         net = Net(model)
         for task in decoding:
             count = cases.Dropped()
-            found += run(net, cases.prompts(model, tokenizer, task, asked.prompts, count), chosen)
+            prompts = cases.prompts(model, tokenizer, task, asked.prompts, count)
+            run(net, prompts, chosen, record)
             dropped[task] = vars(count)
     if "sentences" in asked.tasks:
         texts = cases.treebank(asked.corpus)
         if texts:
             tokenizer, model = load(None)
             asked_of = cases.cosines(model, tokenizer, texts, asked.sentences)
-            found += run(Net(model), asked_of, chosen)
+            run(Net(model), asked_of, chosen, record)
         else:
             say(f"--corpus {asked.corpus} is no file: sentences left out.")
-    summary = report.summarised(found)
-    print(f"{stamp()}\n\n{report.text(summary, dropped)}")
-    if asked.out is not None:
-        everything = {"dropped": dropped, "summary": summary, "texts": found}
-        asked.out.write_text(json.dumps(everything, indent=1))
+    summary = report.summarised([row for row in record.rows if row["task"] in asked.tasks])
+    print(f"{record.stamp()}\n\n{report.text(summary, dropped)}")
 
 
 if __name__ == "__main__":

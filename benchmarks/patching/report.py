@@ -10,17 +10,24 @@ from benchmarks.patching.measures import Row, interval
 from benchmarks.patching.net import KINDS
 
 MEASURES = ("pearson", "spearman", "distance", "size")
-NAMES = {
-    "tokens": "tokens at every layer",
-    "attention": "attention outputs",
-    "mlp": "MLP outputs",
-    "heads": "heads, all positions at once",
+COLUMNS = {"tokens": "tokens", "attention": "attention outputs", "mlp": "MLPs", "heads": "heads"}
+TITLES = {
+    "agreement": "Subject and verb",
+    "objects": "Indirect objects",
+    "capitals": "Capitals",
+    "sentences": "Cosine of two sentences, against padding",
 }
-COSTS = (
-    "Passes are of the blocks, on the whole text. Patching and LayerIntegratedGradients run the "
-    "blocks above a node and the tokens that can change alone; Captum runs the whole model. "
-    "The two runs that give the changes are not counted."
-)
+WHAT = {
+    "agreement": 'SmolLM2-135M, "The keys to the cabinet" against "The key to the cabinet", logit '
+    'of " are" less that of " is", or the other way round.',
+    "objects": "SmolLM2-135M, two names, and a counterfactual in which the other one is the giver; "
+    "logit of one name less that of the other.",
+    "capitals": 'SmolLM2-135M, "The capital of Austria is" against "The capital of Portugal is", '
+    "logit of one capital less that of the other.",
+    "sentences": "all-MiniLM-L6-v2, sentences of the corpus, padding with special tokens kept for "
+    "a baseline.",
+}
+OURS = "flows towards the target"
 Texts = list[dict[str, Any]]
 
 
@@ -67,71 +74,36 @@ def of_task(texts: Texts) -> dict[str, Any]:
     }
 
 
-def shown(row: Row) -> str:
-    """Mean and interval."""
-    return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
 def text(summary: dict[str, Any], dropped: dict[str, Any]) -> str:
     """All tasks in Markdown."""
-    parts = [
-        "Score beside the mean of both effects of a node: put back to the baseline, put into the "
-        "baseline run. Pearson, Spearman, and distance over the truth's norm; means over texts, "
-        "in brackets bootstrap 95 % intervals; nodes that are the same in both runs are left out. "
-        "Out and into: Pearson with each effect alone."
-    ]
+    parts = []
     for task, found in summary.items():
-        parts.append(f"### {task}: {found['texts']} texts")
-        if task in dropped:
-            gone = dropped[task]
+        parts += [f"## {TITLES[task]}: {found['texts']} texts", WHAT[task]]
+        gone = dropped.get(task, {})
+        if any(gone.values()):
             parts.append(
                 f"Passed over: {gone['length']} for words or lengths in tokens, {gone['answer']} "
                 "where the model does not prefer the right word on both sides."
             )
-        for kind in KINDS:
-            parts += [f"**{NAMES[kind]}**", of_kind(found, kind)]
-        parts += ["**Cost of a text**", COSTS, of_costs(found["costs"])]
-        parts += ["**Tokens by layer: distance (length over the truth's)**", of_layers(found)]
+        parts.append(of_methods(found))
     return "\n\n".join(parts)
 
 
-def of_kind(found: dict[str, Any], kind: str) -> str:
-    """A line a method."""
-    by = {(r["method"], r["truth"]): r for r in found["rows"] if r["kind"] == kind}
+def of_methods(found: dict[str, Any]) -> str:
+    """A line a method, a column a kind of node."""
+    by = {(r["method"], r["kind"]): r for r in found["rows"] if r["truth"] == "mean"}
     lines = []
     for method in dict.fromkeys(method for method, _ in by):
-        row = by[method, "mean"]
-        apart = [f"{by[method, truth]['pearson']['mean']:.3f}" for truth in ("out", "into")]
-        lines.append([method, *(shown(row[name]) for name in MEASURES[:3]), *apart])
-    both = shown(found["agreement_out_into"][kind])
-    header = ["", "Pearson", "Spearman", "distance", "out", "into"]
-    return f"Out and into agree with each other at {both}.\n\n{table(header, lines)}"
+        cells = [shown(by[method, kind]) if (method, kind) in by else "" for kind in COLUMNS]
+        name = "**`LayerFlowIG`, this library**" if method == OURS else method
+        lines.append([name, *cells, f"{found['costs'][method]['seconds']['mean']:.1f}"])
+    both = [f"{found['agreement_out_into'][kind]['mean']:.3f}" for kind in COLUMNS]
+    lines.append(["*taking out and putting in, with each other*", *both, ""])
+    return table(["", *COLUMNS.values(), "seconds"], lines)
 
 
-def of_costs(costs: dict[str, Any]) -> str:
-    """Seconds and passes of each method."""
-    names = ("seconds", "forward", "backward")
-    lines = [
-        [method, f"{cost['seconds']['mean']:.2f}", *(f"{cost[n]['mean']:.1f}" for n in names[1:])]
-        for method, cost in costs.items()
-    ]
-    return table(["", "seconds", "forward passes", "backward passes"], lines)
-
-
-def of_layers(found: dict[str, Any], most: int = 8) -> str:
-    """Tokens entering some of the layers, and leaving the last."""
-    rows = [row for row in found["layers"] if row["kind"] == "tokens"]
-    by = {(row["method"], row["layer"]): row for row in rows}
-    depths = sorted({row["layer"] for row in rows})
-    step = max(1, -(-len(depths) // most))
-    chosen = sorted({*depths[::step], depths[-1]})
-    lines = []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        cells = [by.get((method, depth)) for depth in chosen]
-        lines.append([method, *(layer_cell(cell) if cell else "" for cell in cells)])
-    return table(["entering", *map(str, chosen)], lines)
-
-
-def layer_cell(row: dict[str, Any]) -> str:
-    """Distance, and size in brackets."""
-    return f"{row['distance']['mean']:.2f} ({row['size']['mean']:.2f})"
+def shown(row: dict[str, Row]) -> str:
+    """Pearson with half of its interval, and the distance."""
+    pearson = row["pearson"]
+    half = (pearson["high"] - pearson["low"]) / 2
+    return f"{pearson['mean']:.3f}±{half:.3f} / {row['distance']['mean']:.2f}"

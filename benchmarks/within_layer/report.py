@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import UNKNOWN, stamp, table
+from benchmarks.common import table
+from benchmarks.records import stamp_of
 from benchmarks.within_layer.maps import OURS
 from benchmarks.within_layer.measure import LATER
 from captum_lig.metrics import Interval, interval
@@ -55,7 +56,7 @@ def text(path: Path) -> str:
         return "No sentence yet."
     lengths = [row["tokens"] for row in read.rows]
     parts = [
-        stamp(row.get("commit", UNKNOWN) for row in read.rows),
+        stamp_of(read.rows),
         f"{len(lengths)} sentences of {min(lengths)} to {max(lengths)} tokens, layers "
         f"{', '.join(read.layers)}.",
     ]

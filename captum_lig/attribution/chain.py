@@ -171,10 +171,10 @@ class Top:
                 raise LigError(
                     f"the target, {self.target.words}, reads more than the tokens leaving "
                     f"{self.rest.blocks[last].describe()}: with those of one run put into the "
-                    f"other it is {there:.6g}, and in the run itself {own:.6g}. It may read other "
-                    "blocks' outputs, or the inputs themselves, as models do that look for the "
-                    "last token that is no padding: give a baseline with padding at the same "
-                    "places."
+                    f"other it is {there:.6g}, and in the run itself {own:.6g}. It may read "
+                    "padding, other blocks' outputs, or the inputs themselves, as models do that "
+                    "look for the last token that is no padding: give a baseline with padding at "
+                    "the same places."
                 )
         value = torch.tensor(self.values, dtype=torch.float64, device=self.ends.end.device)
         stage = Stage(

@@ -278,5 +278,6 @@ def _in_dtype(value: Any, model: nn.Module) -> Any:
     if isinstance(value, tuple):
         return tuple(_in_dtype(one, model) for one in value)
     if isinstance(value, Mapping):
-        return {name: _in_dtype(one, model) for name, one in value.items()}
+        cast = {name: _in_dtype(one, model) for name, one in value.items()}
+        return type(value)(cast) if isinstance(value, dict) else cast
     return value

@@ -56,6 +56,7 @@ def of_edges(
         additional_forward_args,
         text=text,
         tokenizer=tokenizer,
+        internal_batch_size=internal_batch_size,
     ) as question:
         yield EdgeCircuits(question, by_position, internal_batch_size)
 
@@ -112,5 +113,6 @@ def of_nodes(
         text=text,
         tokenizer=tokenizer,
         layers=layers,
+        internal_batch_size=internal_batch_size,
     ) as question:
         yield NodeCircuits(question, by_position, internal_batch_size)

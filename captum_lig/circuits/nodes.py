@@ -13,7 +13,7 @@ from captum_lig.circuits.curve import Circuits, Curve, circuits_at_once
 from captum_lig.circuits.order import Order
 from captum_lig.errors import LigError
 from captum_lig.metrics.circuits import SHARES
-from captum_lig.patching.check import Explanation, check_same_tokens
+from captum_lig.patching.check import Explanation, check_same_question
 from captum_lig.patching.nodes import Kind, Node, node_values_of
 from captum_lig.patching.runs import Place
 from captum_lig.patching.two_runs import TOKENS_AT_ONCE, TwoRuns
@@ -54,10 +54,10 @@ class NodeCircuits(Circuits):
         """What a graph with a target, of the same text, says of the nodes ``(M,)``.
 
         Raises:
-            LigError: for a graph of other tokens, or without some of the layers.
+            LigError: for a graph of another text, baseline or target, or without some layers.
         """
         trace = graph.relevance()
-        check_same_tokens(self.question, trace)
+        check_same_question(self.question, graph, trace)
         if not set(self.question.layers) <= set(trace.layers):
             raise LigError(
                 f"the graph is of the layers {brief(trace.layers)}, the circuits of "

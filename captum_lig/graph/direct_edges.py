@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -104,6 +105,8 @@ class DirectEdges:
     """What the number is, in words."""
     labels: tuple[str, ...] | None = None
     """The tokens, without padding."""
+    token: int | None = None
+    """The token that :meth:`at` chose them by."""
 
     @property
     def into_target(self) -> float:
@@ -163,7 +166,15 @@ class DirectEdges:
         """One edge for each pair of writer and reader: the exact sums over all positions.
 
         Of edges :meth:`into` a reader or :meth:`out_of` a writer, the pairs of that one.
+
+        Raises:
+            LigError: for edges :meth:`at` one token.
         """
+        if self.token is not None:
+            raise LigError(
+                f"these are the edges at token {self.token}, and what is known are sums over all "
+                "tokens: sum the edges that they were chosen from."
+            )
         writer, reader = self.reads.nonzero(as_tuple=True)
         value = self.sums[writer, reader]
         order = value.abs().argsort(descending=True, stable=True)
@@ -179,7 +190,7 @@ class DirectEdges:
 
     def words(self, k: int | None = None) -> list[str]:
         """The first ``k`` edges in words, such as ``a12.h3 -> a20.h1.q at ' France' (3)``."""
-        return [self._words(edge) for edge, _ in zip(self, range(k or len(self)), strict=False)]
+        return [self._words(edge) for edge in islice(self, k)]
 
     def rows(self) -> list[dict[str, Any]]:
         """One an edge, plain numbers and names."""
@@ -248,15 +259,20 @@ class DirectEdges:
         """The edges that are written and read at one token.
 
         Args:
-            token: its position, or what it says.
+            token: its position, negative ones from the end if the tokens are known, or what it
+                says.
 
         Raises:
             LigError: if there is no such token, or several.
         """
-        position = find_token(token, self.labels or ())
-        tokens = len(self.labels) if self.labels else int(self.position.max()) + 1
-        (index,) = index_list(position, tokens, self.position.device, "tokens", "token").tolist()
-        return self._some(self.position == index)
+        if len(self) and bool((self.position < 0).all()):
+            raise LigError("the edges are sums over positions: ask before summed().")
+        position, device = find_token(token, self.labels or ()), self.position.device
+        if self.labels is None:  # how many tokens there are is not known
+            index = whole_number("token", position, 0)
+        else:
+            (index,) = index_list(position, len(self.labels), device, "tokens", "token").tolist()
+        return replace(self._some(self.position == index), token=index)
 
     def _words(self, edge: Edge) -> str:
         if edge.position is None or self.labels is None:

@@ -116,35 +116,34 @@ class SetBoundary(Boundary):
         y_end = torch.cat(whole).detach().flatten(0, 1)[:, None]
         empty = torch.zeros_like(y_end)
         made = cls(over, example, target, empty, empty, Cotangent(empty), len(targets))
-        y_start = torch.cat([made.select(rows).outputs(0.0) for rows in made.chunks()])
+        y_start = torch.cat([made.select(rows).outputs(0.0)[0] for rows in made.chunks()])
         for y in (y_start, y_end):
             if not bool(torch.isfinite(y).all()):
                 raise LigError(
                     "forward_func gives outputs that are not finite (NaN or infinity) at the "
                     "inputs or at the baselines: look at it there."
                 )
-        made.check_repeats(y_end)
+        made.check_repeats(y_start, y_end)
         step = y_end - y_start
         return replace(made, y_start=y_start, y_step=step, scalarization=scalarization.of(step))
 
-    def check_repeats(self, y_end: Tensor) -> None:
-        """Check on some rows that outputs at the inputs are what they were, one example at a time.
+    def check_repeats(self, y_start: Tensor, y_end: Tensor) -> None:
+        """Check on some rows that outputs ``(R, 1, E)`` are what they were, one example at a time.
 
-        Args:
-            y_end: ``(R, 1, E)`` what they were.
-
-        Raises:
-            LigError: if they are others.
+        Where path points are evaluated together, both ends are. Raises LigError.
         """
-        rows = self.chunks()[0]
-        found, expected = self.select(rows).outputs(1.0), y_end[rows]
+        path = 1 if self.map.per_target else self.targets
+        two = self.pairs_at_once // 2 // path * path
+        rows, ends = self.chunks()[0][: two or None], [0.0, 1.0] if two else [1.0]
+        found = self.select(rows).outputs(*ends)
+        expected = torch.stack([y_start, y_end])[-len(ends) :, rows]
         bound = 5e-2 if y_end.dtype not in (torch.float32, torch.float64) else 1e-3
         gap = (found - expected).abs().amax()
         if not gap <= bound * expected.abs().amax():
             raise LigError(
                 f"forward_func gives something else when it is called again on the same inputs, "
-                f"with other examples beside them (off by {float(gap):.1e}): it is random or keeps "
-                "a state (call .eval() on its modules), or its examples reach each other."
+                f"with others beside them (off by {float(gap):.1e}): it is random or keeps a state "
+                "(call .eval() on its modules), or its examples reach each other."
             )
 
     def checked(self, results: Parts, tolerance: float | None) -> Parts:
@@ -239,19 +238,19 @@ class SetBoundary(Boundary):
 
     def change(self, a: float) -> Tensor:
         """Shape ``(R, 1, E)``."""
-        return self.outputs(a) - self.y_start
+        return self.outputs(a)[0] - self.y_start
 
-    def outputs(self, a: float) -> Tensor:
-        """``(R, 1, E)`` outputs at one path point."""
+    def outputs(self, *a: float) -> Tensor:
+        """``(P, R, 1, E)`` outputs at path points, evaluated together."""
 
         def outputs(rows: Tensor) -> Tensor:
             own = self.select(rows)
             with torch.no_grad():
-                inputs, example, which = own._points(torch.tensor([a], dtype=torch.float64))
-                y = own.map.forward(inputs, example)
-            return own._of_rows(y, which)[0][:, None]
+                inputs, example, which = own._points(torch.tensor(a, dtype=torch.float64))
+                return own._of_rows(own.map.forward(inputs, example), which)[:, :, None]
 
-        return torch.cat(in_halves(outputs, torch.arange(len(self), device=self.example.device)))
+        every = torch.arange(len(self), device=self.example.device)
+        return torch.cat(in_halves(outputs, every), 1)
 
     def sums(self, parts: Parts) -> Tensor:
         """Over all inputs, ``(R, 1)``, or ``(R, 1, E)`` for vectors."""

@@ -64,6 +64,11 @@ def _completeness(errors: Tensor) -> Completeness:
     return Completeness(float(errors.max()), float(errors.mean()), errors.numel())
 
 
+def _largest(errors: Sequence[float]) -> float:
+    """NaN if one is, which Python's max passes over."""
+    return float(torch.tensor(errors, dtype=torch.float64).max())
+
+
 def flow_completeness(flow: LayerFlow) -> dict[str, Completeness]:
     """The errors of all checked rows of a flow, padding left out, by field.
 
@@ -91,19 +96,19 @@ class CompletenessErrors(OverTexts):
                 rows.setdefault(name, []).append(one)
         numbers = {}
         for name, found in rows.items():
-            count = sum(one.rows for one in found)
-            mean = sum(one.mean * one.rows for one in found if one.rows)
-            numbers[f"{name} worst"] = max(
-                (one.worst for one in found if one.rows), default=math.nan
-            )
-            numbers[f"{name} mean"] = mean / count if count else math.nan
+            found = [one for one in found if one.rows]
+            if not found:
+                continue
+            numbers[f"{name} worst"] = _largest([one.worst for one in found])
+            mean = sum(one.mean * one.rows for one in found)
+            numbers[f"{name} mean"] = mean / sum(one.rows for one in found)
         self.add(numbers)
 
     def worst(self) -> dict[str, float]:
         """The worst error of all texts, by field."""
         names = {name for row in self.rows for name in row if name.endswith(" worst")}
         return {
-            name.removesuffix(" worst"): max(row[name] for row in self.rows if name in row)
+            name.removesuffix(" worst"): _largest([row[name] for row in self.rows if name in row])
             for name in sorted(names)
         }
 

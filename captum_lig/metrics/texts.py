@@ -9,7 +9,7 @@ stay what they were.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,10 @@ from captum_lig._restore import restoring
 from captum_lig.errors import LigError
 from captum_lig.metrics.statistics import OverTexts
 from captum_lig.model.inputs import ModelCall
-from captum_lig.patching.runs import one_text
 from captum_lig.patching.two_runs import number_of_texts
 from captum_lig.prediction.baselines import input_baseline
 from captum_lig.prediction.bound_target import BoundTarget
-from captum_lig.prediction.targets import TargetLike, read_target
+from captum_lig.prediction.targets import Target, TargetLike, read_target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -121,18 +120,17 @@ def erasure(
     batch = number_of_texts(inputs)
     if len(relevance) != batch:
         raise LigError(f"relevance is of {len(relevance)} texts, inputs hold {batch}.")
+    more = additional_forward_args
+    call = ModelCall.of(model, inputs, more)
+    if isinstance(target, Target):
+        target = target.placed(call, tokenizer)
     bound = read_target(target, model, batch, tokenizer)
-    other = input_baseline(
-        model, inputs, baselines, additional_forward_args, tokenizer, fixed=bound.fixed
-    )
+    other = input_baseline(model, inputs, baselines, more, tokenizer, fixed=bound.fixed)
+    baseline = ModelCall.of(model, other, more)
     return [
         _of_text(
-            ModelCall.of(
-                model,
-                one_text(inputs, text, batch),
-                one_text(additional_forward_args, text, batch),
-            ),
-            one_text(other, text, batch),
+            call.for_text(text, batch),
+            baseline.for_text(text, batch),
             bound.for_text(text),
             torch.as_tensor(relevance[text]),
             tuple(fractions),
@@ -144,7 +142,7 @@ def erasure(
 
 def _of_text(
     call: ModelCall,
-    baseline: Any,
+    baseline: ModelCall,
     target: BoundTarget,
     relevance: Tensor,
     fractions: tuple[float, ...],
@@ -206,13 +204,10 @@ def _check_repeats(call: ModelCall, target: BoundTarget, found: Tensor) -> None:
         )
 
 
-def _what_differs(call: ModelCall, baseline: Any) -> tuple[Tensor, Tensor]:
+def _what_differs(call: ModelCall, baseline: ModelCall) -> tuple[Tensor, Tensor]:
     """The one input that the baseline puts others in place of, and those."""
-    if isinstance(baseline, Mapping):
-        pairs = [(call.kwargs.get(name), value) for name, value in baseline.items()]
-    else:
-        starts = baseline if isinstance(baseline, tuple) else (baseline,)
-        pairs = list(zip(call.args, starts, strict=False))
+    pairs = [*zip(call.args, baseline.args, strict=True)]
+    pairs += [(value, baseline.kwargs.get(name)) for name, value in call.kwargs.items()]
     found = [
         (given, start.to(given))
         for given, start in pairs

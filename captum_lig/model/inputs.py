@@ -32,6 +32,8 @@ SUFFIX = "attention_mask"
 KEEP = "logits_to_keep"
 """Argument of transformers' decoders: positions ``(K,)`` whose logits are worked out, or how many
 of the last."""
+OF_TOKENS = (KEEP, "cache_position", "position_ids")
+"""Arguments that count tokens, and not texts, where they have one axis."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ class ModelCall:
         names += [""] * (len(args) - len(names))
         args = tuple(map(_without_cache, names, args))
         kwargs = {name: _without_cache(name, value) for name, value in kwargs.items()}
+        cached = "use_cache" in parameters and kwargs.get("use_cache") is not False
         if "use_cache" in parameters:
             kwargs["use_cache"] = False
         try:
@@ -156,6 +159,8 @@ class ModelCall:
             ) from error
         named = {**named.pop("kwargs", {}), **named}
         _check_tokens(model, named)
+        if cached:
+            _check_not_packed(model, named)
         return cls(model, args, kwargs, tuple(_masks(model, named)))
 
     def with_instead(self, given: Tensor, other: Tensor) -> ModelCall:
@@ -180,26 +185,39 @@ class ModelCall:
         return self if len(texts) == self.batch else self._of(some, self.batch)
 
     def _of(self, texts: slice, batch: int) -> ModelCall:
-        def some(value: Any) -> Any:
-            batched = isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch
-            return value[texts] if batched else value
-
-        return self._with(some)
+        return self._with(batch, lambda x: x[texts])
 
     def repeated(self, copies: int) -> ModelCall:
         """The call of one text for ``copies`` of it."""
 
-        def many(value: Any) -> Any:
-            single = isinstance(value, Tensor) and value.dim() > 0 and len(value) == 1
-            return value.expand(copies, *value.shape[1:]) if single else value
+        def many(x: Tensor) -> Tensor:
+            return x.expand(copies, *x.shape[1:])
 
-        return self._with(many) if copies > 1 else self
+        return self._with(1, many) if copies > 1 else self
 
-    def _with(self, change: Callable[[Any], Any]) -> ModelCall:
-        args = tuple(map(change, self.args))
-        kwargs = {name: change(value) for name, value in self.kwargs.items()}
-        masked = tuple(Masked(change(one.mask), change(one.tokens)) for one in self.masked)
-        return replace(self, args=args, kwargs=kwargs, masked=masked)
+    def _with(self, batch: int, change: Callable[[Tensor], Tensor]) -> ModelCall:
+        """The call with what it holds of each of ``batch`` texts changed."""
+
+        def changed(name: str, value: Any) -> Any:
+            if isinstance(value, Tensor):
+                of_tokens = name in OF_TOKENS and value.dim() == 1
+                of_texts = value.dim() > 0 and len(value) == batch and not of_tokens
+                return change(value) if of_texts else value
+            if isinstance(value, dict):  # an encoder's output, that transformers reads by class
+                return type(value)({key: changed(key, item) for key, item in value.items()})
+            if type(value) in (list, tuple):
+                return type(value)(changed("", item) for item in value)
+            return value
+
+        names = [*inspect.signature(self.model.forward).parameters][: len(self.args)]
+        names += [""] * (len(self.args) - len(names))
+        masked = tuple(Masked(changed("", m.mask), changed("", m.tokens)) for m in self.masked)
+        return replace(
+            self,
+            args=tuple(map(changed, names, self.args)),
+            kwargs={name: changed(name, value) for name, value in self.kwargs.items()},
+            masked=masked,
+        )
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What to call the model with, its lists and mappings new: a state may be kept in them."""
@@ -346,6 +364,20 @@ def _check_tokens(model: nn.Module, named: dict[str, Any]) -> None:
         raise LigError(
             f"inputs hold no tensor that {type(model).__name__} could work on: give input_ids, or "
             "what its tokenizer returns with return_tensors='pt'."
+        )
+
+
+def _check_not_packed(model: nn.Module, named: dict[str, Any]) -> None:
+    """Refuse positions that transformers reads in one way with a cache, and in another without."""
+    places, config = named.get("position_ids"), getattr(model, "config", None)
+    if not isinstance(places, Tensor) or places.dim() > 2 or named.get(SUFFIX) is not None:
+        return
+    if getattr(config, "use_cache", False) and bool((places.diff(dim=-1) != 1).any()):
+        raise LigError(
+            "position_ids do not rise by one, and there is no attention_mask: without a cache, as "
+            f"here, {type(model).__name__} takes them for texts packed one after the other, with "
+            "one for a single text. Give an attention_mask (of ones), or use_cache=False for "
+            "packed texts."
         )
 
 

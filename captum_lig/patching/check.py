@@ -32,7 +32,7 @@ from captum_lig.patching.two_runs import TwoRuns, two_runs
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Check", "CheckedNode", "Correlation", "check", "check_same_tokens"]
+__all__ = ["Check", "CheckedNode", "Correlation", "check", "check_same_question"]
 
 FEWEST = 3
 """Nodes that a correlation needs: two always lie on a line."""
@@ -265,7 +265,7 @@ def check(
                 f"the graph is of the layers {brief(trace.layers)}, layers= are "
                 f"{brief(question.layers)}: give those of the graph."
             )
-        check_same_tokens(question, trace)
+        check_same_question(question, graph, trace)
         generator = torch.Generator().manual_seed(seed)
         chosen: dict[Node, bool] = {}
         for kind in chosen_kinds:
@@ -288,16 +288,28 @@ def check(
     return Check(rows, trace.labels, found.value, found.baseline_value, found.target)
 
 
-def check_same_tokens(question: TwoRuns, trace: Trace) -> None:
-    """Refuse a graph of another text, as far as the number of tokens shows it.
+def check_same_question(question: TwoRuns, graph: Explanation, trace: Trace) -> None:
+    """Refuse a graph of another text, baseline or number, as far as its tokens and change show it.
 
     Raises:
-        LigError: if it has another.
+        LigError: if it is one.
     """
     if question.count != len(trace.labels):
         raise LigError(
             f"the graph is of {len(trace.labels)} tokens ({brief(list(trace.labels))}), the "
             f"inputs of {question.count}: give the text that the graph was made of."
+        )
+    change, other = getattr(graph, "change", None), question.baseline_value
+    if change is None or other is None:
+        return
+    dtypes = {parameter.dtype for parameter in question.input.call.model.parameters()}
+    rounding = 5e-2 if dtypes & {torch.half, torch.bfloat16} else 1e-4
+    wanted, size = question.value - other, max(abs(question.value), abs(other))
+    if not abs(change - wanted) <= 1e-3 * abs(wanted) + rounding * size:
+        raise LigError(
+            f"the graph is of {getattr(graph, 'target', None)!r}, which changes by {change:.6g}, "
+            f"and what is run is {question.target!r}, which changes by {wanted:.6g}: give both the "
+            "same text, baseline and target."
         )
 
 

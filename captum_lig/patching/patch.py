@@ -15,7 +15,7 @@ from captum_lig.model.inputs import ModelCall
 from captum_lig.patching.edges import EdgeEffects, Streams
 from captum_lig.patching.effects import Effects, Means
 from captum_lig.patching.nodes import KINDS, Node, checked_kinds
-from captum_lig.patching.runs import Layers, Place, blocks_of, one_text, runner
+from captum_lig.patching.runs import Layers, Place, blocks_of, runner
 from captum_lig.patching.two_runs import TwoRuns, number_of_texts, two_runs
 
 if TYPE_CHECKING:
@@ -199,10 +199,10 @@ def means(
     sums: dict[tuple[int, Place], Tensor] = {}
     count = 0
     for inputs in texts:
+        texts_of = ModelCall.of(model, inputs, additional_forward_args)
         batch = number_of_texts(inputs)
         for text in range(batch):
-            further = one_text(additional_forward_args, text, batch)
-            call = ModelCall.of(model, one_text(inputs, text, batch), further)
+            call = texts_of.for_text(text, batch)
             with runner(call, finder, numbers) as run:
                 recorded = run.record(call, {})
                 for (number, place), x in recorded.values.items():

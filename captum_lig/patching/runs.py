@@ -22,7 +22,7 @@ from captum_lig.model.sdpa import use_sdpa
 from captum_lig.model.select import Finder, Layer, is_one
 from captum_lig.model.user_block import Span
 
-__all__ = ["Edits", "Layers", "Place", "Run", "Runner", "blocks_of", "one_text", "runner"]
+__all__ = ["Edits", "Layers", "Place", "Run", "Runner", "blocks_of", "runner"]
 
 Place = Literal["entering", "heads", "feed_forward", "leaving"]
 """Where in a block: tokens ``(P, S, D)``, heads ``(P, S, H, e)``, MLP ``(P, S, D)``, tokens."""
@@ -235,16 +235,6 @@ def runner(call: ModelCall, finder: Finder, layers: Sequence[int] | None) -> Ite
                 "layers=."
             )
         yield Runner(blocks, chosen)
-
-
-def one_text(value: Any, text: int, batch: int) -> Any:
-    """What belongs to one text of a batch: a tensor's row, in tuples and mappings too."""
-    if isinstance(value, Mapping):
-        return {name: one_text(item, text, batch) for name, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(one_text(item, text, batch) for item in value)
-    batched = isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch
-    return value[text : text + 1] if batched else value
 
 
 def _repeated(call: ModelCall, copies: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

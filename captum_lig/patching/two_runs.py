@@ -19,8 +19,8 @@ from captum_lig.model.inputs import ModelCall
 from captum_lig.model.unchanged import MadeOf
 from captum_lig.patching.effects import Effects, Means
 from captum_lig.patching.nodes import Kind, Node
-from captum_lig.patching.runs import Layers, Place, Run, Runner, blocks_of, one_text, runner
-from captum_lig.paths.memory import in_halves
+from captum_lig.patching.runs import Layers, Place, Run, Runner, blocks_of, runner
+from captum_lig.paths.memory import in_halves, out_of_memory
 from captum_lig.prediction.baselines import input_baseline
 from captum_lig.prediction.positions import own_tokens
 from captum_lig.prediction.targets import Target, read_target
@@ -86,6 +86,10 @@ class TwoRuns:
         self._moved: dict[tuple[int, Place], Tensor] = {}
         self._skips = True
         self._skips = self._may_skip()
+        if self.at_once > 1:
+            self._check_apart()
+        if self.count < run.length:
+            self._check_no_padding()
 
     def check_open(self) -> None:
         """Refuse runs outside of the context, and of a model that was changed in it.
@@ -295,6 +299,60 @@ class TwoRuns:
         gap = abs(float(found) - self.value)
         return gap <= tolerance(torch.float32) * max(abs(self.value), 1e-30)
 
+    def _check_apart(self) -> None:
+        """Refuse a number of which copies of the text, that run together, reach each other.
+
+        Raises:
+            LigError: if one's number has a gradient to another's tokens.
+        """
+        number = self.runner.chosen[-1]
+        own = self.input.values[number, "entering"]
+        other = own if self.baseline is None else self.baseline.values[number, "entering"]
+        z = torch.cat([own, other]).requires_grad_()
+        try:
+            with torch.enable_grad():
+                found = self.put(self.input, number, "entering", lambda _: z, 2).unbind()
+        except (RuntimeError, LigError) as error:
+            if out_of_memory(error):
+                self.at_once = 1  # alone they reach nothing
+            return  # a number or a kernel without gradients does not tell
+        for n, value in enumerate(found):
+            if not value.requires_grad:
+                continue
+            (grad,) = torch.autograd.grad(value, z, retain_graph=True, allow_unused=True)
+            if grad is not None and bool(grad[1 - n].nan_to_num().any()):
+                raise LigError(
+                    f"the number, {self.target}, of a text depends on the texts beside it, and "
+                    "patched copies run together: give one that reads each text alone, or "
+                    "internal_batch_size=1."
+                )
+
+    def _check_no_padding(self) -> None:
+        """Refuse a number that reads padding, of which there are no nodes.
+
+        Raises:
+            LigError: if it is another one with the padding of the other run.
+        """
+        if self.baseline is None or self.baseline_value is None:
+            return
+        number = self.runner.chosen[-1]
+        other = self.baseline.values[number, "leaving"].clone()
+        where = self.runner.positions
+
+        def edit(own: Tensor) -> Tensor:
+            other[:, where] = own[:, where]
+            return other
+
+        found = float(self.put(self.input, number, "leaving", edit, 1))
+        change = abs(self.value - self.baseline_value)
+        size = max(abs(self.value), abs(self.baseline_value))
+        if not abs(found - self.value) <= 1e-3 * change + 1e-5 * size:
+            raise LigError(
+                f"the number, {self.target}, reads tokens that are padding: with theirs of the "
+                f"baseline it is {found:.6g}, and {self.value:.6g} without. Read it at the text's "
+                "own tokens, as logit(token) of captum_lig.prediction does, or give the text alone."
+            )
+
 
 @contextmanager
 def two_runs(
@@ -319,19 +377,19 @@ def two_runs(
     chosen = 0 if text is None else text
     if not -batch <= chosen < batch:
         raise LigError(f"text={brief(text)}: inputs hold {batch} texts.")
-    given = [inputs]
-    if not without_baseline:
-        given.append(input_baseline(model, inputs, baselines, additional_forward_args, tokenizer))
-    further = one_text(additional_forward_args, chosen % batch, batch)
-    calls = [ModelCall.of(model, one_text(one, chosen % batch, batch), further) for one in given]
+    more, chosen = additional_forward_args, chosen % batch
+    calls = [ModelCall.of(model, inputs, more).for_text(chosen, batch)]
     if isinstance(target, Target):
         target = target.placed(calls[0], tokenizer)
     bound = read_target(target, model, batch, tokenizer)
+    if not without_baseline:
+        other = input_baseline(model, inputs, baselines, more, tokenizer, bound.fixed)
+        calls.append(ModelCall.of(model, other, more).for_text(chosen, batch))
     labels = own_tokens(calls[0], tokenizer)
     with runner(calls[0], *blocks_of(model, layers)) as run:
         question = TwoRuns(
             run,
-            bound.for_text(chosen % batch),
+            bound.for_text(chosen),
             (calls[0], None if without_baseline else calls[1]),
             bound.arguments(calls[0]),
             internal_batch_size,

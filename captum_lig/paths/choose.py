@@ -140,27 +140,37 @@ class Structure:
         return PATHS[0 if closed else 1] if self.opens else PATHS[2]
 
 
-def inspect_structure(block: Block, epsilons: list[float], targets: int = 0) -> Structure:
+def inspect_structure(
+    block: Block, epsilons: list[float], targets: int = 0, of_some: Structure | None = None
+) -> Structure:
     """Find the norms in ``pre``, and whether keys and values depend on a token's position.
 
     Args:
         block: the block.
         epsilons: values of eps that the norms may have.
         targets: number of targets whose content will have to be put at each position.
+        of_some: what is known of ``block.some``, if that is another block: its code is the same.
     """
     if not block.opens:
         return Structure(None, opens=False)
     with torch.no_grad():
         some = block.some
-        norm, normed_keys = recognise_norm(some.pre, some.z, epsilons), None
-        if norm is None and targets:
-            norm = recognise_norm(lambda x: some.pre(x)[2:], some.z, epsilons)
-            normed_keys = None if norm is None else NormedKeys.find(block, norm, epsilons)
+        if of_some is None:
+            norm = recognise_norm(some.pre, some.z, epsilons)
+            flipped = some.pre(some.z.flip(0)[None])
+            pairs = zip(some.tables, flipped, strict=True)
+            keys, values = [not _same_flipped(table[1], x[0]) for table, x in pairs][1:]
+            of_values = norm is None and targets > 0
+            if of_values:
+                norm = recognise_norm(lambda x: some.pre(x)[2:], some.z, epsilons)
+        else:
+            norm, of_values = of_some.norm, of_some.normed_keys is not None
+            keys, values = of_some.keys_know_position, of_some.values_know_position
+        normed_keys = None
+        if norm is not None and of_values:
+            normed_keys = NormedKeys.find(block, norm, epsilons)
             if normed_keys is None:
                 norm = None
-        flipped = some.pre(some.z.flip(0)[None])
-        pairs = zip(some.tables, flipped, strict=True)
-        keys, values = [not _same_flipped(table[1], x[0]) for table, x in pairs][1:]
         if norm is None:
             return Structure(None, keys, values)
         _, key_heads, _, width = block.tables[1].shape
@@ -197,9 +207,7 @@ def run_attention(block: Block) -> Structure:
 
 
 def _validated(block: WholeBlock, start: Start, rows: Tensor, with_output: bool) -> Structure:
-    found = inspect_structure(block, block.epsilons, len(rows) if start.is_target_token else 0)
-    if not block.has_attention or not (found.opens or with_output):
-        return found
+    targets = len(rows) if start.is_target_token else 0
     with torch.no_grad():
         few = None if block.some is block else start.of_tokens(block.few)
         if few is not None:  # of a long text a few tokens all along the path, and the whole once
@@ -207,9 +215,12 @@ def _validated(block: WholeBlock, start: Start, rows: Tensor, with_output: bool)
             on_few = _validated(block.some, few, there, with_output)
             if not on_few.opens:
                 return on_few
-            found = found if on_few.norm is not None else on_few
+            found = inspect_structure(block, block.epsilons, targets, on_few)
             seen = observe(block.attend_at, Sample.of(start, block.z, rows, block.epsilons, True))
         else:
+            found = inspect_structure(block, block.epsilons, targets)
+            if not block.has_attention or not (found.opens or with_output):
+                return found
             sample = Sample.of(start, block.z, rows, block.epsilons)
             first = _checked_post(block, sample.z[0], rows) if with_output else None
             some = block.some
@@ -276,7 +287,7 @@ def make_path(block: Block, structure: Structure, start: Start, rows: Tensor) ->
     with torch.no_grad():
         if start.shared is not None:
             along = (
-                QKVClosedForm.between(norm, block.pre, start.shared, z)
+                QKVClosedForm.between(norm, block.pre, start.shared, z, block.tables)
                 if closed and norm is not None
                 else QKVByRunning(block.pre, start.shared, z)
             )

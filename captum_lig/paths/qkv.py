@@ -37,11 +37,22 @@ class QKVClosedForm:
     """``(S,)`` mean squares of the start and of the end, and their mean product."""
 
     @classmethod
-    def between(cls, norm: Norm, pre: Pre, start: Tensor, end: Tensor) -> QKVClosedForm:
-        """From ``start`` to ``end``, both ``(S, D)``."""
+    def between(
+        cls, norm: Norm, pre: Pre, start: Tensor, end: Tensor, tables: QKV | None = None
+    ) -> QKVClosedForm:
+        """From ``start`` to ``end``, both ``(S, D)``.
+
+        ``tables`` are those of the zero vector and of ``end``, ``(2, heads, S, d)`` each, if they
+        are known.
+        """
         c0, c1 = norm.center(start), norm.center(end)
         moments = (c0 * c0).mean(-1), (c1 * c1).mean(-1), (c0 * c1).mean(-1)
-        return cls(norm, pre(torch.stack([torch.zeros_like(end), start, end])), moments)
+        if tables is None:
+            return cls(norm, pre(torch.stack([torch.zeros_like(end), start, end])), moments)
+        bias, at_end = zip(*(table.split(1) for table in tables), strict=True)
+        at_start = pre(start[None]) if bool(start.any()) else bias
+        q, k, v = (torch.cat(three) for three in zip(bias, at_start, at_end, strict=True))
+        return cls(norm, (q, k, v), moments)
 
     def double(self) -> QKVClosedForm:
         """The same in float64."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["RelevanceComparison", "compare", "compare_with_layer_integrated_gradients"]
 
 MAPS = ("carried", "stays", "uniform")
+FAR = 5e-2
+"""Changes that are further apart are of two questions; half precision is off by less."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,7 +149,7 @@ def compare(
     its own relevances are compared, and neither is used.
 
     Raises:
-        LigError: for a graph of other layers or another text.
+        LigError: for a graph of other layers or another text, or towards another number.
     """
     first, end = graph.indices[0], graph.indices[-1] + 1
     if direct.layers[-1] != end or direct.layers[0] < first:
@@ -160,6 +162,13 @@ def compare(
         raise LigError(
             f"the graph is of {len(graph.positions)} tokens, the inputs of "
             f"{len(direct.positions)}: give the text that the graph was made of."
+        )
+    change = direct.change if graph.change is None else graph.change
+    if not abs(change - direct.change) <= FAR * max(abs(change), abs(direct.change)):
+        raise LigError(
+            f"the graph is of {graph.target!r}, which changes by {change:.6g}, the direct "
+            f"relevances of {direct.target!r}, which changes by {direct.change:.6g}: give both the "
+            "same target and baselines."
         )
     if graph.target is None:
         trace = shared_out(graph, start=direct.tokens[-1], rule=rule, absolute=absolute)

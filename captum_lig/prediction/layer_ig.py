@@ -311,7 +311,17 @@ class _Question:
             internal_batch_size=internal_batch_size,
             return_convergence_delta=True,
         )
-        return attributions[0, self.positions].detach().double().sum(-1), delta.detach()
+        found = attributions[0].detach().double().sum(-1)
+        kept = torch.zeros_like(found, dtype=torch.bool)
+        kept[self.positions] = True
+        if bool((found[~kept].abs() > 1e-3 * found.abs().sum()).any()):
+            token = int((found.abs() * ~kept).argmax())
+            raise LigError(
+                f"the target, {self.bound.words}, reads token {token}, which is padding: read it "
+                "at the text's own tokens, as logit(token) of captum_lig.prediction does, or give "
+                "the text without padding."
+            )
+        return found[self.positions], delta.detach()
 
 
 def _blocks(call: ModelCall) -> list[BlockCall]:

@@ -65,6 +65,32 @@ def test_records_are_those_of_each_sentence(
         assert {one["rows"] for one in expected if one["number"] == 1} == {10}  # of 11 tokens
 
 
+def test_settings_of_a_run_are_not_passed_over(corpus: Path, model: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"measures": (OF_TOKENS,), "layers": [0], "limit": 1, "workers": 1}
+    result = run(corpus, model, out=tmp_path / "plain", tolerance=None, **given)
+    assert result.counts == {"failed": 1}
+    assert "tolerance=None" in result.dataset("texts").to_table()["reason"][0].as_py()
+    few, many = (
+        list(
+            records(
+                run(
+                    corpus,
+                    model,
+                    out=tmp_path / f"{most}",
+                    n_steps=2,
+                    tolerance=1e-7,
+                    max_steps=most,
+                    **given,
+                )
+            )
+        )
+        for most in (3, 1024)
+    )
+    assert sum(one["unconverged_rows"] for one in few) > sum(
+        one["unconverged_rows"] for one in many
+    )
+
+
 # ---- the command -----------------------------------------------------------------------------
 
 

@@ -163,5 +163,16 @@ def test_direct_edges_at_a_token(edges: DirectEdges) -> None:
     assert edges.at(-1).value.tolist() == [-3.0]
     with pytest.raises(LigError, match="2 tokens"):
         edges.at("the")
+    nameless = replace(edges, labels=None)
+    assert nameless.at(4).value.tolist() == [-3.0]
+    assert len(nameless.at(3)) == 0
+    with pytest.raises(LigError, match="token=-1"):
+        nameless.at(-1)  # how many tokens there are is not known
+    with pytest.raises(LigError, match=r"edges at token 1, .* sums over all tokens"):
+        edges.at(1).summed()
+    with pytest.raises(LigError, match="sums over positions"):
+        edges.summed().at(1)
+    assert edges.words(0) == []
+    assert edges.words(2) == edges.words()[:2]
     assert repr(edges).count("\n") == 0
     assert "a0.h1 -&gt; a1.h0.k" in edges._repr_html_()

@@ -264,11 +264,7 @@ def differences(every: list[dict[str, Outcome]]) -> list[str]:
 
 def of_kind(kind: Kind, families: list[str], folder: Path) -> list[list[str]]:
     """Rows of the table."""
-    try:
-        of = [f"{kind.package} {version(kind.package).split('+')[0]}", kind.words]
-    except PackageNotFoundError:
-        say(f"{kind.package} is not installed.")
-        return []
+    of = [f"{kind.package} {version(kind.package).split('+')[0]}", kind.words]
     by_word: dict[str, dict[str, dict[str, Outcome]]] = {}
     for family in families:
         say(f"{' '.join(of)}, {family}")
@@ -288,11 +284,23 @@ def of_kind(kind: Kind, families: list[str], folder: Path) -> list[list[str]]:
     ]
 
 
+def installed(kind: Kind) -> bool:
+    try:
+        version(kind.package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def main() -> int:
-    """Print the table; 1 if something went wrong."""
+    """Print the table; 1 if something went wrong, or not all libraries are here to be tried."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("kinds", nargs="*", default=[], help=", ".join(KINDS))
     given = parser.parse_args()
+    missing = sorted({KINDS[k].package for k in given.kinds or KINDS if not installed(KINDS[k])})
+    if missing:
+        say(f"Not installed: {', '.join(missing)}. Install them, or name what to try.")
+        return 1
     warnings.simplefilter("ignore")
     use_threads(1)
     rows: list[list[str]] = []

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from captum_lig import LayerFlowIG, LigError, patching, why
 from captum_lig.flow.flows import Flows
+from captum_lig.metrics import erasure
 from captum_lig.patching import Node
 from captum_lig.prediction import logit, state, target_value
 from tests.helpers.models import tiny_gpt2
@@ -64,6 +65,18 @@ def test_a_logit_at_a_token(loaded: tuple[Any, Any], words: list[str], single: s
     assert result[0].target == same[0].target == f"logit(7) at position {at}"
     for one, other in zip(result, same, strict=True):
         assert torch.equal(one.entering, other.entering)
+
+
+def test_erasing_towards_a_logit_at_a_token(
+    loaded: tuple[Any, Any], words: list[str], single: str
+) -> None:
+    model, tokenizer = loaded
+    inputs, relevance = tokenizer(TEXT, return_tensors="pt"), torch.arange(len(words))[None]
+    named, numbered = (
+        erasure(model, inputs, relevance, logit(7, position=at), other_ids(tokenizer))[0]
+        for at in (single, words.index(single))
+    )
+    assert torch.equal(named.without, numbered.without)
 
 
 def test_the_state_of_a_token(loaded: tuple[Any, Any], words: list[str], single: str) -> None:

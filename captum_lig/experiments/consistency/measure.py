@@ -11,6 +11,7 @@ import torch
 from captum_lig.corpus import Results
 from captum_lig.corpus.measures.base import Column, Measure, Rows, Tables
 from captum_lig.corpus.seen import Seen
+from captum_lig.errors import LigError
 from captum_lig.experiments.consistency.pairings import Record, measure_text
 from captum_lig.flow.words import word_groups
 
@@ -36,6 +37,8 @@ class Pairings(Measure):
     def rows(self, seen: Seen) -> Mapping[str, Rows]:
         """See :meth:`Measure.rows`."""
         settings, subject = seen.settings, seen.model.subject
+        if settings.tolerance is None:
+            raise LigError("tolerance=None: pairings count the rows that miss one, give it.")
         found: dict[str, list[Any]] = {"text": []}
         for text, encoding in enumerate(seen.encodings):
             words = None
@@ -47,7 +50,8 @@ class Pairings(Measure):
                 encoding,
                 words,
                 n_steps=settings.n_steps,
-                tolerance=settings.tolerance or 1e-3,
+                tolerance=settings.tolerance,
+                max_steps=settings.max_steps,
             )
             found["text"] += [text] * len(measured)
             for record in measured:

@@ -199,6 +199,7 @@ def measure_text(
     n_steps: int = 16,
     method: str = "gausslegendre",
     tolerance: float = 1e-3,
+    max_steps: int = 1024,
     dtype: torch.dtype | None = None,
     show_progress: bool = False,
 ) -> list[Record]:
@@ -229,7 +230,7 @@ def measure_text(
                 n_steps=n_steps,
                 method=method,
                 tolerance=tolerance,
-                max_steps=max(1024, n_steps),
+                max_steps=max(max_steps, n_steps),
                 dtype=dtype,
                 show_progress=show_progress,
                 boundaries=boundaries,

@@ -25,6 +25,7 @@ __all__ = [
     "few_bit_layers",
     "in_full",
     "is_quantised",
+    "rounds_to_half",
 ]
 
 AT_ONCE = 1024
@@ -175,6 +176,19 @@ def _rounds(layer: nn.Module, dtype: torch.dtype) -> bool:
         both, alone, large, zero = (_wide(bare(x[None, None])) for x in given)
     expected = SMALL * (large - zero)
     return not float((both - alone - expected).norm()) <= 0.5 * float(expected.norm())
+
+
+def rounds_to_half(module: nn.Module) -> bool:
+    """Whether a layer in few bits takes its vectors in half precision, whatever it gets."""
+    for _, layer in few_bit_layers(module):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 1, _width(layer), generator=generator).to(_device(layer))
+        with torch.no_grad():
+            own = layer.forward(x)
+            halves = [layer.forward(x.to(kind).float()) for kind in (torch.bfloat16, torch.half)]
+        if any(torch.equal(own, one) for one in halves):
+            return True
+    return False
 
 
 def _plain(layer: nn.Module, own: torch.dtype) -> nn.Linear:

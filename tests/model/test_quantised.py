@@ -63,6 +63,13 @@ class Forward(Four):
         return super().forward(x)
 
 
+class Halved(Forward):
+    """As bitsandbytes' for 4 bits: it multiplies in bfloat16, whatever it gets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.bfloat16()).to(x)
+
+
 class Rounding(Eight):
     """As torchao's and bitsandbytes' for 8 bits: vectors are rounded, gradients as if not."""
 
@@ -167,6 +174,27 @@ def test_kernels_without_gradients(dtype: torch.dtype | None) -> None:
     for one, wanted in zip(found, some_of(full, ids, dtype=dtype), strict=True):
         torch.testing.assert_close(one, wanted, rtol=2e-3, atol=2e-4, equal_nan=True)
     assert all(b.not_supported is None for b in inspect_model(few, ids).blocks)
+
+
+def test_kernels_in_half_precision() -> None:
+    """The recorded run is held to what such kernels can tell: attention that is summed in another
+    order sends some numbers to the next of bfloat16."""
+    few = exchanged(models.tiny_llama(torch.float32, layers=24), Halved)
+    ids = torch.arange(64).view(1, -1) % 40
+    lig = LayerFlowIG(few, layer=[few.get_submodule("layers.23")])
+    flow = lig.attribute(ids, n_steps=8, tolerance=None, output_indices=[-1])[0]
+    assert bool(torch.isfinite(flow.layer).all())
+    # One that is exact is held to what float32 can tell.
+    moved = [False]
+
+    def move(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+        moved[0] = not moved[0]
+        return output + 1e-3 * output.roll(1, -1) if moved[0] else output
+
+    exact = exchanged(models.tiny_llama(torch.float32, layers=1), Eight)
+    exact.get_submodule("layers.0.mlp").register_forward_hook(move)
+    with pytest.raises(LigError, match="something else"):
+        LayerFlowIG(exact).attribute(ids[:, :5], n_steps=8, tolerance=None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -92,10 +92,9 @@ def options() -> set[str]:
         for parameter in command.params
         for name in (*parameter.opts, *parameter.secondary_opts)
     }
-    sources = "".join(
-        file.read_text()
-        for file in (*(ROOT / "benchmarks").rglob("*.py"), ROOT / "tests" / "matrix.py")
-    )
+    tests = (ROOT / "tests" / name for name in ("matrix.py", "helpers/interrupted_calls.py"))
+    files = (*(ROOT / "benchmarks").rglob("*.py"), *tests)
+    sources = "".join(file.read_text() for file in files)
     return of_commands | {"--help", *re.findall(r'["[](--[a-z][a-z-]*)', sources)}
 
 

@@ -42,7 +42,7 @@ SMOKE = (
     "tests/test_canary.py",
     "tests/test_installed.py",
     "tests/test_layer_flow_ig.py",
-    "tests/test_set_to_set_ig.py",
+    "tests/set_to_set",
     "tests/integrals/test_memory.py",
     "tests/flow",
     "tests/io",

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from captum_lig._arguments import brief, users_line, whole_number
-from captum_lig.errors import LigError
+from captum_lig.errors import LigError, out_of_memory
 from captum_lig.model.compare import tolerance
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.unchanged import MadeOf
 from captum_lig.patching.effects import Effects, Means
 from captum_lig.patching.nodes import Kind, Node
 from captum_lig.patching.runs import Layers, Place, Run, Runner, blocks_of, runner
-from captum_lig.paths.memory import in_halves, out_of_memory
+from captum_lig.paths.memory import in_halves
 from captum_lig.prediction.baselines import input_baseline
 from captum_lig.prediction.positions import own_tokens
 from captum_lig.prediction.targets import Target, read_target

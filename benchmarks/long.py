@@ -241,7 +241,11 @@ def run(
         TITLE,
         f"The layer map of the last token, {POINTS} path points to begin with, every step in "
         f"seconds. *{SHAPE}* is a layer 2048 wide with 32 heads on 8 key heads, 8192 inside its "
-        "MLP, of random weights and random scales of its norms. *model's pass*: the model by "
+        "MLP, of random weights and random scales of its norms. *whole, model* is every layer of "
+        "the language model; *whole, number* is why a text that names "
+        f"a city once goes on with {NAMES[0]} rather than {NAMES[1]} at its end, against the text "
+        "with the other name: every head and MLP of every layer, summed over what they read, to "
+        "the usual tolerance. *model's pass*: the model by "
         "itself. *recording* runs it with our attention function and masks, *comparing* runs it "
         "as it is, *validating* holds the split block and its path against the block's own code. "
         "*a sequence*: what follows the attention, forward and backward, for as many tokens as "

@@ -32,7 +32,7 @@ from benchmarks.common import say
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs"
 BLOCK = re.compile(r"<!-- measured: (python -m .+?) -->\n(.*?)\n?<!-- measured: end -->", re.S)
-STAMP = re.compile(r"Measured on ([\d-]+), of ([^:]+):(.*)")
+STAMP = re.compile(r"Measured on ([\d-]+), of ([^:\n]+):(.*)")
 DATE = re.compile(r"Measured on ([\d-]+)")
 TOOK = re.compile(r"; took ([\d,]+) s\b")
 

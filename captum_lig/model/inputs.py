@@ -197,12 +197,16 @@ class ModelCall:
 
     def _with(self, batch: int, change: Callable[[Tensor], Tensor]) -> ModelCall:
         """The call with what it holds of each of ``batch`` texts changed."""
+        made: dict[int, Tensor] = {}  # of one tensor one: masks are known by the tokens they are of
 
         def changed(name: str, value: Any) -> Any:
             if isinstance(value, Tensor):
                 of_tokens = name in OF_TOKENS and value.dim() == 1
-                of_texts = value.dim() > 0 and len(value) == batch and not of_tokens
-                return change(value) if of_texts else value
+                if value.dim() == 0 or len(value) != batch or of_tokens:
+                    return value
+                if id(value) not in made:
+                    made[id(value)] = change(value)
+                return made[id(value)]
             if isinstance(value, dict):  # an encoder's output, that transformers reads by class
                 return type(value)({key: changed(key, item) for key, item in value.items()})
             if type(value) in (list, tuple):
@@ -216,7 +220,7 @@ class ModelCall:
             self,
             args=tuple(map(changed, names, self.args)),
             kwargs={name: changed(name, value) for name, value in self.kwargs.items()},
-            masked=masked,
+            masked=tuple(one for one in masked if bool(one.padding.any())),
         )
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

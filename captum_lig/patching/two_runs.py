@@ -308,24 +308,30 @@ class TwoRuns:
         number = self.runner.chosen[-1]
         own = self.input.values[number, "entering"]
         other = own if self.baseline is None else self.baseline.values[number, "entering"]
-        z = torch.cat([own, other]).requires_grad_()
-        try:
-            with torch.enable_grad():
-                found = self.put(self.input, number, "entering", lambda _: z, 2).unbind()
-        except (RuntimeError, LigError) as error:
-            if out_of_memory(error):
-                self.at_once = 1  # alone they reach nothing
-            return  # a number or a kernel without gradients does not tell
-        for n, value in enumerate(found):
-            if not value.requires_grad:
-                continue
-            (grad,) = torch.autograd.grad(value, z, retain_graph=True, allow_unused=True)
-            if grad is not None and bool(grad[1 - n].nan_to_num().any()):
-                raise LigError(
-                    f"the number, {self.target}, of a text depends on the texts beside it, and "
-                    "patched copies run together: give one that reads each text alone, or "
-                    "internal_batch_size=1."
-                )
+
+        def check(copies: Tensor) -> None:
+            if len(copies) < 2:
+                return  # there is no memory for two
+            z = torch.cat([own, other]).requires_grad_()
+            try:
+                with torch.enable_grad():
+                    found = self.put(self.input, number, "entering", lambda _: z, 2).unbind()
+            except (RuntimeError, LigError) as error:
+                if out_of_memory(error):
+                    raise
+                return  # a number or a kernel without gradients does not tell
+            for n, value in enumerate(found):
+                if not value.requires_grad:
+                    continue
+                (grad,) = torch.autograd.grad(value, z, retain_graph=True, allow_unused=True)
+                if grad is not None and bool(grad[1 - n].nan_to_num().any()):
+                    raise LigError(
+                        f"the number, {self.target}, of a text depends on the texts beside it, "
+                        "and patched copies run together: give one that reads each text alone, or "
+                        "internal_batch_size=1."
+                    )
+
+        in_halves(check, torch.arange(2))
 
     def _check_no_padding(self) -> None:
         """Refuse a number that reads padding, of which there are no nodes.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 
 import pytest
+import torch
 
-from captum_lig import LayerFlowIG
+from captum_lig import FlowGraph, LayerFlowIG, patching
 from tests.helpers.families import FAMILIES, Family
 from tests.helpers.laws import check_laws, number_of, other_inputs
 
@@ -46,3 +47,28 @@ def test_a_number_is_handed_down(family: Family) -> None:
         assert heads == (1 if family.out is None and "whole" in family.sites else 4)
         if family.causal and flow.index >= len(family.sites) - 2:
             assert not flow.need("attention").triu(1).any()
+
+
+@pytest.mark.parametrize("name", ["bert", "bloom", "deberta-v2", "gpt2"])
+@pytest.mark.parametrize("lengths", [(6, 3), (3, 6), (5, 4)])
+def test_padded_texts_are_what_they_are_alone(name: str, lengths: tuple[int, int]) -> None:
+    """Also where the blocks do not show their masks, and padding is seen from the inputs."""
+    (model,) = (family.build() for family in FAMILIES if family.name == name)
+    generator = torch.Generator().manual_seed(1)
+    ids, other = (torch.randint(4, 40, (2, max(lengths)), generator=generator) for _ in range(2))
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    given = {"input_ids": ids * mask, "attention_mask": mask}
+
+    def number(output: object) -> torch.Tensor:
+        return number_of({"of": output[0][:, :3]})  # type: ignore[index]
+
+    flows = LayerFlowIG(model).attribute(given, other * mask, number)
+    for text, length in enumerate(lengths):
+        own, its = (x[text : text + 1, :length] for x in (ids, other))
+        alone = FlowGraph(LayerFlowIG(model).attribute(own, its, number)).relevance()
+        found = FlowGraph(flows, text=text).relevance()
+        torch.testing.assert_close(found.tokens, alone.tokens, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found.heads, alone.heads, rtol=1e-5, atol=1e-6)
+        effects = patching.effects(model, given, other * mask, number, "tokens", text=text)
+        wanted = patching.effects(model, own, its, number, "tokens")
+        torch.testing.assert_close(effects.taken_out, wanted.taken_out, rtol=1e-5, atol=1e-6)

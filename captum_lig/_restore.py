@@ -16,6 +16,7 @@ from itertools import dropwhile
 from traceback import walk_tb
 from types import FrameType, GeneratorType, TracebackType
 from typing import Any, TypeVar
+from weakref import finalize
 
 import torch
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
@@ -82,16 +83,16 @@ class _Restored:
     """At the end puts back what is noted, our variables, and what torch has for each thread."""
 
     def __init__(self) -> None:
-        self._notes: list[Undo] = []
+        self.notes: list[Undo] = []
         self._values = [(one, one.get()) for one in _variables]
         self._grad, self._modes = torch.is_grad_enabled(), _get_current_function_mode_stack()
 
     def __enter__(self) -> None:
-        _notes.set(self._notes)
+        _notes.set(self.notes)
 
     def __exit__(self, _: object, __: object, traceback: TracebackType | None) -> None:
         _close_interrupted(traceback)
-        for undo in reversed(self._notes):
+        for undo in reversed(self.notes):
             undo()
         if torch.is_grad_enabled() != self._grad:
             torch.set_grad_enabled(self._grad)
@@ -144,6 +145,9 @@ def restoring(function: Callable[P, R]) -> Callable[P, R]:
 class _RestoringContext(AbstractContextManager[R]):
     def __init__(self, manager: AbstractContextManager[R]) -> None:
         self._manager, self._restored = manager, _Restored()
+        # Its end may be interrupted before the first line of it, or never come.
+        self._dropped = finalize(self, _put_back, self._restored)
+        self._dropped.atexit = False
 
     def __enter__(self) -> R:
         try:
@@ -157,7 +161,14 @@ class _RestoringContext(AbstractContextManager[R]):
         with self._restored, self._restored:
             # The manager hands the user's error on without raising it: nothing else would end them.
             _close_interrupted(error[2])
-            return self._manager.__exit__(*error)
+            left = self._manager.__exit__(*error)
+        self._dropped.detach()
+        return left
+
+
+def _put_back(restored: _Restored) -> None:
+    if _notes.get() is restored.notes:  # and not in another's context
+        restored.__exit__(None, None, None)
 
 
 def restoring_context(

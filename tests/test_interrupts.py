@@ -67,6 +67,19 @@ def test_at_any_line(calls: Callable[[str], Call], name: str) -> None:
         other.submit(run).result(timeout=60)
 
 
+@pytest.mark.parametrize("name", ["circuits_of_edges", "circuits_of_nodes"])
+def test_as_a_context_is_entered_and_left(calls: Callable[[str], Call], name: str) -> None:
+    """Where nothing of the context's own runs yet, too, once the exception is gone."""
+    model, run = calls(name)
+    before = snapshot(model)
+    entered = [m for spot, m in spots(run).items() if spot[2].endswith("interrupted_calls.py")]
+    moments = {moment for some in entered for moment in (some[0], some[-1])}
+    assert len(moments) > 8
+    for moment in sorted(moments):
+        where = interrupted(run, moment, KeyboardInterrupt)
+        assert not before.changes(), where
+
+
 @pytest.mark.parametrize("name", ["towards_a_number", "set_to_set", "circuits_of_nodes"])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_under_the_callers_grad_mode(

@@ -40,29 +40,38 @@ def compare_with_model(calls: list[BlockCall], run: Callable[[], Any]) -> None:
     Raises:
         LigError: if a block gives something else.
     """
-    outputs: dict[nn.Module, list[Tensor]] = {call.module: [] for call in calls}
-    lengths = {call.module: call.hidden.shape[1] for call in calls}
+    found: dict[tuple[nn.Module, int], tuple[bool, float]] = {}
+    recorded = {(call.module, call.turn): call for call in calls}
+    turns = {call.module: 0 for call in calls}
 
-    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        outputs[module].append(_padded(first_tensor(output).detach(), lengths[module]))
+    def compare(module: nn.Module, output: Tensor) -> None:
+        # As they leave: all of them together would be as much again as the record.
+        turn = turns[module]
+        turns[module] += 1
+        if (call := recorded.get((module, turn))) is not None:
+            own, kept = _padded(output.detach(), call.hidden.shape[1]), call.valid
+            finite = bool(torch.isfinite(own[kept]).all())
+            found[module, turn] = finite, _difference(call.output[kept], own[kept])
 
+    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        compare(module, first_tensor(output))
+
+    with torch.no_grad():
+        for call in calls:
+            if isinstance(call.module, Span):
+                compare(call.module, call.module(call.hidden, *call.args[1:], **call.kwargs))
+        modules = [module for module in turns if not isinstance(module, Span)]
+        with hooked(modules, leave=leave):
+            run()
     for call in calls:
-        if isinstance(call.module, Span):
-            outputs[call.module] = [call.module(call.hidden, *call.args[1:], **call.kwargs)]
-    modules = [module for module in outputs if not isinstance(module, Span)]
-    with hooked(modules, leave=keep), torch.no_grad():
-        run()
-    for call in calls:
-        own = outputs[call.module][call.turn]
-        kept = call.valid
-        if not bool(torch.isfinite(own[kept]).all()):
+        finite, difference = found[call.module, call.turn]
+        if not finite:
             raise LigError(
                 f"{call.describe()} has activations that are not finite when the model runs by "
                 "itself on these inputs, at tokens that are no padding: load it with another "
                 "dtype or attention implementation, or give texts one at a time, without padding."
             )
-        half = own.dtype not in (torch.float32, torch.float64)
-        difference = _difference(call.output[kept], own[kept])
+        half = call.output.dtype not in (torch.float32, torch.float64)
         if not difference <= (5e-2 if half else 1e-4):
             if difference <= 5e-2 and rounds_to_half(call.module):
                 continue  # as precise as in half precision

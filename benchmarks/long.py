@@ -21,7 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.common import (
     GIB,
@@ -37,7 +37,7 @@ from benchmarks.common import (
     use_threads,
 )
 from benchmarks.shapes import SHAPES, Layer, token_ids
-from benchmarks.target_cost import TEXT
+from benchmarks.target_cost import NAMES, recalled
 from benchmarks.texts import load
 from captum_lig import LayerFlowIG
 from captum_lig.attribution import block as chain_block
@@ -53,8 +53,6 @@ SHAPE = "Llama 1B"
 POINTS = 16
 RATIO = 2.0
 """Most seconds of a whole call, in those that path points take that fill a sequence."""
-NAMES = ("Paris", "London")
-"""A name that a text ends with, and one that the other text has in its place."""
 GIBS = 4.0
 """Most memory beyond the model."""
 PHASES = ("recording", "comparing", "validating", "path points")
@@ -140,14 +138,6 @@ def drawn(tokens: int) -> nn.Module:
         if "norm" in name:
             nn.init.normal_(parameter, 1.0, 0.3, generator=generator)
     return model
-
-
-def recalled(tokenizer: Any, name: str, tokens: int) -> Tensor:
-    """``(1, tokens)`` a text that says a name once, and asks for it at the end."""
-    begin = tokenizer(f"The capital of the old kingdom was called {name}. ").input_ids
-    end = tokenizer(" The capital of the old kingdom was called").input_ids
-    between = tokenizer(TEXT * (tokens // 64)).input_ids[: tokens - len(begin) - len(end)]
-    return torch.tensor([begin + between + end])
 
 
 def sequence_of_points(layer: Layer) -> None:

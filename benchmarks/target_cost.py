@@ -51,7 +51,9 @@ TEXT = (
     " lost: "
 )
 OTHER = " key"
-"""Stands in place of the second word in the counterfactual text."""
+"""Stands in place of the second word in the encoder's counterfactual text."""
+NAMES = ("Paris", "London")
+"""A name that a decoder's text ends with, and one that the other text has in its place."""
 SENTENCE = "Nobody has opened the cupboard for years."
 """The encoder's number is the cosine with it."""
 PASSES, NODES = 2.5, 20.0
@@ -121,22 +123,31 @@ def forward_backward(model: Any, ids: Tensor) -> None:
     torch.autograd.grad(model(inputs_embeds=given * 1)[0].sum(), given)
 
 
+def recalled(tokenizer: Any, name: str, tokens: int) -> Tensor:
+    """``(1, tokens)`` a text that says a name once, and asks for it at the end."""
+    begin = tokenizer(f"The capital of the old kingdom was called {name}. ").input_ids
+    end = tokenizer(" The capital of the old kingdom was called").input_ids
+    between = tokenizer(TEXT * (1 + tokens // 64)).input_ids[: tokens - len(begin) - len(end)]
+    return torch.tensor([begin + between + end])
+
+
 def measure(case: Case, threads: int) -> Found:
     """Run a case, here and now."""
     use_threads(threads)
     warnings.simplefilter("ignore")
     tokenizer, model = load(case.model, causal=case.model is not None)
-    ids = tokenizer(TEXT * 8, return_tensors="pt").input_ids[:, : case.tokens]
     target: Any
     if case.model is None:
-        target, second = cosine(SENTENCE), 2
+        target = cosine(SENTENCE)
+        ids = tokenizer(TEXT * 8, return_tensors="pt").input_ids[:, : case.tokens]
         ids[0, -1] = tokenizer.sep_token_id
+        other = ids.clone()
+        other[0, 2] = tokenizer(OTHER, add_special_tokens=False).input_ids[0]
     else:
-        target, second = (case.tokens - 1, tokenizer(" are").input_ids[0]), 1
-    start = None
-    if case.baseline == "counterfactual":
-        start = ids.clone()
-        start[0, second] = tokenizer(OTHER, add_special_tokens=False).input_ids[0]
+        # How much hangs on the word is what decides the cost: here it is 15 logits.
+        ids, other = (recalled(tokenizer, name, case.tokens) for name in NAMES)
+        target = (case.tokens - 1, tokenizer(f" {NAMES[0]}").input_ids[0])
+    start = other if case.baseline == "counterfactual" else None
     lig = LayerFlowIG(model)
     work = partial(lig.attribute, ids, baselines=start, target=target, tolerance=TOLERANCE)
     with torch.no_grad():

@@ -81,7 +81,8 @@ def browser_seconds() -> float:
         except OSError:  # it has ended
             continue
         pid = int(stat.parent.name)
-        parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+        # With what those took that it waited for: a tab that is closed ends some time later.
+        parents[pid], ticks[pid] = int(fields[1]), sum(map(int, fields[11:15]))
     family = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in family} - family:
         family |= more

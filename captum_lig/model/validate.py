@@ -64,6 +64,12 @@ def compare_with_model(calls: list[BlockCall], run: Callable[[], Any]) -> None:
         with hooked(modules, leave=leave):
             run()
     for call in calls:
+        if (call.module, call.turn) not in found:
+            raise LigError(
+                f"{call.describe()} ran while it was recorded, and not when the model ran again on "
+                "the same inputs: it is left out at random (layerdrop), or by a state of the "
+                "model. Switch that off."
+            )
         finite, difference = found[call.module, call.turn]
         if not finite:
             raise LigError(

@@ -57,11 +57,26 @@ class Forgetful(Attending):
         return super().forward(x) * self.times
 
 
+class Dropping(Model):
+    """It leaves its last block out in every second run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.times = getattr(self, "times", 0) + 1
+        for block in list(self.blocks)[: 2 - self.times % 2]:
+            x = block(x)
+        return x
+
+
 class Windows(Attending):
     """Attention in windows, each a sequence of its own."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.reshape(-1, 2, x.shape[-1])).reshape(x.shape)
+
+
+def test_a_block_that_does_not_run_each_time() -> None:
+    model = drawn(Dropping(Attending({}), Attending({})))
+    refused(model, noise(2, LENGTH, WIDTH), "blocks.1", "Attending", "layerdrop")
 
 
 @pytest.mark.parametrize(

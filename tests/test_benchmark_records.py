@@ -15,7 +15,8 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     record.add({"sentence": 3}, took=1.5)
     record.add({"sentence": 7}, took=2)
     whole = path.read_bytes()
-    for cut in range(whole.index(b"7"), len(whole)):
+    last = whole.rindex(b"\n", 0, -1) + 1  # where the row of sentence 7 starts
+    for cut in range(last, len(whole)):
         path.write_bytes(whole[:cut])
         again = Record(path, {"model": "one"})
         assert [row["sentence"] for row in again.rows] == [3]

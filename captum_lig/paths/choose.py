@@ -176,9 +176,22 @@ def inspect_structure(
         _, key_heads, _, width = block.tables[1].shape
         rotary = None
         if keys and not values and targets > 2 * probes_needed(key_heads, width):
-            bias = block.tables[1][:1]
-            rotary = RotaryMaps.find(lambda x: block.keys(x) - bias, block.z, key_heads, width)
+            rotary = _rotary_maps(block, None if of_some is None else of_some.rotary)
     return Structure(norm, keys, values, rotary, normed_keys)
+
+
+def _rotary_maps(block: Block, of_some: RotaryMaps | None = None) -> RotaryMaps | None:
+    """What positions do to keys, by maps that a few tokens of a long text show the form of.
+
+    ``of_some`` are the maps of these tokens, if they are known.
+    """
+    if block.some is not block and of_some is None:
+        of_some = _rotary_maps(block.some)
+        if of_some is None:
+            return None
+    entries = None if of_some is None else of_some.entries
+    bias, own = block.tables[1]
+    return RotaryMaps.find(lambda z: block.keys(z) - bias, block.z, own - bias, entries)
 
 
 def choose_structure(
@@ -314,7 +327,7 @@ def _target_token_path(
     mask = None if block.mask is None else block.mask[:, rows]
     bias_logits, mask = row.folded(logits(key_bias), mask)
     if structure.rotary is not None:
-        content = structure.rotary.contents(k - key_bias)[:, rows].repeat_interleave(groups, 0)
+        content = structure.rotary.contents(k - key_bias, rows).repeat_interleave(groups, 0)
         start_logits = structure.rotary.logits(q, content)
     elif structure.keys_know_position:
         start_logits = _logits_of_moved_targets(block, key_bias, q, rows)

@@ -4,6 +4,9 @@ With a rotary encoding (any that is linear, the same for all heads and contents)
 position ``i`` has the key ``k_i(x) = b_i + M_i kappa(x)``, ``kappa`` its key at position 0 less the
 bias. The maps ``M_i`` follow from a few contents put at all positions, by least squares; with them
 each target's content can be put at each position without running the block for every target.
+
+A rotation turns pairs, so most entries of the maps are 0. Which ones are not is known from a few
+positions of a long text, and then fewer contents determine them at all positions.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ Keys = Callable[[Tensor], Tensor]
 
 _AT_ONCE = 4096
 """Tokens that go through the block at once."""
+_SOLVED_AT_ONCE = 512
+"""Maps that are inverted at once."""
 
 
 def probes_needed(key_heads: int, width: int) -> int:
@@ -32,24 +37,30 @@ def probes_needed(key_heads: int, width: int) -> int:
 
 @dataclass(frozen=True)
 class RotaryMaps:
-    """The maps of all positions, as the few entries that are not 0 (a rotation turns pairs)."""
+    """The maps of all positions, as their entries that are not 0."""
 
-    maps: Tensor
-    """``(S, d, d)`` in float64."""
+    values: Tensor
+    """``(S, E)`` in float64."""
     entries: Tensor
     """``(E,)`` positions in a flattened map that are not 0 everywhere."""
+    width: int
+    """Width of a key, ``d``."""
 
     @classmethod
-    def find(cls, keys: Keys, z: Tensor, key_heads: int, width: int) -> RotaryMaps | None:
+    def find(
+        cls, keys: Keys, z: Tensor, own: Tensor, entries: Tensor | None = None
+    ) -> RotaryMaps | None:
         """Probe the block around ``z (S, D)``; None if positions do not act by such maps.
 
         Args:
             keys: the block's keys, less the bias of their positions.
             z: ``(S, D)`` a residual stream.
-            key_heads: number of key heads.
-            width: width of a key.
+            own: ``(Hkv, S, d)`` its keys.
+            entries: ``(E,)`` positions in a flattened map outside of which all are 0, if known.
         """
-        count, sources = probes_needed(key_heads, width), len(z)
+        key_heads, sources, width = own.shape
+        columns = _columns(entries, width).to(z.device)  # (d or 1, C)
+        count = probes_needed(key_heads, columns.shape[1])
         generator = torch.Generator().manual_seed(0)
         chosen = torch.randint(sources, (2, count), generator=generator).to(z.device)
         share = torch.rand(count, 1, generator=generator).to(z)
@@ -62,29 +73,41 @@ class RotaryMaps:
             return keys(some[:, None].expand(-1, sources, -1))
 
         probed = torch.cat([found for part in parts for found in in_halves(at_all, part)])
-        at = probed.double().permute(2, 0, 1, 3).flatten(1, 2)  # (S, probes * Hkv, d)
-        maps = (torch.linalg.pinv(at[0]) @ at).transpose(1, 2).contiguous()  # (S, d, d)
-        size = maps.abs().amax(0).flatten()
-        entries = (size > 1e-5 * size.max()).nonzero().squeeze(-1)
-        found = cls(maps, entries)
-        return found if found._holds(keys, z) else None
+        at = probed.double().permute(2, 3, 0, 1).flatten(2)  # (S, d, probes * Hkv)
+        contents_at = torch.cat([at[0], at.new_zeros(1, at.shape[-1])])[columns]
+        inverse = torch.linalg.pinv(contents_at).expand(width, -1, -1)  # (d, probes * Hkv, C)
+        values = torch.einsum("sdn,dnc->sdc", at, inverse).flatten(1)
+        size = values.abs().amax(0)
+        kept = (size > 1e-5 * size.max()).nonzero().squeeze(-1)
+        places = torch.arange(width, device=z.device)[:, None] * width + columns
+        found = cls(values[:, kept], places.flatten()[kept], width)
+        return found if found._holds(keys, z, own) else None
 
-    def _holds(self, keys: Keys, z: Tensor) -> bool:
+    def _holds(self, keys: Keys, z: Tensor, own: Tensor) -> bool:
         """Whether the maps put the text's own contents where the block puts them."""
         shift = max(1, len(z) // 3)
-        own, moved = keys(torch.stack([z, z.roll(shift, 0)]))
-        kept = torch.zeros_like(self.maps).flatten(1)
-        kept[:, self.entries] = self.maps.flatten(1)[:, self.entries]
-        content = self.contents(own).roll(shift, 1)  # (Hkv, S, d)
-        predicted = torch.einsum("sab,hsb->hsa", kept.view_as(self.maps), content)
+        moved = keys(z.roll(shift, 0)[None])[0].double()
+        content = self.contents(own, torch.arange(len(z), device=z.device)).roll(shift, 1)
+        row, column = self.entries // self.width, self.entries % self.width
+        predicted = torch.zeros_like(moved).index_add_(2, row, self.values * content[..., column])
         tolerance = 1e-6 if z.dtype == torch.float64 else 1e-4
-        gap = (predicted - moved.double()).abs().max()
+        gap = (predicted - moved).abs().max()
         return bool(gap <= tolerance * moved.abs().max())
 
-    def contents(self, own: Tensor) -> Tensor:
-        """``kappa`` ``(Hkv, S, d)`` from the keys of a text at its own positions."""
-        solved: Tensor = torch.linalg.solve(self.maps, own.double().permute(1, 2, 0))
-        return solved.permute(2, 0, 1)
+    def contents(self, own: Tensor, rows: Tensor) -> Tensor:
+        """``kappa`` ``(Hkv, R, d)`` of some tokens from their keys at their own positions.
+
+        Args:
+            own: ``(Hkv, S, d)`` the keys of a text.
+            rows: ``(R,)`` the tokens.
+        """
+        parts = []
+        for some in rows.split(_SOLVED_AT_ONCE):
+            maps = self.values.new_zeros(len(some), self.width**2)
+            maps[:, self.entries] = self.values[some]
+            at = own[:, some].double().permute(1, 2, 0)
+            parts.append(torch.linalg.solve(maps.view(-1, self.width, self.width), at))
+        return torch.cat(parts).permute(2, 0, 1)
 
     def logits(self, q: Tensor, content: Tensor) -> Tensor:
         """``q_j . M_i kappa_j`` for each target at each position.
@@ -96,6 +119,19 @@ class RotaryMaps:
         Returns:
             ``(H, R, S)``.
         """
-        width = q.shape[-1]
-        pairs = q[..., self.entries // width] * content.to(q)[..., self.entries % width]
-        return pairs @ self.maps.flatten(1)[:, self.entries].to(q).T
+        row, column = self.entries // self.width, self.entries % self.width
+        return (q[..., row] * content.to(q)[..., column]) @ self.values.to(q).T
+
+
+def _columns(entries: Tensor | None, width: int) -> Tensor:
+    """``(d, C)`` the columns of entries in each row, filled up with ``width``.
+
+    ``(1, d)`` if every entry is possible.
+    """
+    if entries is None:
+        return torch.arange(width)[None]
+    rows: list[list[int]] = [[] for _ in range(width)]
+    for entry in entries.tolist():
+        rows[entry // width].append(entry % width)
+    most = max(map(len, rows))
+    return torch.tensor([row + [width] * (most - len(row)) for row in rows]).view(width, most)

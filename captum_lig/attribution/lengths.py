@@ -209,6 +209,12 @@ def _check_heads(call: BlockCall, boundaries: frozenset[str]) -> None:
     """Refuse boundaries of heads in a block whose attention is not reached."""
     asked = tuple(name for name in KINDS if name in boundaries and KINDS[name].needs_heads)
     if call.attention is None and asked:
+        if call.hidden.shape[1] == 1:
+            raise LigError(
+                f"one token does not show where {call.describe()} attends: boundaries={asked} "
+                "need to know. Attribute a longer text first, with the same LayerFlowIG, or ask "
+                "for boundaries=('layer',)."
+            )
         raise LigError(
             f"{call.describe()} has no attention that can be reached: boundaries={asked} need "
             "one, and it has the layer boundary alone. Ask for boundaries=('layer',), name the "

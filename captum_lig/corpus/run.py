@@ -21,7 +21,7 @@ from captum_lig.corpus.batches import Batch, batches_of
 from captum_lig.corpus.engines import Engine, find_engine, local
 from captum_lig.corpus.packages import need
 from captum_lig.corpus.settings import DEFAULT, Settings
-from captum_lig.corpus.store import MAPS, Store, read_counts, read_settings
+from captum_lig.corpus.store import MAPS, Store, check_folder, read_counts, read_settings
 from captum_lig.corpus.texts import Corpus, open_corpus
 from captum_lig.corpus.worker import Worker
 from captum_lig.errors import LigError
@@ -139,6 +139,7 @@ def run(
     unknown = set(settings) - set(Settings.__dataclass_fields__)
     if unknown:
         raise LigError(f"{brief(sorted(unknown))} are no settings of a corpus run.")
+    check_folder(Path(out))  # before a model is loaded
     source = open_corpus(corpus)
     if source.count == 0:
         raise _empty(source)

@@ -31,7 +31,7 @@ from captum_lig.corpus.schema import FORMAT, VERSION, arrow_schema
 from captum_lig.corpus.settings import Settings
 from captum_lig.errors import LigError
 
-__all__ = ["FINISHED", "MAPS", "SETTINGS", "Store", "read_counts", "read_settings"]
+__all__ = ["FINISHED", "MAPS", "SETTINGS", "Store", "check_folder", "read_counts", "read_settings"]
 
 SETTINGS, FINISHED = "settings.json", "finished.json"
 PARTS, MAPS = "unfinished", "maps"
@@ -46,6 +46,21 @@ BEGUN = {PARTS, SETTINGS + UNFINISHED}
 """What a run may leave that is cut off before its settings are there."""
 
 KNOWN_AS = {"corpus": "another corpus", "weights": "a model with other weights"}
+
+
+def check_folder(path: Path) -> None:
+    """Refuse an output folder that holds something else than a run.
+
+    Raises:
+        LigError: if it does.
+    """
+    if (path / SETTINGS).exists() or not path.exists():
+        return
+    if not path.is_dir() or {one.name for one in path.iterdir()} - BEGUN:
+        raise LigError(
+            f"{str(path)!r} is there, and holds no settings of a corpus run: choose another "
+            "folder, or remove it."
+        )
 
 
 class Store:
@@ -67,13 +82,9 @@ class Store:
         self.path, self.columns = path, columns
         self.parts, self.maps = path / PARTS, path / MAPS
         about = {"format": FORMAT, "version": VERSION, "settings": settings.to_json()}
+        check_folder(path)
         if (path / SETTINGS).exists():
             _check(path, about)
-        elif path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - BEGUN):
-            raise LigError(
-                f"{str(path)!r} is there, and holds no settings of a corpus run: choose another "
-                "folder, or remove it."
-            )
         self.parts.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.parts / LOCK, timeout=0)
         if not (path / SETTINGS).exists():

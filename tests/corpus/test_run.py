@@ -306,7 +306,7 @@ def test_folders_that_are_not_ours_stay(corpus: Path, tiny: Path, tmp_path: Path
     out.mkdir()
     (out / "a.txt").write_text("mine")
     with pytest.raises(LigError, match="holds no settings of a corpus run"):
-        run(corpus, tiny, out=out, **SETTINGS)
+        run(corpus, tmp_path / "no model", out=out, **SETTINGS)  # seen before a model is looked for
     (out / "settings.json").write_text('{"format": "other"}')
     with pytest.raises(LigError, match="holds no settings of a corpus run"):
         run(corpus, tiny, out=out, **SETTINGS)

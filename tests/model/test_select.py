@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lig import LayerFlow, LayerFlowIG, inspect_model
+from captum_lig.errors import LigError
 from tests.helpers.families import built, drawn, ids, noise, two_texts
 
 DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
@@ -25,11 +26,15 @@ def test_a_text_that_shows_nothing_is_not_remembered() -> None:
     """With one token no attention can be found; with the next text it is."""
     model = built("deberta-v2", **DEBERTA)()
     lig = LayerFlowIG(model)
-    layers_of(lig, {"input_ids": torch.tensor([[5]])}, boundaries=("layer",))
+    one = {"input_ids": torch.tensor([[5]])}
+    with pytest.raises(LigError, match=r"one token does not show.*a longer text first"):
+        layers_of(lig, one)
+    layers_of(lig, one, boundaries=("layer",))
     found, expected = layers_of(lig, ids(model)), layers_of(LayerFlowIG(model), ids(model))
     assert len(found) == 4
     for x, y in zip(found, expected, strict=True):
         assert torch.equal(x, y)
+    assert len(layers_of(lig, one)) == 4
 
 
 def test_nor_one_that_is_padding_but_for_a_token() -> None:

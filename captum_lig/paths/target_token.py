@@ -105,7 +105,7 @@ class TargetTokenPath:
         start, end = self.start_logits[:, None], self.end_logits[:, None]
         k = w if self.keys is None else self.keys.at(w, len(end))
         logits = torch.addcmul(self.bias_logits[:, None], k.start, start).addcmul_(k.end, end)
-        ds = (k.d_start * start).expand_as(logits).addcmul(k.d_end, end)
+        ds = (k.d_end * end).addcmul_(k.d_start, start)
         mask = None if self.mask is None else self.mask[:, None]
         weights = self.row(logits, mask, heads=0)
         return PointSet(

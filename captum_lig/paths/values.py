@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from captum_lig.paths.norm import Mixture
@@ -96,29 +97,30 @@ class MixtureValues:
     frozen: Tensor
     """``(R, S)`` where the value is the target's own."""
 
-    def _mix(self, from_start: Tensor, from_end: Tensor) -> Tensor:
-        end = grouped(from_end.flatten(1, 2), self.end).view(*from_end.shape[:3], -1)
-        return from_start.sum(-1, keepdim=True) * self.start[:, None] + end
+    def _mix(self, p: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        # Weights have no heads: at hundreds of tokens it is ``p`` that must not be gone through
+        # more often than needed.
+        nothing = p.new_zeros(())
+        start, end = (torch.where(self.frozen, nothing, w) for w in (start, end))
+        from_start = torch.einsum("hprs,prs->hpr", p, start.expand(p.shape[1:]))
+        from_end = grouped((p * end).flatten(1, 2), self.end).view(*p.shape[:3], -1)
+        return torch.addcmul(from_end, from_start.unsqueeze(-1), self.start[:, None])
 
     def mix(self, p: Tensor) -> Tensor:
         """See :class:`Values`."""
-        p = p.masked_fill(self.frozen, 0.0)
-        return self._mix(p * self.w.less_one, p * self.w.end)
+        return self._mix(p, self.w.less_one, self.w.end)
 
     def mix_rates(self, p: Tensor) -> Tensor:
         """See :class:`Values`."""
-        p = p.masked_fill(self.frozen, 0.0)
-        return self._mix(p * self.w.d_start, p * self.w.d_end)
+        return self._mix(p, self.w.d_start, self.w.d_end)
 
     def dots(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Values`."""
         start = (g * self.start[:, None]).sum(-1, keepdim=True)
         end = grouped(g.flatten(1, 2), self.end.transpose(-1, -2)).view(*g.shape[:3], -1)
         w = self.w
-        return (
-            (w.less_one * start).expand_as(end).addcmul(w.end, end),
-            (w.d_start * start).expand_as(end).addcmul(w.d_end, end),
-        )
+        values = (w.end * end).addcmul_(w.less_one, start)
+        return values, end.mul_(w.d_end).addcmul_(w.d_start, start)
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """See :class:`Values`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from tests.helpers.saved import save_tiny_bert
 
@@ -20,6 +21,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     save_tiny_bert(folder)
     return folder
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weights can be loaded."""
+
+    def never(*arguments: object, **options: object) -> None:
+        raise AssertionError("the weights were loaded before everything was looked at")
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", never)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -247,7 +247,9 @@ def run(
                 missed += [f"{name}, {count} tokens, {start}: {one}" for one in over(found)]
     text = section(
         TITLE,
-        "The whole graph of a text, edges included. *nodes a stage*: quadrature nodes, in the "
+        "The whole graph of a text, edges included: why a decoder goes on with "
+        f"{NAMES[0]} at the end of a text that names it at its beginning (*counterfactual*: "
+        f"against the text with {NAMES[1]}), and an encoder's cosine with a sentence. *nodes a stage*: quadrature nodes, in the "
         "mean over the stages of all layers (at most 20). *passes per node*: floating-point "
         "operations of the whole call, in forward and backward passes of the model, per node (at "
         "most 2.5). *Captum / ours*: seconds of `LayerIntegratedGradients` at every layer, "

@@ -249,13 +249,14 @@ def run(
         TITLE,
         "The whole graph of a text, edges included: why a decoder goes on with "
         f"{NAMES[0]} at the end of a text that names it at its beginning (*counterfactual*: "
-        f"against the text with {NAMES[1]}), and an encoder's cosine with a sentence. *nodes a stage*: quadrature nodes, in the "
-        "mean over the stages of all layers (at most 20). *passes per node*: floating-point "
-        "operations of the whole call, in forward and backward passes of the model, per node (at "
-        "most 2.5). *Captum / ours*: seconds of `LayerIntegratedGradients` at every layer, "
-        "from three of them, for the same tolerance (at least a third of the layers). *peak*: "
-        "memory beyond the model once it has run; *sums alone*: without edges into the "
-        "heads, in the first call, which also finds and validates the blocks. "
+        f"against the text with {NAMES[1]}), and an encoder's cosine with a sentence. "
+        "*nodes a stage*: quadrature nodes, in the mean over the stages of all layers (at most "
+        "20). *passes per node*: floating-point operations of the whole call, in forward and "
+        "backward passes of the model, per node (at most 2.5). *Captum / ours*: seconds of "
+        "`LayerIntegratedGradients` at every layer, from three of them, for the same tolerance "
+        "(at least a third of the layers). *peak*: memory beyond the model once it has run; *sums "
+        "alone*: without edges into the heads, in the first call, which also finds and validates "
+        "the blocks. "
         f"From {LONG} tokens on the flows are made a graph and its ten strongest "
         "edges into each node kept.",
         table(HEADER, rows),

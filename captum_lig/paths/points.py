@@ -91,12 +91,13 @@ class PointSet:
         gv, gdv = self.values.dots(g)
         # In place: at hundreds of tokens these tensors are larger than any cache.
         gv -= (g * self._mixed).sum(-1, keepdim=True)
-        query = None
-        if self.ds_query is not None:
-            query = torch.einsum("...s,...s,...s->...", self.weights.p, gv, self.ds_query)
+        if self.ds_query is None:
+            rates = self._sum(gv.mul_(self.ds_key).add_(gdv).mul_(self.weights.p))
+        else:
+            moved = gv.mul_(self.weights.p)
+            query = torch.einsum("...s,...s->...", moved, self.ds_query)
             query = self._sum(query.unsqueeze(-1)).squeeze(-1)
-        rates = self._sum(gv.mul_(self.ds_key).add_(gdv).mul_(self.weights.p))
-        if query is not None:
+            rates = self._sum(moved.mul_(self.ds_key).addcmul_(gdv, self.weights.p))
             rates[:, torch.arange(len(self.rows), device=g.device), self.rows] += query
         return rates if self.frozen is None else rates.masked_fill_(self.frozen, 0.0)
 
@@ -126,7 +127,8 @@ class PointSet:
         return rates
 
     def _sum(self, x: Tensor) -> Tensor:
-        """Sum over the points: layout ``(..., S)`` to ``(H, R, S)``."""
-        summed = x.sum(self.to_layout.index(0))
+        """Sum over the points: layout ``(..., S)`` to ``(H, R, S)``; it may be ``x`` itself."""
+        points = self.to_layout.index(0)
+        summed = x.squeeze(points) if x.shape[points] == 1 else x.sum(points)
         heads_first = self.to_layout.index(2) < self.to_layout.index(1)
         return summed if heads_first else summed.transpose(0, 1)

@@ -59,15 +59,26 @@ class QKVClosedForm:
         q, k, v = self.tables
         return QKVClosedForm(self.norm, (q.double(), k.double(), v.double()), self.moments)
 
+    def weights(self, alphas: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Of the bias, the start and the end at ``alphas (P,)``, and their derivatives.
+
+        Three of ``(P, S or 1)`` each; start and end count without the bias.
+        """
+        w = self.norm.mixture(*self.moments, alphas).to(self.tables[0].dtype)
+        one = torch.ones_like(w.end[:, :1])
+        return [one, w.start, w.end], [torch.zeros_like(one), w.d_start, w.d_end]
+
     def __call__(self, alphas: Tensor) -> QKVPoints:
         """At ``alphas (P,)``."""
-        w = self.norm.mixture(*self.moments, alphas).to(self.tables[0].dtype)
-        values, rates = [], []
+        (_, *weights), (_, *rates) = self.weights(alphas)
+        values, changes = [], []
         for bias, at_start, at_end in self.tables:
-            from_start, from_end = at_start - bias, at_end - bias
-            values.append(bias + _weigh(w.start, from_start) + _weigh(w.end, from_end))
-            rates.append(_weigh(w.d_start, from_start) + _weigh(w.d_end, from_end))
-        return QKVPoints(*values, *rates)
+            ends = at_start - bias, at_end - bias
+            start, end = map(_weigh, weights, ends)
+            values.append(bias + start + end)
+            start, end = map(_weigh, rates, ends)
+            changes.append(start + end)
+        return QKVPoints(*values, *changes)
 
 
 def _weigh(weights: Tensor, table: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +11,16 @@ from torch import Tensor
 
 from captum_lig.paths.norm import Mixture
 
-__all__ = ["MixtureValues", "PairValues", "SharedValues", "Values", "grouped", "pairs"]
+__all__ = [
+    "MixtureValues",
+    "PairValues",
+    "SharedValues",
+    "Values",
+    "WeightedValues",
+    "grouped",
+    "pairs",
+    "sum_of",
+]
 
 
 class Values(Protocol):
@@ -48,6 +58,12 @@ def pairs(x: Tensor, y: Tensor) -> Tensor:
     return grouped(x.unsqueeze(-2), y).squeeze(-2)
 
 
+def sum_of(weights: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:
+    """``sum_m w_m x_m``, whatever their shapes are."""
+    parts = [w * x for w, x in zip(weights, tables, strict=True)]
+    return sum(parts[1:], parts[0])
+
+
 @dataclass(frozen=True)
 class SharedValues:
     """``v``, ``v'``: ``(P, Hkv, S, d)``; rows ``(P, H, R, .)``."""
@@ -72,6 +88,57 @@ class SharedValues:
     def pairs(self) -> tuple[Tensor, Tensor]:
         """See :class:`Values`."""
         v, dv = (x.repeat_interleave(self.groups, 1).unsqueeze(2) for x in (self.v, self.dv))
+        return v, dv
+
+    @property
+    def reference(self) -> float:
+        """Nothing is left out."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class WeightedValues:
+    """``v_i = sum_m w_mi V_mi``; rows ``(P, H, R, .)``."""
+
+    weights: list[Tensor]
+    """``(P, S or 1)`` of each table."""
+    rates: list[Tensor]
+    """Their derivatives."""
+    tables: list[Tensor]
+    """``(Hkv, S, d)`` each."""
+    groups: int
+    """Query heads that share a key head."""
+
+    def _mix(self, p: Tensor, weights: list[Tensor]) -> Tensor:
+        mixed = [
+            grouped(p * w[:, None, None], x) for w, x in zip(weights, self.tables, strict=True)
+        ]
+        return sum(mixed[1:], mixed[0])
+
+    def mix(self, p: Tensor) -> Tensor:
+        """See :class:`Values`."""
+        return self._mix(p, self.weights)
+
+    def mix_rates(self, p: Tensor) -> Tensor:
+        """See :class:`Values`."""
+        return self._mix(p, self.rates)
+
+    def dots(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Values`."""
+        products = [grouped(g, table.transpose(-1, -2)) for table in self.tables]
+        values, rates = (
+            sum_of([w[:, None, None] for w in each], products)
+            for each in (self.weights, self.rates)
+        )
+        return values, rates
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """See :class:`Values`."""
+        tables = [x.repeat_interleave(self.groups, 0)[None, :, None] for x in self.tables]
+        v, dv = (
+            sum_of([w[:, None, None, :, None] for w in each], tables)
+            for each in (self.weights, self.rates)
+        )
         return v, dv
 
     @property

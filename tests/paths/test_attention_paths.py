@@ -16,15 +16,18 @@ from captum_lig.integrals.boundaries import AttentionBoundary, LayerBoundary
 from captum_lig.integrals.boundary import Boundary
 from captum_lig.integrals.scalarization import L2, SCALARIZATIONS
 from captum_lig.integrals.settings import Settings
+from captum_lig.paths import few_rows
 from captum_lig.paths.autograd import AutogradPath
 from captum_lig.paths.choose import inspect_structure, make_path
 from captum_lig.paths.jvp import jvp
 from captum_lig.paths.norm import Norm
 from captum_lig.paths.per_target import PerTargetPath
-from captum_lig.paths.qkv import QKVByRunning
+from captum_lig.paths.points import PointSet
+from captum_lig.paths.qkv import QKVByRunning, QKVClosedForm
 from captum_lig.paths.shared import SharedPath
 from captum_lig.paths.softmax import RowFunction
 from captum_lig.paths.target_token import TargetTokenPath
+from captum_lig.paths.values import SharedValues, WeightedValues
 from tests.helpers import twins
 from tests.helpers.blocks import EPSILONS, HandCut, maps_of, rows_of, start_of
 
@@ -378,3 +381,75 @@ def test_norms_of_keys_are_found_where_they_help(pre: str, dtype: torch.dtype) -
     assert isinstance(path.along, QKVByRunning)
     cut.twin = replace(cut.twin, inside=lambda z: [z])  # the raw keys are nowhere to be seen
     assert inspect_structure(cut, EPSILONS, targets=LENGTH).norm is None
+
+
+# --- few rows of a shared path --------------------------------------------------------------------
+
+CLOSED = [
+    (pre, row)
+    for pre, row, opens in CASES
+    if opens and pre != "tanh" and PRES[pre].get("key_norm") is None
+]
+POINTS = torch.tensor([0.0, 0.2, 0.7, 1.0], dtype=torch.float64)
+
+
+def at_points(path: Any, few: bool, monkeypatch: pytest.MonkeyPatch) -> PointSet:
+    monkeypatch.setattr(few_rows, "pays", lambda *_: few)
+    found: PointSet = path.select(torch.arange(len(path.rows))).at(POINTS)
+    assert isinstance(found.values, WeightedValues if few else SharedValues)
+    return found
+
+
+@pytest.mark.parametrize("baseline", ["zero", "tensor"])
+@pytest.mark.parametrize(("pre", "row"), CLOSED)
+def test_few_rows_equal_the_twin(
+    pre: str, row: str, baseline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(few_rows, "pays", lambda *_: True)
+    cut, block = cut_of(pre, row)
+    start, given = start_of(baseline, cut.z)
+    rows = rows_of(cut, start)
+    assert isinstance(rows.path, SharedPath)
+    assert isinstance(rows.path.along, QKVClosedForm)
+    alphas, weights = map(torch.from_numpy, twins.gauss_legendre(3))
+    assert_equals_twin(maps_of(rows, alphas, weights, "l2"), block, given, "l2")
+
+
+@pytest.mark.parametrize("baseline", ["zero", "tensor"])
+@pytest.mark.parametrize(("pre", "row"), CLOSED)
+def test_points_of_few_rows_are_those_by_tables(
+    pre: str, row: str, baseline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut, _ = cut_of(pre, row)
+    path = rows_of(cut, start_of(baseline, cut.z)[0]).path
+    few, tables = (at_points(path, few, monkeypatch) for few in (True, False))
+    g = torch.randn(few.u.shape, generator=torch.Generator().manual_seed(2), dtype=few.u.dtype)
+    for found, expected in (
+        (few.u, tables.u),
+        (few.velocity(), tables.velocity()),
+        (few.vectors, tables.vectors),
+        (few.rates(g), tables.rates(g)),
+        (few.edges(g)[1], tables.edges(g)[1]),
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_of_few_rows_what_is_zero_everywhere_is_left_out() -> None:
+    """From zero, without a bias, one product of four tables is left."""
+    cut, _ = cut_of("identity", "softmax")
+    path = rows_of(cut, start_of("zero", cut.z)[0]).path
+    assert isinstance(path, SharedPath)
+    along = path.along
+    assert isinstance(along, QKVClosedForm)
+    q, k, v = ((x - x[:1]) for x in along.tables)  # no bias
+    bare = QKVClosedForm(along.norm, (q, k, v), along.moments)
+    rows = torch.tensor([2])
+    few = few_rows.FewRows.of(bare, rows, 0.5)
+    assert few is not None
+    assert few.ends == (2,)
+    nothing = QKVClosedForm(along.norm, (0 * q, 0 * k, 0 * v), along.moments)
+    few = few_rows.FewRows.of(nothing, rows, 0.5)
+    assert few is not None
+    logits, *_ = few.at(POINTS)
+    assert logits.shape == (4, len(q[0]), 1, q.shape[2])
+    assert not logits.any()

@@ -8,7 +8,7 @@ a long text the tables themselves, of all tokens at every point, would be nearly
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -35,14 +35,23 @@ class FewRows:
     @classmethod
     def of(cls, along: QKVClosedForm, rows: Tensor, scaling: float) -> FewRows | None:
         """Those of ``rows (R,)``; None where forming the tables at each point costs less."""
+        heads, _, width = along.tables[0].shape[1:]
+        sizes = len(rows), heads, along.tables[1].shape[1], width
+        if not pays(1, *sizes):
+            return None
         q, k, v = (_apart(table) for table in along.tables)
         there = [m for m in range(3) if any(bool(x[m].any()) for x in (q, k, v))]
         ends = tuple(there) or (0,)
-        if not pays(len(ends), len(rows), len(q[0]), len(k[0]), q[0].shape[-1]):
+        if not pays(len(ends), *sizes):
             return None
         queries = [scaling * q[n][:, rows] for n in ends]
         products = [[grouped(x, k[m].transpose(-1, -2)) for m in ends] for x in queries]
         return cls(along, rows, ends, products, [v[m] for m in ends])
+
+    def select(self, rows: Tensor) -> FewRows:
+        """Those of some of the rows: ``(R',)`` indices into them."""
+        products = [[x[:, rows] for x in each] for each in self.products]
+        return replace(self, rows=self.rows[rows], products=products)
 
     def at(self, alphas: Tensor) -> tuple[Tensor, Tensor, Tensor, WeightedValues]:
         """Logits, their derivatives by the sources as keys and by the targets as queries, values.

@@ -46,7 +46,11 @@ class SharedPath:
 
     def select(self, rows: Tensor) -> SharedPath:
         """The same path for some of its rows."""
-        return replace(self, rows=self.rows[rows], frozen=self.frozen[rows])
+        chosen = replace(self, rows=self.rows[rows], frozen=self.frozen[rows])
+        few = vars(self).get("_few")
+        if few is not None:  # what the property would find again
+            vars(chosen)["_few"] = few.select(rows)
+        return chosen
 
     def double(self) -> SharedPath:
         """The same path in float64."""

@@ -395,7 +395,7 @@ POINTS = torch.tensor([0.0, 0.2, 0.7, 1.0], dtype=torch.float64)
 
 def at_points(path: Any, few: bool, monkeypatch: pytest.MonkeyPatch) -> PointSet:
     monkeypatch.setattr(few_rows, "pays", lambda *_: few)
-    found: PointSet = path.select(torch.arange(len(path.rows))).at(POINTS)
+    found: PointSet = replace(path).at(POINTS)
     assert isinstance(found.values, WeightedValues if few else SharedValues)
     return found
 
@@ -432,6 +432,14 @@ def test_points_of_few_rows_are_those_by_tables(
         (few.edges(g)[1], tables.edges(g)[1]),
     ):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    some = torch.tensor([3, 1])
+    monkeypatch.setattr(few_rows, "pays", lambda *_: True)
+    afresh = replace(path).select(some).at(POINTS)
+    sliced = replace(path)
+    sliced.at(POINTS)
+    for at in (afresh, sliced.select(some).at(POINTS)):
+        torch.testing.assert_close(at.u, few.u[:, some], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(at.velocity(), few.velocity()[:, some], rtol=1e-11, atol=1e-13)
 
 
 def test_of_few_rows_what_is_zero_everywhere_is_left_out() -> None:

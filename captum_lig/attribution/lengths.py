@@ -209,7 +209,7 @@ def _check_heads(call: BlockCall, boundaries: frozenset[str]) -> None:
     """Refuse boundaries of heads in a block whose attention is not reached."""
     asked = tuple(name for name in KINDS if name in boundaries and KINDS[name].needs_heads)
     if call.attention is None and asked:
-        if call.hidden.shape[1] == 1:
+        if int(call.valid.sum(-1).max()) == 1:
             raise LigError(
                 f"one token does not show where {call.describe()} attends: boundaries={asked} "
                 "need to know. Attribute a longer text first, with the same LayerFlowIG, or ask "

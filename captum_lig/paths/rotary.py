@@ -105,8 +105,12 @@ class RotaryMaps:
         for some in rows.split(_SOLVED_AT_ONCE):
             maps = self.values.new_zeros(len(some), self.width**2)
             maps[:, self.entries] = self.values[some]
+            maps = maps.view(-1, self.width, self.width)
             at = own[:, some].double().permute(1, 2, 0)
-            parts.append(torch.linalg.solve(maps.view(-1, self.width, self.width), at))
+            solved, singular = torch.linalg.solve_ex(maps, at)
+            if bool(singular.any()):  # an entry that is 0 in every key, of pruned weights say
+                solved = torch.linalg.pinv(maps) @ at
+            parts.append(solved)
         return torch.cat(parts).permute(2, 0, 1)
 
     def logits(self, q: Tensor, content: Tensor) -> Tensor:

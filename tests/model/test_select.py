@@ -41,6 +41,8 @@ def test_nor_one_that_is_padding_but_for_a_token() -> None:
     model = built("deberta-v2", **DEBERTA)()
     lig = LayerFlowIG(model)
     one = {"input_ids": torch.tensor([[5, 0, 0]]), "attention_mask": torch.tensor([[1, 0, 0]])}
+    with pytest.raises(LigError, match="one token does not show"):
+        layers_of(lig, one)
     layers_of(lig, one, boundaries=("layer",))
     assert len(layers_of(lig, ids(model))) == 4
 

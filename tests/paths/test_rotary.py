@@ -125,6 +125,24 @@ def test_a_long_text(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> Non
         torch.testing.assert_close(getattr(probed, name), expected, rtol=0, atol=limit * scale)
 
 
+@pytest.mark.parametrize("length", [LONG - 4, LONG + 9])
+@pytest.mark.parametrize("entries", [[1], [1, 5]], ids=["one entry", "a pair"])
+def test_entries_that_no_key_has(length: int, entries: list[int], monkeypatch: Any) -> None:
+    """Of pruned weights: the maps have no inverse, and the contents are known all the same."""
+    model = models.tiny_llama()
+    for layer in model.layers:
+        keys = layer.self_attn.k_proj
+        rows = [k + e for k in range(0, keys.out_features, 8) for e in entries]
+        keys.weight.data[rows] = 0.0
+        if keys.bias is not None:
+            keys.bias.data[rows] = 0.0
+    inputs = {"input_ids": models.tokens(model, 1, length)}
+    probed = attribute(model, 1, inputs, "target_token", boundaries=("attention",)).attention
+    monkeypatch.setattr(RotaryMaps, "find", lambda *_: None)
+    direct = attribute(model, 1, inputs, "target_token", boundaries=("attention",)).attention
+    torch.testing.assert_close(probed, direct, rtol=0, atol=1e-9 * float(direct.abs().max()))
+
+
 def test_places_that_do_not_act_by_such_maps_are_seen() -> None:
     def keys(x: torch.Tensor) -> torch.Tensor:
         """Place acts on the content, not on the key: no map of keys says how."""

@@ -57,7 +57,8 @@ class Line:
     minutes: float
     calls: int
     resident: int
-    """Bytes in memory."""
+    """Bytes of its own in memory. Pages of mapped files (libraries, weights) are not among them,
+    where the system counts these: it drops them and reads them again as it likes."""
     allocated: int
     """Bytes of them that malloc has given out (0 where it cannot be asked): what it keeps for later
     calls is not among them."""
@@ -90,6 +91,12 @@ def allocated() -> int:
     ask.restype = _Allocated
     found = ask()
     return int(found.uordblks + found.hblkhd)
+
+
+def resident(process: psutil.Process) -> int:
+    """Bytes in memory, without those of files and of what is shared where these are known."""
+    found = process.memory_info()
+    return int(found.rss - getattr(found, "shared", 0))
 
 
 class Calls:
@@ -213,7 +220,7 @@ def soak(minutes: float, out: TextIO | None) -> list[Line]:
             line = Line(
                 minutes=(time.monotonic() - began) / 60,
                 calls=done,
-                resident=process.memory_info().rss,
+                resident=resident(process),
                 allocated=allocated(),
                 objects=len(gc.get_objects()),
                 files=process.num_fds(),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
-from benchmarks.soak import MIB, Calls, Line, judged
+from benchmarks.soak import MIB, Calls, Line, judged, resident
 
 HASH = """
 import pathlib, sys, torch
@@ -87,3 +89,18 @@ def test_growth_that_ended_is_none() -> None:
 def test_other_bits() -> None:
     (missed,) = judged([*LINES[:-1], replace(LINES[-1], bits="b")])[1]
     assert "bits" in missed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages of files are not counted elsewhere")
+def test_pages_of_files_are_not_the_process_own(tmp_path: Path) -> None:
+    """The system drops them and reads them again as it likes: they say nothing of growth."""
+    file = tmp_path / "file"
+    file.write_bytes(bytes(32 * MIB))
+    process = psutil.Process()
+    before, own = process.memory_info().rss, resident(process)
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert sum(mapped[:: mmap.PAGESIZE]) == 0
+        assert process.memory_info().rss - before > 16 * MIB
+        assert abs(resident(process) - own) < 4 * MIB
+    held = bytearray(b"1") * (32 * MIB)
+    assert resident(process) - own > 24 * MIB, len(held)

@@ -140,6 +140,15 @@ def test_hooks_of_a_module() -> None:
     assert gone == [], "our hooks are taken off by what they are"
 
 
+def test_what_a_call_of_a_module_goes_through() -> None:
+    module = nn.Linear(1, 1)
+    module.register_forward_hook(lambda *_: pytest.fail("the hook is inside of what is replaced"))
+    use = "a block or an MLP is given another output, past the hooks on it"
+    assert callable(module._call_impl), f"nn.Module has no _call_impl: {use}"
+    module._compiled_call_impl = lambda x: x + 1
+    assert module(1) == 2, f"calls do not go through _compiled_call_impl any more: {use}"
+
+
 def test_the_stance_of_the_compiler() -> None:
     eval_frame = vars(import_module("torch._dynamo.eval_frame"))
     use = "compiled models run as they were written while they are attributed"

@@ -20,7 +20,7 @@ from captum_lig.cost import Meter
 from captum_lig.errors import LigError
 from captum_lig.model.call import BlockCall, FeedForward, first_tensor, hidden_of
 from captum_lig.model.compare import deviation, deviations, nearly_equal
-from captum_lig.model.hooks import hooked, replaced_forward
+from captum_lig.model.hooks import hooked, own_call, replaced_call
 from captum_lig.model.output_projection import LINEAR
 from captum_lig.model.split import SplitBlock, skipping
 
@@ -44,7 +44,7 @@ def at_feed_forward(
     its place. What else the module returns stays. A module that returns nothing else does not run
     unless ``own`` is called.
     """
-    forward = found.module.forward
+    call = own_call(found.module)
     turn, shape = 0, torch.Size()
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -57,12 +57,12 @@ def at_feed_forward(
         nonlocal turn
         here, turn = turn == found.turn, turn + 1
         if not here:
-            return forward(*args, **kwargs)
+            return call(*args, **kwargs)
         outputs: list[Any] = []
 
         def own() -> Tensor:
             if not outputs:
-                outputs.append(forward(*args, **kwargs))
+                outputs.append(call(*args, **kwargs))
             tokens = first_tensor(outputs[0])
             return tokens.unflatten(0, shape) if found.flat else tokens
 
@@ -75,7 +75,7 @@ def at_feed_forward(
         own()
         return with_first(outputs[0], value)
 
-    with hooked([found.block], enter=enter), replaced_forward({found.module: instead}):
+    with hooked([found.block], enter=enter), replaced_call({found.module: instead}):
         yield
 
 

@@ -1,4 +1,4 @@
-"""What is put on modules for a time: hooks, other forwards, and stopping a run in the middle.
+"""What is put on modules for a time: hooks, other calls, and stopping a run in the middle.
 
 Modules, and with them all that is registered on them, are shared by all threads. So whatever is
 put on them here acts on calls made from inside its own ``with`` alone, and lets every other call
@@ -23,8 +23,10 @@ __all__ = [
     "attribution",
     "called_modules",
     "hooked",
+    "hooks_said",
     "only_here",
-    "replaced_forward",
+    "own_call",
+    "replaced_call",
     "stoppable",
     "uncompiled",
 ]
@@ -60,20 +62,30 @@ def _among(active: frozenset[object]) -> AbstractContextManager[None]:
     return holding(_active, active)
 
 
+class _Hook:
+    """A hook of ours."""
+
+    def __init__(self, here: Callable[[], bool], hook: Callable[..., Any] | None) -> None:
+        self._here, self._hook = here, hook
+
+    def __call__(self, *given: Any) -> Any:
+        # Another thread that is about to call a hook while it is removed calls it without
+        # the keyword arguments, so these are not looked at before it is known who calls.
+        return self._hook(*given) if self._hook is not None and self._here() else None
+
+
 @contextmanager
 def hooked(
     modules: Iterable[nn.Module], *, enter: Enter | None = None, leave: Leave | None = None
 ) -> Iterator[None]:
-    """Call ``enter`` before and ``leave`` after each call of the modules made inside."""
+    """Call ``enter`` before and ``leave`` after each call of the modules made inside.
+
+    A module counts with the hooks that are on it: ``enter`` gets what it is called with, before
+    they change it, and ``leave`` what they made of its output.
+    """
     modules = list(modules)
     with only_here() as here:
-
-        def guarded(hook: Callable[..., Any] | None) -> Callable[..., Any]:
-            # Another thread that is about to call a hook while it is removed calls it without
-            # the keyword arguments, so these are not looked at before it is known who calls.
-            return lambda *given: hook(*given) if hook is not None and here() else None
-
-        entering, leaving = guarded(enter), guarded(leave)
+        entering, leaving = _Hook(here, enter), _Hook(here, leave)
 
         def undo() -> None:
             # Not by their handles: one may have been put on and its handle not yet returned.
@@ -84,7 +96,7 @@ def hooked(
         with changing(undo):
             for module in modules:
                 if enter is not None:
-                    module.register_forward_pre_hook(entering, with_kwargs=True)
+                    module.register_forward_pre_hook(entering, prepend=True, with_kwargs=True)
                 if leave is not None:
                     module.register_forward_hook(leaving, with_kwargs=True)
             yield
@@ -97,38 +109,76 @@ def _without(hook: Callable[..., Any], hooks: dict[int, Any], flags: dict[int, b
         flags.pop(key, None)
 
 
-class _Forward:
-    """What stands in a module for its ``forward``; ``before`` is what stood there, if anything."""
+def hooks_said(module: nn.Module) -> str:
+    """What to add to a refusal of a module that hooks of the user's are on, or nothing.
+
+    Those that transformers puts on to give hidden states and attentions change nothing.
+    """
+    found = [
+        repr(name) if name else "it"
+        for name, one in module.named_modules()
+        for hook in (*one._forward_pre_hooks.values(), *one._forward_hooks.values())
+        if not isinstance(hook, _Hook)
+        and not str(getattr(hook, "__module__", "")).startswith("transformers.")
+    ]
+    if not found:
+        return ""
+    names = list(dict.fromkeys(found))
+    others = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (
+        f" There are forward hooks on {', '.join(names[:3])}{others}: if one puts something else "
+        "in the place of tokens, or treats positions in different ways, that is why. One that does "
+        "the same at every position, as adding a vector, is attributed with the block."
+    )
+
+
+class _Call:
+    """What a module is called through; ``before`` is what stood there, if anything."""
 
     def __init__(
         self, here: Callable[[], bool], module: nn.Module, other: Callable[..., Any]
     ) -> None:
-        self._here, self._own, self._other = here, module.forward, other
-        self.before, self.ended = vars(module).get("forward"), False
+        self._here, self._own, self._other = here, own_call(module), other
+        self.before, self.ended = vars(module).get(_THROUGH), False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return (self._other if self._here() else self._own)(*args, **kwargs)
 
 
+_THROUGH = "_compiled_call_impl"
+"""Where torch looks for what a call of a module goes through, its hooks among it, and where
+``module.compile()`` puts its own."""
+
+
+def own_call(module: nn.Module) -> Callable[..., Any]:
+    """What a call of a module goes through now: its hooks and its ``forward``."""
+    found: Callable[..., Any] = vars(module).get(_THROUGH) or module._call_impl
+    return found
+
+
 @contextmanager
-def replaced_forward(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Let modules do something else than their own ``forward`` in calls made inside."""
+def replaced_call(calls: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Let modules do something else than their own in calls made inside.
+
+    It takes the place of a module with the hooks on it: a vector that a user's hook adds is added
+    where the module itself runs (:func:`own_call`), and not to what is given in its place.
+    """
     with only_here() as here:
-        ours = {module: _Forward(here, module, other) for module, other in forwards.items()}
+        ours = {module: _Call(here, module, other) for module, other in calls.items()}
 
         def undo() -> None:
             for module, one in ours.items():
                 one.ended = True
                 # What another library has wrapped meanwhile stays, and does nothing any more.
-                while isinstance(top := vars(module).get("forward"), _Forward) and top.ended:
+                while isinstance(top := vars(module).get(_THROUGH), _Call) and top.ended:
                     if top.before is None:
-                        vars(module).pop("forward", None)
+                        vars(module).pop(_THROUGH, None)
                     else:
-                        module.forward = top.before
+                        setattr(module, _THROUGH, top.before)
 
         with changing(undo):
-            for module, forward in ours.items():
-                module.forward = forward
+            for module, call in ours.items():
+                setattr(module, _THROUGH, call)
             yield
 
 

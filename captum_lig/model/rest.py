@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from captum_lig.errors import LigError
 from captum_lig.model.call import BlockCall, hidden_of
 from captum_lig.model.cross_attention import Cross
-from captum_lig.model.hooks import hooked, replaced_forward, stoppable
+from captum_lig.model.hooks import hooked, own_call, replaced_call, stoppable
 from captum_lig.model.inputs import ModelCall
 
 __all__ = ["Rest"]
@@ -75,7 +75,7 @@ class Rest:
         with stoppable() as stop:
 
             def instead(own: Callable[..., Any]) -> Callable[..., Any]:
-                def forward(*args: Any, **kwargs: Any) -> Any:
+                def call_of(*args: Any, **kwargs: Any) -> Any:
                     number = next(counter, -1)
                     if number == until:
                         reached.append((args, kwargs))
@@ -84,9 +84,9 @@ class Rest:
                         return _with_hidden(self._raw[number], outputs[number])
                     return own(*args, **kwargs)
 
-                return forward
+                return call_of
 
-            with replaced_forward({module: instead(module.forward) for module in self._modules}):
+            with replaced_call({m: instead(own_call(m)) for m in self._modules}):
                 args, kwargs = call.arguments()
                 found = call.model(*args, **{**kwargs, **(further or {})})
         return (reached[0] if reached else found), call

@@ -22,7 +22,7 @@ from captum_lig.errors import LigError, out_of_memory
 from captum_lig.model.attention_call import AttentionCall, allowed
 from captum_lig.model.call import BlockCall
 from captum_lig.model.compare import deviation, deviations, nearly_equal
-from captum_lig.model.hooks import hooked, replaced_forward
+from captum_lig.model.hooks import hooked, hooks_said, replaced_call
 from captum_lig.model.output_projection import LINEAR
 from captum_lig.model.run_block import RunBlock, joined
 
@@ -319,6 +319,7 @@ class SplitBlock(RunBlock):
             "the attention has to treat each token by itself, and what else it gets for each token "
             "has to come as (B, S, ...). Ask for its layer boundary alone, "
             "with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
+            f"{hooks_said(self.call.module)}"
         )
 
 
@@ -347,4 +348,4 @@ def skipping(modules: dict[nn.Module, int]) -> AbstractContextManager[None]:
     def zeros(width: int) -> Any:
         return lambda x, *_, **__: x.new_zeros(*x.shape[:-1], width)
 
-    return replaced_forward({module: zeros(width) for module, width in modules.items()})
+    return replaced_call({module: zeros(width) for module, width in modules.items()})

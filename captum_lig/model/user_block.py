@@ -246,11 +246,13 @@ def _called(
     got: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     gave: list[Tensor] = []
 
-    def leave(_: nn.Module, given: Any, named: Any, output: Any) -> None:
+    def enter(_: nn.Module, given: Any, named: Any) -> None:
         got.append((given, named))
+
+    def leave(_: nn.Module, given: Any, named: Any, output: Any) -> None:
         gave.append(first_tensor(output))
 
-    with hooked([module], leave=leave), torch.no_grad(), use_sdpa():
+    with hooked([module], enter=enter, leave=leave), torch.no_grad(), use_sdpa():
         model(*args, **kwargs)
     if not got:
         raise LigError(f"Block: {name!r} did not run on these inputs.")

@@ -17,7 +17,7 @@ from captum_lig.model.attention_call import allowed
 from captum_lig.model.call import BlockCall, Spread, first_tensor
 from captum_lig.model.compare import deviation, deviations, nearly_equal, sizes
 from captum_lig.model.few_bits import rounds_to_half
-from captum_lig.model.hooks import hooked
+from captum_lig.model.hooks import hooked, hooks_said
 from captum_lig.model.output_projection import find_projection
 from captum_lig.model.padding import reads_own_tokens
 from captum_lig.model.sdpa import use_sdpa
@@ -154,7 +154,7 @@ def validate_block(call: BlockCall) -> BlockCall:
             raise LigError(
                 f"{call.describe()} gives something else when it is called again with what it got "
                 f"(off by {gap:.1e}): it is random or "
-                "keeps a state, and so has no attribution."
+                f"keeps a state, and so has no attribution.{hooks_said(call.module)}"
             )
         _check_gradients(one)
         other = _whole(one, moved)
@@ -190,7 +190,7 @@ def _check_sizes(call: BlockCall) -> None:
             f"{call.describe()} reads other tokens than its own in its first attention, as many as "
             "its own are: an encoder's states, most likely. It cannot be split there; ask for its "
             "layer boundary alone, with layer=[captum_lig.Block(module)] and "
-            "boundaries=('layer',)."
+            f"boundaries=('layer',).{hooks_said(call.module)}"
         )
     if sizes[1:] == (1, 1):
         raise LigError(

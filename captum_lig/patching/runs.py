@@ -15,7 +15,7 @@ from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, handle_with
 from captum_lig.model.call import BlockCall, first_tensor, hidden_of, position_of_hidden
 from captum_lig.model.feed_forward import at_feed_forward, find_feed_forward, with_first
-from captum_lig.model.hooks import replaced_forward
+from captum_lig.model.hooks import own_call, replaced_call
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.output_projection import replace_input
 from captum_lig.model.sdpa import use_sdpa
@@ -140,7 +140,7 @@ class Runner:
             return own()
 
         def instead(own: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
-            def forward(*args: Any, **kwargs: Any) -> Any:
+            def call_of(*args: Any, **kwargs: Any) -> Any:
                 nonlocal current, attended
                 turn = turns.get(module, 0)
                 turns[module] = turn + 1
@@ -160,9 +160,9 @@ class Runner:
                     returned[number] = output
                 return output
 
-            return forward
+            return call_of
 
-        modules = {block.module: block.module.forward for block in self.blocks}
+        modules = {block.module: own_call(block.module) for block in self.blocks}
         edited_blocks = [self.blocks[n] for n in sorted({n for n, _ in edits})]
         projections = {
             block.attention.projection: block.attention.heads
@@ -182,9 +182,7 @@ class Runner:
                 )
             for found in places:
                 stack.enter_context(at_feed_forward(found, lambda own: edited("feed_forward", own)))
-            stack.enter_context(
-                replaced_forward({m: instead(own, m) for m, own in modules.items()})
-            )
+            stack.enter_context(replaced_call({m: instead(own, m) for m, own in modules.items()}))
             return call.model(*args, **{**kwargs, **further})
 
 

@@ -274,14 +274,14 @@ class BlockCall:
         moving = () if positions is None else self.per_token
         indices, length = count(), self.hidden.shape[1]
         shorter = z.shape[1] < length
-        first = torch.arange(z.shape[1], device=z.device)
+        first = torch.arange(z.shape[1], device=z.device) if shorter else None
 
         def spread(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
             if next(indices) in moving:
                 return value[0][positions]
-            if shorter and value is not self.hidden:
+            if first is not None and value is not self.hidden:
                 value = of_tokens(value, length, first)
             if self.spread != "repeated":
                 return value

@@ -20,6 +20,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from captum_lig._restore import changing
 from captum_lig.model.attention_call import AttentionCall, added, current_handler, lowest
 from captum_lig.model.hooks import only_here
+from captum_lig.model.token_wise import unseen
 
 __all__ = ["NAME", "use_interface"]
 
@@ -54,7 +55,11 @@ def _attention(
         scaling = query.shape[-1] ** -0.5
     function = _family_function(module)
 
-    mask, bias = (added(x, query, key) for x in (attention_mask, kwargs.get("position_bias")))
+    with unseen():
+        mask, bias = (added(x, query, key) for x in (attention_mask, kwargs.get("position_bias")))
+        total = bias if mask is None else mask
+        if mask is not None and bias is not None:
+            total = (mask + bias).clamp_min(lowest(query.dtype))
 
     def family(call: AttentionCall) -> Tensor:
         assert function is not None
@@ -69,9 +74,6 @@ def _attention(
         )[0]
         return output
 
-    total = bias if mask is None else mask
-    if mask is not None and bias is not None:
-        total = (mask + bias).clamp_min(lowest(query.dtype))
     call = AttentionCall(
         query,
         key,

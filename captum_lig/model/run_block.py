@@ -19,6 +19,7 @@ from captum_lig.model.call import Attention, BlockCall
 from captum_lig.model.hooks import hooked, stoppable
 from captum_lig.model.output_projection import replace_input
 from captum_lig.model.sdpa import use_sdpa
+from captum_lig.model.token_wise import TokenWise
 
 __all__ = ["AtCore", "RunBlock", "epsilons", "joined"]
 
@@ -67,6 +68,7 @@ class RunBlock:
         """Whether its weights are many, and its attention plain: torch's function can take its
         place."""
         self._fused = False
+        self._watch: TokenWise | None = None
 
     def pre(self, z: Tensor) -> QKV:
         """Queries, keys and values of ``z (N, S, D)``, as the attention function gets them."""
@@ -209,6 +211,8 @@ class RunBlock:
             stack.enter_context(handle_with(dispatch))
             if self.call.site != "interface":
                 stack.enter_context(use_sdpa())
+            if self._watch is not None:
+                stack.enter_context(self._watch)
             if attention is not None and attention.projection is not None:
                 stack.enter_context(
                     replace_input(
@@ -226,6 +230,15 @@ class RunBlock:
             yield
         finally:
             self._fused = before
+
+    @contextmanager
+    def _watched(self, watch: TokenWise | None) -> Iterator[None]:
+        """Let calls of torch be seen in the runs made inside."""
+        before, self._watch = self._watch, watch
+        try:
+            yield
+        finally:
+            self._watch = before
 
     @contextmanager
     def crossing(

@@ -25,12 +25,13 @@ from captum_lig.model.compare import deviation, deviations, nearly_equal
 from captum_lig.model.hooks import hooked, hooks_said, replaced_call
 from captum_lig.model.output_projection import LINEAR
 from captum_lig.model.run_block import RunBlock, joined
+from captum_lig.model.token_wise import FEW, TokenWise, shown_by, unseen
 
 __all__ = ["SplitBlock", "by_token", "skipping"]
 
-LONG, FEW = 64, 32
-"""Of a text of more tokens than the first, so many are enough to find out what a block's code
-does."""
+LONG = 64
+"""Of a text of more tokens a few are enough to find out what a block's code does, where all that it
+can do besides attending is to treat each token by itself."""
 KEPT = 3
 """Tokens whose content's keys at all positions are kept."""
 
@@ -118,23 +119,37 @@ class SplitBlock(RunBlock):
         """
         if self._parts is not None:
             return self.attend(self.z[None])[0], {}
+        with torch.no_grad():
+            return self._run_once()[:2]
+
+    def _run_once(
+        self, watch: TokenWise | None = None
+    ) -> tuple[Tensor, dict[nn.Module, int], Tensor, AttentionCall | None]:
+        """:attr:`_attended`, the block's output ``(1, S, D)``, and its call of attention."""
         outputs: list[Tensor] = []
+        calls: list[AttentionCall | None] = []
         seen: dict[nn.Module, int] = {}
 
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if not outputs and isinstance(output, Tensor):
                 seen[module] = output.shape[-1]
 
-        def keep(own: Callable[[], Tensor], _: AttentionCall | None) -> Tensor:
-            outputs.append(own())
+        def keep(own: Callable[[], Tensor], call: AttentionCall | None) -> Tensor:
+            with unseen():
+                outputs.append(own())
+            if watch is not None:
+                watch.knows(outputs)
+            calls.append(call)
             return outputs[0]
 
-        linear = [m for m in self.call.module.modules() if isinstance(m, LINEAR)]
-        with hooked(linear, leave=note), torch.no_grad(), self._fusing(True):
-            self._run(self.z[None], keep)
+        linear, z = [m for m in self.call.module.modules() if isinstance(m, LINEAR)], self.z[None]
+        if watch is not None:
+            watch.knows([z])
+        with hooked(linear, leave=note), self._fusing(True), self._watched(watch):
+            output = self._run(z, keep)
         if not outputs:
             raise self._not_reached()
-        return outputs[0][0], seen
+        return outputs[0][0], seen, output, calls[0]
 
     @cached_property
     def _skipped(self) -> dict[nn.Module, int]:
@@ -170,21 +185,50 @@ class SplitBlock(RunBlock):
     def some(self) -> SplitBlock:
         """The block on a few of the text's tokens, to find out what is true of its code.
 
-        Itself where the text is short, or the block does not run on some of its tokens (because
-        they are a grid, say).
+        Itself where the text is short, where the block does not run on some of its tokens (because
+        they are a grid, say), or where a few do not show what it does to all: its code does
+        something that may depend on other tokens or on positions, or what it gets does.
         """
-        if len(self.z) <= LONG or not self.opens or not self.has_attention:
+        if len(self.z) <= LONG or not self.opens or not self.has_attention or len(self.few) < FEW:
+            return self
+        valid = self.call.valid[0].nonzero().squeeze(-1)
+        if not shown_by(self._beside(), len(self.z), valid, self.few):
             return self
         try:
-            call = self.call.of_tokens(self.few)
+            some = SplitBlock(self.call.of_tokens(self.few), 0, self.meter)
+            module = self.call.module
+            given = some.call.tensors()
+            watch = TokenWise([*given, *module.parameters(), *module.buffers()])
             with torch.no_grad():
-                output = SplitBlock(call, 0, self.meter).whole(self.z[None, self.few])
-            some = SplitBlock(replace(call, output=output), 0, self.meter)
+                u, seen, output, attended = some._run_once(watch)
         except Exception as error:  # sizes that do not go together, as the block puts it
             if out_of_memory(error):
                 raise
             return self
-        return some if bool(torch.isfinite(output).all()) else self
+        if not watch.says(output) or attended is None or not some._masked_as(attended):
+            return self
+        if not bool(torch.isfinite(output).all()):
+            return self
+        some = SplitBlock(replace(some.call, output=output), 0, self.meter)
+        some._attended = u, seen
+        return some
+
+    def _beside(self) -> list[Tensor]:
+        """What the block gets beside its tokens."""
+        return [x for x in self.call.tensors() if x is not self.call.hidden]
+
+    def _masked_as(self, attended: AttentionCall) -> bool:
+        """Whether an attention call has the block's mask.
+
+        A block may make its own, which on some of the tokens is another one.
+        """
+        own, there = self.mask, attended.mask
+        if own is None or there is None:
+            return own is there
+        heads = max(len(own), there.shape[1])
+        own, there = (x.expand(heads, -1, -1) for x in (own, there[0]))
+        seen = allowed(own)
+        return torch.equal(seen, allowed(there)) and torch.equal(own[seen], there[seen])
 
     @cached_property
     def few(self) -> Tensor:

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from captum_lig import FlowGraph, LayerFlowIG
-from captum_lig.graph.trace import shared_out
-from captum_lig.prediction import last_layer_relevance, layer_baselines, logit, state, target_value
+from captum_lig.prediction import logit, state, target_value
 from captum_lig.pretrained.minilm import embedded_model_path
 from captum_lig.views.plots import plot_graph, plot_map, plot_picture
 
@@ -48,16 +47,13 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
 
 
 class Swap:
-    """Two texts that differ in one token, a target, and the graph of its difference."""
+    """Two texts that differ in one token, a number, and the graph of its change."""
 
     def __init__(self, model: Any, ids: Tensor, other: Tensor, target: Any, tokens: list[str]):
         self.model, self.ids, self.other, self.target = model, ids, other, target
-        inputs = {"input_ids": ids}
-        self.start = last_layer_relevance(model, target, inputs, other)
-        starts = layer_baselines(model, inputs, other)
-        flows = LayerFlowIG(model).attribute(inputs, starts, boundaries=("attention", "mlp"))
+        flows = LayerFlowIG(model).attribute({"input_ids": ids}, other, target)
         self.graph = FlowGraph(flows, tokens)
-        self.trace = shared_out(self.graph, start=self.start)
+        self.trace = self.graph.relevance()
         self.value, self.other_value = self(ids), self(other)
 
     def __call__(self, ids: Tensor) -> float:
@@ -132,11 +128,11 @@ def smollm2() -> Example:
         tokenizer(f"The capital of {country} is", return_tensors="pt")["input_ids"]
         for country in ("France", "Italy")
     )
-    paris, rome = (tokenizer(word)["input_ids"][0] for word in (" Paris", " Rome"))
     tokens = tokenizer.convert_ids_to_tokens(ids[0])
-    swap = Swap(model, ids, other, logit(paris, minus=rome), tokens)
+    swap = Swap(model, ids, other, logit(" Paris", minus=" Rome"), tokens)
     country, last = 3, 4
-    figure, _ = plot_graph(swap.graph, source=country, k=1, start=swap.start)
+    title = f"Logit of “ Paris” less that of “ Rome”, {swap.graph.change:+.1f}"
+    figure, _ = plot_graph(swap.graph, k=1, title=title)
 
     blocks = list(model.model.layers)
     patched = swap.patched(blocks, [(slice(None), place) for place in range(len(tokens))])
@@ -261,7 +257,8 @@ def sapiens() -> Example:
     names = [f"{token}{place}" for place, token in enumerate(tokens)]
     swap = Swap(model, ids, other, target, names)
     part = swap.graph.subgraph(tokens=range(104, 121))
-    figure, _ = plot_graph(part, source=residue - 104, k=4, start=swap.start[104:121])
+    title = f"Logit of L less that of T, {swap.graph.change:+.1f}"
+    figure, _ = plot_graph(part, k=8, title=title)
 
     lines = []
     for name, text in (("Y", ids), ("V", other)):

@@ -68,7 +68,7 @@ def test_a_command_of_a_page(page: str, line: str) -> None:
         for name in arguments[1:]:
             if name.endswith(".txt"):
                 assert (ROOT / name).is_file()
-            if match := re.fullmatch(r"captum-lig\[(.*)\]", name):
+            if match := re.fullmatch(r"(?:captum-lig|\.)\[(.*)\]", name):
                 assert set(match[1].split(",")) <= set(SETUP["options.extras_require"])
 
 

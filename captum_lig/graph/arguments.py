@@ -145,7 +145,7 @@ def warn_of_start() -> None:
     """Warn of what sharing out a prediction does not say, called by a method of the graph."""
     warnings.warn(
         "a prediction's relevance handed down by shares of lengths says little of what the "
-        "prediction reads (correlation with patching, MiniLM: tokens 0.60, heads 0.19): use "
+        "prediction reads (correlation with patching, MiniLM: tokens 0.69, heads 0.23): use "
         "LayerFlowIG.attribute(..., target=...) and relevance() without start.",
         stacklevel=3,
     )

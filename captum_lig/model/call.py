@@ -17,6 +17,7 @@ from captum_lig.model.few_bits import few_bit_layers, in_full
 from captum_lig.model.token_axes import of_tokens
 
 __all__ = [
+    "TAKE_WHOLE",
     "Attention",
     "BlockCall",
     "FeedForward",
@@ -30,6 +31,12 @@ __all__ = [
 Site = Literal["interface", "sdpa", "projection", "parts"]
 """Where a block is split: at transformers' attention interface, at torch's
 ``scaled_dot_product_attention``, at the input of its output projection, or by the caller."""
+
+TAKE_WHOLE = (
+    "Take it whole: put captum_lig.Block(module) into layer=[...], without a target with "
+    "boundaries=('layer',)."
+)
+"""What to do with a block that cannot be split."""
 
 Spread = Literal["shared", "repeated", "one by one"]
 """How a block's other arguments go with many sequences: as they are (they broadcast), repeated for

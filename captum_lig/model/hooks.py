@@ -126,9 +126,10 @@ def hooks_said(module: nn.Module) -> str:
     names = list(dict.fromkeys(found))
     others = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (
-        f" There are forward hooks on {', '.join(names[:3])}{others}: if one puts something else "
-        "in the place of tokens, or treats positions in different ways, that is why. One that does "
-        "the same at every position, as adding a vector, is attributed with the block."
+        f" There are forward hooks on {', '.join(names[:3])}{others}: if one is random, detaches, "
+        "reads other tokens, puts something else in their place or treats positions in different "
+        "ways, that is why. One that does the same at every position, as adding a vector, is "
+        "attributed with the block."
     )
 
 

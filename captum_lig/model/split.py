@@ -20,7 +20,7 @@ from captum_lig._types import QKV
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError, out_of_memory
 from captum_lig.model.attention_call import AttentionCall, allowed
-from captum_lig.model.call import BlockCall
+from captum_lig.model.call import TAKE_WHOLE, BlockCall
 from captum_lig.model.compare import deviation, deviations, nearly_equal
 from captum_lig.model.hooks import hooked, hooks_said, replaced_call
 from captum_lig.model.output_projection import LINEAR
@@ -318,9 +318,8 @@ class SplitBlock(RunBlock):
             gap = deviation(u, *self.own_at(rows))
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention (its output differs "
-                f"by {gap:.1e} from softmax(q k^T * scale + mask) v): ask "
-                "for its layer boundary alone, with layer=[captum_lig.Block(module)] and "
-                "boundaries=('layer',)."
+                f"by {gap:.1e} from softmax(q k^T * scale + mask) v). "
+                f"{TAKE_WHOLE}{hooks_said(self.call.module)}"
             )
         if output is not None and not nearly_equal(output, own_output, self.output):
             raise self.not_by_token(deviation(output, own_output, self.output))
@@ -361,9 +360,7 @@ class SplitBlock(RunBlock):
             f"{self.call.describe()} cannot be split at its attention: fed its attention output "
             f"beside other tokens it gives something else (off by {deviation:.1e}). What follows "
             "the attention has to treat each token by itself, and what else it gets for each token "
-            "has to come as (B, S, ...). Ask for its layer boundary alone, "
-            "with layer=[captum_lig.Block(module)] and boundaries=('layer',)."
-            f"{hooks_said(self.call.module)}"
+            f"has to come as (B, S, ...). {TAKE_WHOLE}{hooks_said(self.call.module)}"
         )
 
 

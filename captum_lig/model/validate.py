@@ -14,7 +14,7 @@ from torch.nn import functional
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError, out_of_memory
 from captum_lig.model.attention_call import allowed
-from captum_lig.model.call import BlockCall, Spread, first_tensor
+from captum_lig.model.call import TAKE_WHOLE, BlockCall, Spread, first_tensor
 from captum_lig.model.compare import deviation, deviations, nearly_equal, sizes
 from captum_lig.model.few_bits import rounds_to_half
 from captum_lig.model.hooks import hooked, hooks_said
@@ -114,7 +114,7 @@ def _reason(call: BlockCall) -> str:
         "it is random (dropout that does not ask for the mode?), keeps a state, or its attention "
         f"or mask is not what it hands to {_reached(call)}. Load the model with "
         "attn_implementation='eager' and see whether its "
-        "outputs stay the same."
+        f"outputs stay the same.{hooks_said(call.module)}"
     )
 
 
@@ -188,22 +188,19 @@ def _check_sizes(call: BlockCall) -> None:
             return
         raise LigError(
             f"{call.describe()} reads other tokens than its own in its first attention, as many as "
-            "its own are: an encoder's states, most likely. It cannot be split there; ask for its "
-            "layer boundary alone, with layer=[captum_lig.Block(module)] and "
-            f"boundaries=('layer',).{hooks_said(call.module)}"
+            "its own are: an encoder's states, most likely. It cannot be split there. "
+            f"{TAKE_WHOLE}{hooks_said(call.module)}"
         )
     if sizes[1:] == (1, 1):
         raise LigError(
             f"{call.describe()} gets {shape}, and its attention {sizes[0]} sequences of one token: "
             "each token attends to itself alone (windows of one token), and nothing flows between "
-            "tokens. Ask for its layer boundary alone, with layer=[captum_lig.Block(module)] and "
-            "boundaries=('layer',)."
+            f"tokens. {TAKE_WHOLE}"
         )
     raise LigError(
         f"{call.describe()} gets {shape}, and its attention {sizes[0]} sequences with {sizes[1]} "
         f"targets and {sizes[2]} sources: windows, or tokens from elsewhere. It cannot be split "
-        "there; ask for its layer boundary alone, with layer=[captum_lig.Block(module)] and "
-        "boundaries=('layer',)."
+        f"there. {TAKE_WHOLE}"
     )
 
 
@@ -267,6 +264,7 @@ def _check_gradients(one: BlockCall) -> None:
         raise LigError(
             f"{one.describe()} has no gradients: its code runs under torch.no_grad(), or detaches "
             "what it gives. There is no path to integrate along; take that out of its forward."
+            f"{hooks_said(one.module)}"
         )
 
 
@@ -306,8 +304,7 @@ def _check_reach(
             raise LigError(
                 f"{call.describe()}: target {int(positions[seen][0])} depends on source {source}, "
                 f"although the mask that reached {_reached(call)} forbids it. Tokens "
-                "are mixed somewhere else too: ask for its layer boundary alone, with "
-                "layer=[captum_lig.Block(module)] and boundaries=('layer',)."
+                f"are mixed somewhere else too. {TAKE_WHOLE}{hooks_said(call.module)}"
             )
     u = split.attend(split.z[None])
     step = u.std().clamp_min(1e-3)
@@ -317,8 +314,7 @@ def _check_reach(
     if bool(elsewhere[positions].any()):
         raise LigError(
             f"{call.describe()}: its output depends on other tokens, but not on what is put in at "
-            f"{_reached(call)}. It cannot be split there: ask for its layer boundary alone, with "
-            "layer=[captum_lig.Block(module)] and boundaries=('layer',)."
+            f"{_reached(call)}. It cannot be split there. {TAKE_WHOLE}{hooks_said(call.module)}"
         )
     # Each token twice, so that no sequence is what it was: what follows must not mind.
     per_token = _per_token(split, u, positions)

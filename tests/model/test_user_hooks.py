@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from captum_lig import FlowGraph, LayerFlowIG, LigError
+from captum_lig import Block, FlowGraph, LayerFlowIG, LigError
 from captum_lig.flow.flows import Flows
 from captum_lig.patching import effects
 
@@ -169,11 +169,43 @@ def other_tokens(model: GPT2LMHeadModel) -> object:
     return model.transformer.h[1].register_forward_pre_hook(put, with_kwargs=True)
 
 
-@pytest.mark.parametrize("hook", [at_one_position, other_tokens])
+def by_chance(model: GPT2LMHeadModel) -> object:
+    return model.transformer.h[1].mlp.register_forward_hook(
+        lambda _, __, output: output + torch.randn_like(output)
+    )
+
+
+def detached(model: GPT2LMHeadModel) -> object:
+    def detach(_: nn.Module, __: Any, output: Any) -> Any:
+        return (output[0].detach(), *output[1:]) if isinstance(output, tuple) else output.detach()
+
+    return model.transformer.h[1].register_forward_hook(detach)
+
+
+def without_mean(model: GPT2LMHeadModel) -> object:
+    return model.transformer.h[1].mlp.register_forward_hook(
+        lambda _, __, output: output - output.mean(1, keepdim=True)
+    )
+
+
+@pytest.mark.parametrize("hook", [at_one_position, other_tokens, by_chance, detached, without_mean])
 def test_refused_with_the_hook_named(model: GPT2LMHeadModel, hook: Change) -> None:
     hook(model)
-    with pytest.raises(LigError, match=r"transformer\.h\.1.*There are forward hooks on it: if one"):
+    with pytest.raises(LigError, match=r"transformer\.h\.1.*There are forward hooks on ") as said:
         LayerFlowIG(model).attribute(IDS, OTHER, TARGET, n_steps=8)
+    assert ("'mlp'" if hook in (by_chance, without_mean) else "on it:") in str(said.value)
+
+
+def test_such_a_block_taken_whole(model: GPT2LMHeadModel) -> None:
+    """As the message says."""
+    at_one_position(model)
+    first, second, third = model.transformer.h
+    flows = LayerFlowIG(model, [first, Block(second), third]).attribute(IDS, OTHER, TARGET)
+    assert isinstance(flows, Flows)
+    with torch.no_grad():
+        own, other = (model(ids).logits[0, TARGET[0], TARGET[1]] for ids in (IDS, OTHER))
+    for flow in flows:
+        torch.testing.assert_close(flow.need("entering")[0].sum(), own - other, rtol=1e-3, atol=0.0)
 
 
 def test_hooks_of_transformers_are_not_named(model: GPT2LMHeadModel) -> None:

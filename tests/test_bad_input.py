@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from captum_lig import LayerFlowIG, LigError, SetToSetIG
+from captum_lig import LayerFlowIG, LigError, SetToSetIG, patching
+from captum_lig.prediction import direct_relevance, layer_baselines
 from tests.helpers import models
 
 WIDTH, TOKENS = models.WIDTH, 5
@@ -40,6 +42,10 @@ def named(x: Any) -> str:
     if isinstance(x, dict):
         return ",".join(f"{key}={named(value)}" for key, value in x.items())
     return f"tensor{tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
+
+
+def last(output: Any) -> Tensor:
+    return output[0][:, -1, 3]  # type: ignore[no-any-return]
 
 
 def refused(call: Callable[[], object], *says: str) -> None:
@@ -183,6 +189,8 @@ def test_modules_that_are_no_blocks(bert: PreTrainedModel) -> None:
     [
         ("mean", ("'mean'", "'zero'", "'target_token'")),
         ("", ("''", "'zero'")),
+        ("a text", ("'a text' is unknown", "'zero'", "only with target=", "layer_baselines")),
+        ("padding", ("'padding' is unknown", "only with target=")),
         (True, ("True", "bool", "'zero'")),
         (torch.zeros(WIDTH + 1), ("(33,)", "(32,)")),
         (
@@ -211,6 +219,20 @@ def test_modules_that_are_no_blocks(bert: PreTrainedModel) -> None:
 )
 def test_baseline_of_layers(bert: PreTrainedModel, baseline: Any, says: tuple[str, ...]) -> None:
     refuses(bert, models.tokens(bert, 1, TOKENS), *says, baselines=baseline)
+
+
+def test_a_baseline_of_maps_where_the_input_has_one() -> None:
+    model = models.tiny_gpt2()
+    ids = models.tokens(model, 1, TOKENS)
+    for baseline in ("zero", "target_token"):
+        for asked in (
+            lambda x: LayerFlowIG(model).attribute(ids, x, last),
+            lambda x: LayerFlowIG(model).direct_edges(ids, x, last),
+            lambda x: patching.effects(model, ids, x, last, "tokens"),
+            lambda x: direct_relevance(model, last, ids, x),
+            lambda x: layer_baselines(model, ids, x),
+        ):
+            refused(partial(asked, baseline), f"{baseline!r} is for maps without a target")
 
 
 # ---- numbers and names -----------------------------------------------------------------------

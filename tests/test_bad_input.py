@@ -318,7 +318,7 @@ def test_text_longer_than_positions(family: str, extra: tuple[str, ...]) -> None
     inputs = {"input_ids": models.tokens(model, 1, length)}
     values = {"attention_mask": 1, "token_type_ids": 0}
     inputs |= {name: torch.full((1, length), values[name]) for name in extra}
-    refuses(model, inputs, str(length), str(models.POSITIONS), "horten")
+    refuses(model, inputs, f"{length} tokens, and it has {models.POSITIONS} positions", "horten")
     fits = {name: value[:, : models.POSITIONS] for name, value in inputs.items()}
     LayerFlowIG(model, 0).attribute(fits, n_steps=2, output_indices=[-1], boundaries="attention")
 
@@ -327,7 +327,22 @@ def test_text_longer_than_positions(family: str, extra: tuple[str, ...]) -> None
 def test_token_ids_outside_the_vocabulary(any_model: PreTrainedModel, token: int) -> None:
     ids = models.tokens(any_model, 2, TOKENS)
     ids[1, 2] = token
-    refuses(any_model, ids, "token id", "tokenizer")
+    said = (f"token id {token} at position 2 of text 1", f"{models.VOCABULARY} words", "tokenizer")
+    refuses(any_model, ids, *said)
+    ids[0, 4] = token
+    refuses(any_model, {"input_ids": ids}, "position 4 of text 0, the first of 2,", "tokenizer")
+
+
+def test_token_ids_of_a_model_that_does_not_say_how_many_it_knows(bert: PreTrainedModel) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = bert
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.inner(ids)[0]  # type: ignore[no-any-return]
+
+    refuses(Own().eval(), torch.tensor([[5, 60]]), "longer than its positions, or hold token ids")
 
 
 @pytest.mark.parametrize(

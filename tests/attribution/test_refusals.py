@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         },
         "padded alike",
     ),
-    "unknown tokens": ({"baselines": OTHER + 900}, "does not know"),
+    "unknown tokens": ({"baselines": OTHER + 900}, "token id 905 at position 0 of text 0, the first of 5"),
     "target_token": ({"baselines": "target_token"}, r"'target_token' is for maps without a"),
     "zero": ({"baselines": "zero"}, r"leave it out for padding .*\['zero'\] is the text"),
     "one of a tuple": ({"inputs": (IDS,), "baselines": ("zero",)}, "for maps without a target"),

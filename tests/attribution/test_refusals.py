@@ -61,7 +61,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "nan": ({"target": lambda o: last(o) * torch.nan}, "has to be finite"),
     "inf": ({"target": lambda o: last(o) / 0}, "has to be finite"),
     "an infinite gradient": ({"target": root_of_nothing}, "gradient .* is not finite"),
-    "a vector": ({"target": lambda o: o.logits[:, -1]}, r"it has to be floating point, \(1,\)"),
+    "a vector": ({"target": lambda o: o.logits[:, -1]}, r"\(1, 50\) for 1 text: it has to be \(1,\)"),
     "all texts": ({"target": lambda o: o.logits.sum()}, "one number a text"),
     "an int of three axes": ({"target": 3}, r"give \(position, token\)"),
     "out of range": ({"target": (9, 7)}, "not in the output"),

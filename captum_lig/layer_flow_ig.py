@@ -120,7 +120,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
     def attribute(
         self,
         inputs: Inputs,
-        baselines: Baselines | InputBaseline = "target_token",
+        baselines: Baselines | InputBaseline = None,
         target: TargetLike | None = None,
         additional_forward_args: object = None,
         *,
@@ -132,7 +132,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
     def attribute(
         self,
         inputs: Inputs,
-        baselines: Baselines | InputBaseline = "target_token",
+        baselines: Baselines | InputBaseline = None,
         target: TargetLike | None = None,
         additional_forward_args: object = None,
         *,
@@ -145,7 +145,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
     def attribute(
         self,
         inputs: Inputs,
-        baselines: Baselines | InputBaseline = "target_token",
+        baselines: Baselines | InputBaseline = None,
         target: TargetLike | None = None,
         additional_forward_args: object = None,
         *,
@@ -176,14 +176,14 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 ``additional_forward_args`` after them, as in Captum), or a tokenizer's mapping.
                 Padding is what the blocks' own attention masks hide, or what an
                 ``attention_mask`` leaves out and a block is shown not to read.
-            baselines: where the path of each layer's input starts. ``"target_token"``: for
-                target ``j`` every source starts as token ``j`` (the paper's ITB); ``"zero"`` or
-                None; a number; a tensor ``(D,)``, ``(B or 1, S, D)`` or, for a start per target,
-                ``(B or 1, T, S, D)``. A tuple or list gives one for each layer. With a target, the
-                baseline of the *input*, of the same shape, as Captum's: other token ids, vectors
-                or pixels, a number, a tokenizer's mapping, a text of as many tokens; left as it is,
-                or None, padding in place of all but special tokens (and a decoder's first token),
-                and 0 for vectors and pixels. See
+            baselines: where the path of each layer's input starts. ``"target_token"``, which None
+                stands for: for target ``j`` every source starts as token ``j`` (the paper's ITB);
+                ``"zero"``; a number; a tensor ``(D,)``, ``(B or 1, S, D)`` or, for a start per
+                target, ``(B or 1, T, S, D)``. A tuple or list gives one for each layer. With a
+                target, the baseline of the *input*, of the same shape, as Captum's: other token
+                ids, vectors or pixels, a number, a tokenizer's mapping, a text of as many tokens;
+                ``"padding"``, which None stands for, is padding in place of all but special tokens
+                (and a decoder's first token), and 0 for vectors and pixels. See
                 :func:`~captum_lig.prediction.input_baseline`.
             target: the number to explain: as in Captum an int, a tuple of indices into the output
                 (``(position, token)``), or a list or tensor of them, one for each text; a target
@@ -251,11 +251,10 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 self_term=self_term,
                 cross_baseline=None if cross_baseline == "zero" else cross_baseline,
             )
-            own_default = isinstance(baselines, str) and baselines == "target_token"
             steps = 5 if n_steps is None else n_steps
             question = Question(
                 inputs=inputs,
-                baselines=None if own_default else baselines,  # type: ignore[arg-type]
+                baselines=baselines,  # type: ignore[arg-type]
                 additional=additional_forward_args,
                 target=target,
                 tokenizer=tokenizer,
@@ -281,7 +280,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
         )
         problem.check()
         if self_term is not None:
-            check_estimate(self_term, baselines, problem.asked.boundaries)
+            starts = "target_token" if baselines is None else baselines
+            check_estimate(self_term, starts, problem.asked.boundaries)
         batch = BatchOfTexts(
             finder=self._finder,
             call=call,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from captum_lig import LayerFlowIG, LigError, SetToSetIG
+from captum_lig import LayerFlowIG, LigError, SetToSetIG, patching
+from captum_lig.prediction import direct_relevance, layer_baselines
 from tests.helpers import models
 
 WIDTH, TOKENS = models.WIDTH, 5
@@ -40,6 +42,10 @@ def named(x: Any) -> str:
     if isinstance(x, dict):
         return ",".join(f"{key}={named(value)}" for key, value in x.items())
     return f"tensor{tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
+
+
+def last(output: Any) -> Tensor:
+    return output[0][:, -1, 3]  # type: ignore[no-any-return]
 
 
 def refused(call: Callable[[], object], *says: str) -> None:
@@ -183,6 +189,8 @@ def test_modules_that_are_no_blocks(bert: PreTrainedModel) -> None:
     [
         ("mean", ("'mean'", "'zero'", "'target_token'")),
         ("", ("''", "'zero'")),
+        ("a text", ("'a text' is unknown", "'zero'", "only with target=", "layer_baselines")),
+        ("padding", ("'padding' is unknown", "only with target=")),
         (True, ("True", "bool", "'zero'")),
         (torch.zeros(WIDTH + 1), ("(33,)", "(32,)")),
         (
@@ -211,6 +219,20 @@ def test_modules_that_are_no_blocks(bert: PreTrainedModel) -> None:
 )
 def test_baseline_of_layers(bert: PreTrainedModel, baseline: Any, says: tuple[str, ...]) -> None:
     refuses(bert, models.tokens(bert, 1, TOKENS), *says, baselines=baseline)
+
+
+def test_a_baseline_of_maps_where_the_input_has_one() -> None:
+    model = models.tiny_gpt2()
+    ids = models.tokens(model, 1, TOKENS)
+    for baseline in ("zero", "target_token"):
+        for asked in (
+            lambda x: LayerFlowIG(model).attribute(ids, x, last),
+            lambda x: LayerFlowIG(model).direct_edges(ids, x, last),
+            lambda x: patching.effects(model, ids, x, last, "tokens"),
+            lambda x: direct_relevance(model, last, ids, x),
+            lambda x: layer_baselines(model, ids, x),
+        ):
+            refused(partial(asked, baseline), f"{baseline!r} is for maps without a target")
 
 
 # ---- numbers and names -----------------------------------------------------------------------
@@ -296,7 +318,7 @@ def test_text_longer_than_positions(family: str, extra: tuple[str, ...]) -> None
     inputs = {"input_ids": models.tokens(model, 1, length)}
     values = {"attention_mask": 1, "token_type_ids": 0}
     inputs |= {name: torch.full((1, length), values[name]) for name in extra}
-    refuses(model, inputs, str(length), str(models.POSITIONS), "horten")
+    refuses(model, inputs, f"{length} tokens, and it has {models.POSITIONS} positions", "horten")
     fits = {name: value[:, : models.POSITIONS] for name, value in inputs.items()}
     LayerFlowIG(model, 0).attribute(fits, n_steps=2, output_indices=[-1], boundaries="attention")
 
@@ -305,7 +327,22 @@ def test_text_longer_than_positions(family: str, extra: tuple[str, ...]) -> None
 def test_token_ids_outside_the_vocabulary(any_model: PreTrainedModel, token: int) -> None:
     ids = models.tokens(any_model, 2, TOKENS)
     ids[1, 2] = token
-    refuses(any_model, ids, "token id", "tokenizer")
+    said = (f"token id {token} at position 2 of text 1", f"{models.VOCABULARY} words", "tokenizer")
+    refuses(any_model, ids, *said)
+    ids[0, 4] = token
+    refuses(any_model, {"input_ids": ids}, "position 4 of text 0, the first of 2,", "tokenizer")
+
+
+def test_token_ids_of_a_model_that_does_not_say_how_many_it_knows(bert: PreTrainedModel) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = bert
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.inner(ids)[0]  # type: ignore[no-any-return]
+
+    refuses(Own().eval(), torch.tensor([[5, 60]]), "longer than its positions, or hold token ids")
 
 
 @pytest.mark.parametrize(

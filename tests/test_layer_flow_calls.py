@@ -210,6 +210,19 @@ def test_a_baseline_for_each_layer(model: PreTrainedModel) -> None:
     assert (flows[0].baseline, flows[1].baseline) == ("target_token", "tensor")
 
 
+def test_a_baseline_that_is_left_out(model: PreTrainedModel) -> None:
+    """None is the target's own token: of all layers, and of one of them."""
+    ids = models.tokens(model, 1, 4)
+    expected = attribute(model, ids, 1, baselines="target_token")
+    for flow in (
+        LayerFlowIG(model, 1).attribute(ids, **PLAIN),
+        LayerFlowIG(model, 1).attribute(ids, None, **PLAIN),
+        LayerFlowIG(model, [0, 1]).attribute(ids, ["zero", None], **PLAIN)[1],  # type: ignore[index]
+    ):
+        assert flow.baseline == "target_token"  # type: ignore[union-attr]
+        assert_same(flow, expected)
+
+
 def test_ways_to_give_inputs(model: PreTrainedModel) -> None:
     inputs = models.padded_batch(model, (4, 3))
     ids, mask = inputs["input_ids"], inputs["attention_mask"]

@@ -223,15 +223,27 @@ def _check_heads(call: BlockCall, boundaries: frozenset[str]) -> None:
 
 
 def one_for_each(baselines: Baselines, calls: list[BlockCall]) -> list[Baseline]:
-    """A baseline for each block.
+    """A baseline for each block; None, also among several, is the target's own token.
 
     Raises:
-        LigError: if there are more or fewer than blocks.
+        LigError: if there are more or fewer than blocks, or for a text.
     """
     if not isinstance(baselines, (list, tuple)):
-        return [baselines] * len(calls)  # type: ignore[list-item]
+        return [_named(baselines)] * len(calls)  # type: ignore[arg-type]
     if len(baselines) != len(calls):
         raise LigError(
             f"{len(baselines)} baselines for {len(calls)} layers: give one, or one for each."
         )
-    return list(baselines)
+    return list(map(_named, baselines))
+
+
+def _named(baseline: Baseline) -> Baseline:
+    if baseline is None:
+        return "target_token"
+    if isinstance(baseline, str) and baseline not in ("zero", "target_token"):
+        raise LigError(
+            f"baseline {baseline!r} is unknown: use 'zero', 'target_token', a number or a tensor. "
+            "A text, or 'padding', is a baseline only with target=; without one, give what "
+            "captum_lig.prediction.layer_baselines makes of it."
+        )
+    return baseline

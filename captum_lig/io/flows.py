@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from captum_lig._arguments import brief
 from captum_lig.cost import Cost
 from captum_lig.errors import LigError
 from captum_lig.flow.axes import FIELDS, field_of
@@ -114,6 +115,12 @@ def _document(explanation: Explanation) -> Document:
 
 
 def _check_flows(explanation: Explanation) -> None:
+    if not isinstance(explanation, Explanation):
+        raise LigError(
+            f"{brief(explanation)} is a {type(explanation).__name__}: give "
+            "captum_lig.explain.Explanation(flows, tokens), the flows with every token of their "
+            "text."
+        )
     indices = [flow.index for flow in explanation.flows]
     if len(set(indices)) != len(indices):
         raise LigError(f"layer indices {indices} repeat: save one flow a layer in a file.")

@@ -15,6 +15,7 @@ from transformers import Cache, PreTrainedModel
 from captum_lig._captum import format_additional_forward_args
 from captum_lig.errors import LigError, out_of_memory
 from captum_lig.model.few_bits import is_quantised
+from captum_lig.model.not_embedded import why_not_embedded
 
 __all__ = ["Masked", "ModelCall"]
 
@@ -279,14 +280,12 @@ class ModelCall:
                 ) from error
             if not long and not isinstance(error, IndexError):
                 raise  # not about the inputs
+            forward = inspect.signature(self.model.forward)
+            named = forward.bind_partial(*self.args, **self.kwargs).arguments
+            reason = why_not_embedded(self.model, named, most, long)
             raise LigError(
                 f"{type(self.model).__name__} cannot embed these inputs, {self._describe()}: "
-                + (
-                    f"it has {most} positions. Shorten the text."
-                    if long
-                    else f"they are longer than its positions ({most}), or hold token ids that it "
-                    "does not know. Shorten the text, or use the model's own tokenizer."
-                )
+                f"{reason}"
             ) from error
 
     def _describe(self) -> str:

@@ -55,11 +55,11 @@ def input_baseline(
         inputs: a tensor, a tuple of tensors or a tokenizer's mapping.
         baselines: a tensor of the shape of the input, or of one text for all of a batch; a number
             that stands everywhere; a tokenizer's mapping; a text, or a list of texts, of as many
-            tokens as the input; of a tuple of inputs, a tuple. None is 0 for vectors and pixels;
-            for token ids it is padding (the end-of-text token, if there is no padding token) in
-            place of all but special tokens, and the first token of each text. A decoder needs its
-            first token: tokens that are all the same get all the same vectors, each as large as
-            that of the first, and integrals from there do not converge.
+            tokens as the input; of a tuple of inputs, a tuple. None, or ``"padding"``, is 0 for
+            vectors and pixels; for token ids it is padding (the end-of-text token, if there is no
+            padding token) in place of all but special tokens, and the first token of each text. A
+            decoder needs its first token: tokens that are all the same get all the same vectors,
+            each as large as that of the first, and integrals from there do not converge.
         additional_forward_args: further arguments after ``inputs``, without baselines.
         tokenizer: of the text; None is the one beside the model, if it is needed.
         fixed: so many of a text's last tokens stay where ``baselines`` is None, see
@@ -68,6 +68,7 @@ def input_baseline(
     Raises:
         LigError: for a baseline that does not fit the inputs.
     """
+    baselines = _unless_padding(baselines)
     call = ModelCall.of(model, inputs, additional_forward_args)
     if "decoder_input_ids" in inspect.signature(model.forward).parameters:
         fixed = 0  # the decoder's text is the one that ends with them, and stays as it is
@@ -99,6 +100,25 @@ def main_input(model: nn.Module, inputs: Mapping[str, Any]) -> str:
         f"inputs hold {', '.join(map(repr, inputs))}, and none of {', '.join(map(repr, names))}: "
         "give what has a baseline as a tensor, and the rest as additional_forward_args."
     )
+
+
+OF_MAPS = ("target_token", "zero")
+"""Where the paths of maps without a target start; not where an input does."""
+
+
+def _unless_padding(baseline: Any) -> Any:
+    """A baseline of an input, None for padding.
+
+    Raises:
+        LigError: for the name of a baseline of maps.
+    """
+    if isinstance(baseline, str) and baseline in OF_MAPS:
+        raise LigError(
+            f"baseline {baseline!r} is for maps without a target. Here it is another input of the "
+            "model: leave it out for padding (0 for vectors and pixels), or give a text of as many "
+            f"tokens, ids or a number; {[baseline]!r} is the text {baseline!r}."
+        )
+    return None if isinstance(baseline, str) and baseline == "padding" else baseline
 
 
 _OWN = object()
@@ -190,6 +210,7 @@ class _Filler:
                 own = self._kept(x).long()
                 self._check_same("attention_mask", own, mask, x, start[name])
             start = start[name]
+        start = _unless_padding(start)
         texts = [start] if isinstance(start, str) else start
         if isinstance(texts, (list, tuple)) and texts and all(isinstance(t, str) for t in texts):
             return self._of_texts(x, texts)

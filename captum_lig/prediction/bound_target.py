@@ -59,11 +59,16 @@ class BoundTarget(Short):
                 "one number a text."
             )
         count = given.shape[0] if given is not None else value.numel()
-        if value.shape != (count,) or not value.is_floating_point():
+        if value.shape != (count,):
             raise LigError(
-                f"the target, {self.words}, gives a {str(value.dtype).removeprefix('torch.')} "
-                f"tensor of shape {tuple(value.shape)} for {count} texts: it has to be floating "
-                f"point, ({count},), one number a text."
+                f"the target, {self.words}, gives a tensor of shape {tuple(value.shape)} for "
+                f"{count} text{'' if count == 1 else 's'}: it has to be ({count},), one number a "
+                "text."
+            )
+        if not value.is_floating_point():
+            raise LigError(
+                f"the target, {self.words}, gives a tensor of {value.dtype}: it has to be "
+                "floating point."
             )
         if not bool(torch.isfinite(value).all()):
             raise LigError(f"the target, {self.words}, is {brief(value)}: it has to be finite.")
@@ -130,9 +135,13 @@ def tensor_called(output: Any, name: str, call: ModelCall) -> Tensor:
     plain = isinstance(output, (Tensor, tuple, list)) and not isinstance(output, Mapping)
     value = first_tensor_of_texts(output) if plain else named_output(output, name)
     if not isinstance(value, Tensor):
+        load = {
+            "logits": "load the model with the head that does (AutoModelForCausalLM, "
+            "AutoModelForMaskedLM, AutoModelForSequenceClassification)",
+            "last_hidden_state": "load the model without its head (AutoModel)",
+        }
         raise LigError(
-            f"{type(call.model).__name__} gives no {name}: load the model with the head that does "
-            "(AutoModelForCausalLM, AutoModelForSequenceClassification, or AutoModel for "
-            "embeddings), or give a function of the model's output."
+            f"{type(call.model).__name__} gives no {name}: {load.get(name, 'load another model')}, "
+            "or give a function of the model's output."
         )
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,11 @@ class Logit(Target):
         sides = [self.token] if self.minus is None else [self.token, self.minus]
         tokens = [[x] if isinstance(x, (int, str)) else list(x) for x in sides]
         ids = [[of_one_token(t, model, tokenizer) for t in side] for side in tokens]
+        if self.minus is not None and _same_mean(*ids):
+            raise LigError(
+                f"logit({self.token!r}, minus={self.minus!r}) is 0 whatever the text: give another "
+                "token as minus, or none."
+            )
         words = " - ".join(map(_mean_in_words, tokens))
 
         def read(output: Any, call: ModelCall) -> Tensor:
@@ -90,6 +96,11 @@ def logit(
     return Logit(token, minus, position)
 
 
+def _same_mean(ids: list[int], others: list[int]) -> bool:
+    """Whether the mean over some tokens is that over others, whatever they are."""
+    return sorted(ids * len(others)) == sorted(others * len(ids))
+
+
 def _mean_in_words(tokens: Sequence[Token]) -> str:
     each = [f"logit({token!r})" for token in tokens]
     return each[0] if len(each) == 1 else f"mean({', '.join(each)})"
@@ -108,6 +119,13 @@ class ClassLogit(Target):
         names = getattr(getattr(model, "config", None), "label2id", None) or {}
         label = self.label
         if isinstance(label, str) and label not in names:
+            # A configuration has names such as LABEL_0 also of models that are no classifiers.
+            own = any(not re.fullmatch(r"LABEL_\d+", str(name)) for name in names)
+            if not own and "Classif" not in type(model).__name__:
+                raise LigError(
+                    f"label {label!r}: {type(model).__name__} is no classifier with names for its "
+                    "classes. Use logit(token, position=...) for tokens, or the number of a class."
+                )
             known = ", ".join(map(repr, list(names)[:20])) or "none"
             raise LigError(
                 f"label {label!r} is no class of {type(model).__name__}: it knows {known}"

@@ -336,7 +336,7 @@ def test_activations_that_are_not_finite_are_no_crash() -> None:
         (lambda model: model.train(), torch.tensor([[4, 5]]), "training mode"),
         (lambda model: model, "text", "give a tensor"),
         (lambda model: model, torch.tensor([[4]]), "one token"),
-        (lambda model: model, torch.tensor([[4, 99]]), "token ids that it does not know"),
+        (lambda model: model, torch.tensor([[4, 99]]), "token id 99 at position 1 of text 0"),
         (lambda model: "model", torch.tensor([[4, 5]]), "model is a str"),
     ],
 )

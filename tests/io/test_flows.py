@@ -15,8 +15,9 @@ import torch
 
 from captum_lig.errors import LigError
 from captum_lig.explain import Explanation
+from captum_lig.flow.flows import Flows
 from captum_lig.flow.layer_flow import LayerFlow
-from captum_lig.io.flows import load_flows, save_flows
+from captum_lig.io.flows import flows_to_json, load_flows, save_flows
 from tests.helpers.synthetic import HOSTILE, flows, layer_flow
 
 SUFFIXES = [".json", ".safetensors"]
@@ -104,6 +105,18 @@ def test_missing_boundaries_stay_missing(tmp_path: Path, suffix: str) -> None:
     )
     path = save_flows(Explanation([flow], list("abcd")), tmp_path / f"flow{suffix}")
     assert_same(flow, load_flows(path).flows[0])
+
+
+def test_flows_without_their_tokens_are_refused(tmp_path: Path) -> None:
+    layers = Flows(flows(2, 4))
+    for given in (layers, layers[0], list(layers)):
+        with pytest.raises(
+            LigError, match=r"give captum_lig\.explain\.Explanation\(flows, tokens\)"
+        ):
+            save_flows(given, tmp_path / "flow.safetensors")  # type: ignore[arg-type]
+    with pytest.raises(LigError, match="is a Flows"):
+        flows_to_json(layers)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 def test_flows_may_share_a_tensor(tmp_path: Path) -> None:

@@ -110,6 +110,39 @@ def test_vectors_and_pixels_begin_at_zero() -> None:
         input_baseline(vit, pixels, "the cat")
 
 
+def test_padding_by_its_name() -> None:
+    """The word means what None does; no other name of a baseline of maps is taken for a text."""
+    model = models.tiny_bert()
+    batch = models.padded_batch(model, (5, 3))
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    wanted = input_baseline(model, batch)
+    for given in ("padding", {"input_ids": "padding"}):
+        torch.testing.assert_close(input_baseline(model, batch, given), wanted)
+    torch.testing.assert_close(
+        input_baseline(model, (ids, mask), "padding"), input_baseline(model, (ids, mask))
+    )
+    vectors = torch.randn(1, 4, models.WIDTH).double()
+    start = input_baseline(model, {"inputs_embeds": vectors}, "padding")
+    torch.testing.assert_close(start, {"inputs_embeds": 0 * vectors})
+    for name in ("zero", "target_token"):
+        for inputs, given in ((batch, name), (batch, {"input_ids": name}), ((ids,), (name,))):
+            with pytest.raises(LigError, match=f"'{name}' is for maps without a target"):
+                input_baseline(model, inputs, given)
+
+
+def test_a_text_that_is_the_name_of_a_baseline(tokenizer: BertTokenizerFast) -> None:
+    model = models.tiny_bert()
+    text = dict(tokenizer("mat", return_tensors="pt"))
+    for word in ("zero", "target_token", "padding"):
+        own = tokenizer(word)["input_ids"]
+        assert isinstance(own, list)
+        text["input_ids"] = torch.tensor([[2, *[5] * (len(own) - 2), 3]])
+        given = {"input_ids": text["input_ids"]}
+        start = input_baseline(model, given, [word], tokenizer=tokenizer)
+        assert isinstance(start, dict)
+        assert start["input_ids"].tolist() == [own]
+
+
 # --- what is given --------------------------------------------------------------------------------
 
 

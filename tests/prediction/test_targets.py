@@ -378,10 +378,17 @@ def test_errors_name_what_was_given() -> None:
         (value(labels, None), "target=None"),
         (value(labels, "good"), r"class_logit\('good'\)"),
         (value(labels, lambda output: 1.0), r"<lambda>\(output\), gives 1.0"),
-        (value(labels, lambda output: output.logits.argmax(-1)), "int64 tensor"),
+        (
+            value(labels, lambda output: output.logits.argmax(-1)),
+            r"gives a tensor of torch.int64: it has to be floating point\.$",
+        ),
+        (value(labels, lambda output: output.logits.sum()), r"\(\) for 2 texts: it has to be \("),
         (value(labels, lambda output: output.logits[:1, 0]), r"shape \(1,\) for 2 texts"),
         (value(labels, lambda output: output.logits[:, 0] / 0), "it has to be finite"),
-        (value(encoder, logit(3)), "gives no logits"),
+        (value(encoder, logit(3)), "gives no logits: load the model with the head .*CausalLM"),
+        (value(causal, class_logit("joy")), r"'joy': .*CausalLM is no classifier.* logit\(token"),
+        (value(causal, logit(3, minus=3)), r"logit\(3, minus=3\) is 0 whatever the text"),
+        (value(causal, logit([3, 4], [4, 3, 3, 4])), "is 0 whatever the text"),
         (value(labels, logit(3)), r"\(2, 3\), and a token is read from \(B, S, V\)"),
         (value(causal, class_logit(1)), r"\(2, 5, 50\), and a class is read from \(B, C\)"),
         (value(causal, logit(50)), "token=50"),
@@ -393,7 +400,7 @@ def test_errors_name_what_was_given() -> None:
         (lambda: logit([]), "empty list"),
         (lambda: cosine(ids, "max"), "pooling 'max'"),
         (value(encoder, cosine(ids)), "2 texts"),
-        (value(causal, cosine(ids[:1])), "gives no last_hidden_state"),
+        (value(causal, cosine(ids[:1])), r"last_hidden_state: .*its head \(AutoModel\), or"),
     ):
         with pytest.raises(LigError, match=words):
             wrong()

@@ -157,6 +157,6 @@ def _unequal(ids: list[int], other: list[int], tokenizer: PreTrainedTokenizerBas
         f"token needs one to be compared with.\n  {len(ids)}: {shown(ids)}\n  {len(other)}: "
         f"{shown(other)}\n"
         + (f"  {'; '.join(uneven)}.\n" if uneven else "")
-        + "Exchange words for others of as many tokens, or leave against out: then padding stands "
-        "for the other text."
+        + "Exchange words for others of as many tokens, or leave the other text out: then padding "
+        "stands for it."
     )

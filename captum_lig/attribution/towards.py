@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from captum_lig._arguments import brief
+from captum_lig._arguments import brief, users_line
 from captum_lig.attribution.chain import TextParts, attribute_number
 from captum_lig.cost import Cost
 from captum_lig.errors import LigError
@@ -187,6 +189,21 @@ class Prepared:
         start = input_baseline(model, inputs, question.baselines, more, tokenizer, fixed)
         return cls(finder, call, ModelCall.of(model, start, more), batch, bound)
 
+    def warn_of_the_same(self) -> None:
+        """Warn of texts whose baseline is the text itself."""
+        calls = self.call, self.baseline
+        for text in range(self.batch):
+            own, start = (tree_leaves(x.for_text(text, self.batch).arguments()) for x in calls)
+            pairs = zip(own, start, strict=False)
+            if all(torch.equal(x, y) for x, y in pairs if isinstance(x, Tensor)):
+                warnings.warn(
+                    f"the baseline of text {text} is the text itself: nothing changes, and what "
+                    "is attributed to it is 0. Give another text as baselines, or leave it out for "
+                    "padding.",
+                    stacklevel=users_line(),
+                )
+                return
+
     def for_text(self, text: int) -> BoundTarget | State:
         """The number of one text."""
         return self.target if isinstance(self.target, State) else self.target.for_text(text)
@@ -201,6 +218,7 @@ def flows_towards(finders: Finders, question: Question) -> list[LayerFlow]:
     names = question.names()
     prepared = Prepared.of(finders, question)
     texts = []
+    prepared.warn_of_the_same()
     for text in range(prepared.batch):
         with _naming(text, prepared.batch):
             found = attribute_number(

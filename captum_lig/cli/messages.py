@@ -55,8 +55,15 @@ def one_sentence() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from error
     except (LigError, OSError) as error:
-        note(f"captum-lig: {error}")
+        note(f"captum-lig: {in_words(error)}")
         raise typer.Exit(2) from error
+
+
+def in_words(error: Exception) -> str:
+    """What an error says; of a file, its name and what the system says of it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{str(error.filename)!r}: {error.strerror[0].lower()}{error.strerror[1:]}."
+    return str(error)
 
 
 def in_utf8(stream: Any, encoding: str = "utf-8") -> None:

@@ -13,21 +13,24 @@ from contextvars import ContextVar
 from threading import RLock
 from typing import Any, NoReturn
 
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo import eval_frame
 from torch.nn.modules import module as of_all
+from torch.utils._pytree import tree_map
 
 from captum_lig._restore import changing, holding, variable
 
 __all__ = [
     "attribution",
     "called_modules",
+    "changed_call",
     "hooked",
     "hooks_said",
     "only_here",
     "own_call",
     "replaced_call",
     "stoppable",
+    "tell",
     "uncompiled",
 ]
 
@@ -118,8 +121,7 @@ def hooks_said(module: nn.Module) -> str:
         repr(name) if name else "it"
         for name, one in module.named_modules()
         for hook in (*one._forward_pre_hooks.values(), *one._forward_hooks.values())
-        if not isinstance(hook, _Hook)
-        and not str(getattr(hook, "__module__", "")).startswith("transformers.")
+        if not isinstance(hook, _Hook) and not _notes(hook)
     ]
     if not found:
         return ""
@@ -155,6 +157,53 @@ def own_call(module: nn.Module) -> Callable[..., Any]:
     """What a call of a module goes through now: its hooks and its ``forward``."""
     found: Callable[..., Any] = vars(module).get(_THROUGH) or module._call_impl
     return found
+
+
+def tell(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    """Let a module's hooks see what takes the place of its output, and change a copy of it alone.
+
+    They may note it: transformers does so for hidden states.
+    """
+    for key, hook in list(module._forward_hooks.items()):
+        seen = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, output)
+        hook(module, args, *_more(key in module._forward_hooks_with_kwargs, kwargs), seen)
+
+
+def changed_call(
+    module: nn.Module, own: Callable[..., Any], change: Callable[[Any], Any]
+) -> Callable[..., Any]:
+    """A module with the hooks on it, its output changed before hooks note it; ``own`` calls it."""
+    if not module._forward_hooks:
+        return lambda *args, **kwargs: change(own(*args, **kwargs))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given, named = args, kwargs
+        for key, enter in list(module._forward_pre_hooks.items()):
+            if key in module._forward_pre_hooks_with_kwargs:
+                both = enter(module, given, named)
+                given, named = (given, named) if both is None else both
+            elif (found := enter(module, given)) is not None:
+                given = found if isinstance(found, tuple) else (found,)
+        output = module.forward(*given, **named)
+        for key, leave in list(module._forward_hooks.items()):
+            if not _notes(leave):
+                more = _more(key in module._forward_hooks_with_kwargs, named)
+                found = leave(module, given, *more, output)
+                output = output if found is None else found
+        output = change(output)
+        tell(module, given, named, output)
+        return output
+
+    return call
+
+
+def _more(wanted: bool, kwargs: Any) -> tuple[Any, ...]:
+    return (kwargs,) if wanted else ()
+
+
+def _notes(hook: Any) -> bool:
+    """Whether transformers put a hook on, to note hidden states or attentions at each call."""
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 @contextmanager

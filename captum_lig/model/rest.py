@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from captum_lig.errors import LigError
 from captum_lig.model.call import BlockCall, hidden_of
 from captum_lig.model.cross_attention import Cross
-from captum_lig.model.hooks import hooked, own_call, replaced_call, stoppable
+from captum_lig.model.hooks import hooked, own_call, replaced_call, stoppable, tell
 from captum_lig.model.inputs import ModelCall
 
 __all__ = ["Rest"]
@@ -74,19 +74,21 @@ class Rest:
         reached: list[Any] = []
         with stoppable() as stop:
 
-            def instead(own: Callable[..., Any]) -> Callable[..., Any]:
+            def instead(own: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
                 def call_of(*args: Any, **kwargs: Any) -> Any:
                     number = next(counter, -1)
                     if number == until:
                         reached.append((args, kwargs))
                         stop()
                     if number in outputs:
-                        return _with_hidden(self._raw[number], outputs[number])
+                        output = _with_hidden(self._raw[number], outputs[number])
+                        tell(module, args, kwargs, output)
+                        return output
                     return own(*args, **kwargs)
 
                 return call_of
 
-            with replaced_call({m: instead(own_call(m)) for m in self._modules}):
+            with replaced_call({m: instead(own_call(m), m) for m in self._modules}):
                 args, kwargs = call.arguments()
                 found = call.model(*args, **{**kwargs, **(further or {})})
         return (reached[0] if reached else found), call

@@ -336,11 +336,24 @@ def chosen(calls: list[BlockCall], layer: Layer) -> list[BlockCall]:
     found = [c for c in calls if layer is c.module or layer == c.name]
     if not found:
         name = layer if isinstance(layer, str) else type(layer).__name__
+        around = next((c for c in calls if _inside(layer, c)), None)
+        if around is not None:
+            raise LigError(
+                f"layer {name!r} is a part of the block {around.name!r}: name the block. A part is "
+                "attributed by itself in maps without a target alone."
+            )
         raise LigError(
             f"layer {name!r} is not a block, it does not map tokens (B, S, D) to tokens or is a "
             f"stack of blocks: {_blocks_there_are({c.name: c.module for c in calls})}."
         )
     return found
+
+
+def _inside(layer: Layer, block: BlockCall) -> bool:
+    """Whether a part of a block is named."""
+    if isinstance(layer, str):
+        return layer.startswith(f"{block.name}.")
+    return isinstance(layer, nn.Module) and any(layer is part for part in block.module.modules())
 
 
 def _blocks_there_are(blocks: Mapping[str, nn.Module]) -> str:

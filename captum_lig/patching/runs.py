@@ -15,7 +15,7 @@ from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, handle_with
 from captum_lig.model.call import BlockCall, first_tensor, hidden_of, position_of_hidden
 from captum_lig.model.feed_forward import at_feed_forward, find_feed_forward, with_first
-from captum_lig.model.hooks import own_call, replaced_call
+from captum_lig.model.hooks import changed_call, own_call, replaced_call, tell
 from captum_lig.model.inputs import ModelCall
 from captum_lig.model.output_projection import replace_input
 from captum_lig.model.sdpa import use_sdpa
@@ -123,7 +123,7 @@ class Runner:
         current: int | None = None
         attended = False
 
-        def edited(place: Place, own: Callable[[], Tensor]) -> Tensor:
+        def node(place: Place, own: Callable[[], Tensor]) -> Tensor:
             edit = None if current is None else edits.get((current, place))
             return own() if edit is None else edit(own())
 
@@ -136,7 +136,7 @@ class Runner:
             if block is not None and block.attention is not None and block.attention.plain:
                 own = attention.fused
             if first and block is not None and block.site in ("interface", "sdpa"):
-                return edited("heads", own)
+                return node("heads", own)
             return own()
 
         def instead(own: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
@@ -147,15 +147,20 @@ class Runner:
                 number = self._numbers.get((module, turn))
                 if number is None:
                     return own(*args, **kwargs)
+                edit = edits.get((number, "leaving"))
+
+                def edited(output: Any) -> Any:
+                    return with_first(output, edit(first_tensor(output))) if edit else output
+
                 if given is not None and number in given:
-                    output = _copied(given[number], copies)
+                    output = edited(_copied(given[number], copies))
+                    tell(module, args, kwargs, output)
                 else:
                     outer, current, attended = (current, attended), number, False
                     args, kwargs = _with_hidden(args, kwargs, edits.get((number, "entering")))
-                    output = own(*args, **kwargs)
+                    call_it = own if edit is None else changed_call(module, own, edited)
+                    output = call_it(*args, **kwargs)
                     current, attended = outer
-                if (edit := edits.get((number, "leaving"))) is not None:
-                    output = with_first(output, edit(first_tensor(output)))
                 if returned is not None:
                     returned[number] = output
                 return output
@@ -178,10 +183,10 @@ class Runner:
             stack.enter_context(handle_with(dispatch))
             for projection, heads in projections.items():
                 stack.enter_context(
-                    replace_input(projection, heads, lambda u: edited("heads", lambda: u))
+                    replace_input(projection, heads, lambda u: node("heads", lambda: u))
                 )
             for found in places:
-                stack.enter_context(at_feed_forward(found, lambda own: edited("feed_forward", own)))
+                stack.enter_context(at_feed_forward(found, lambda own: node("feed_forward", own)))
             stack.enter_context(replaced_call({m: instead(own, m) for m, own in modules.items()}))
             return call.model(*args, **{**kwargs, **further})
 

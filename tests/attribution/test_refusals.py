@@ -98,9 +98,22 @@ def test_refused(name: str, decoder: GPT2LMHeadModel) -> None:
 
 
 def test_a_layer_that_is_not_there(decoder: GPT2LMHeadModel) -> None:
-    for layer, words in ((7, "0 to 1"), (decoder.lm_head, "not a block")):
+    part = decoder.transformer.h[1].attn
+    for layer, words in (
+        (7, "0 to 1"),
+        (decoder.lm_head, "not a block"),
+        ("transformer.h.1.attn", r"is a part of the block 'transformer\.h\.1': name the block"),
+        (part, r"is a part of the block 'transformer\.h\.1': name the block"),
+    ):
         with pytest.raises(LigError, match=words):
             LayerFlowIG(decoder, layer).attribute(IDS, OTHER, last)
+
+
+def test_a_baseline_that_is_the_input_is_said(decoder: GPT2LMHeadModel) -> None:
+    both = torch.cat([IDS, IDS])
+    with pytest.warns(UserWarning, match="the baseline of text 1 is the text itself") as seen:
+        LayerFlowIG(decoder).attribute(both, torch.cat([OTHER, IDS]), last)
+    assert [one.filename for one in seen if "text itself" in str(one.message)] == [__file__]
 
 
 def test_a_target_that_reads_other_layers() -> None:

@@ -215,3 +215,27 @@ def test_hooks_of_transformers_are_not_named(model: GPT2LMHeadModel) -> None:
     at_one_position(model)
     with pytest.raises(LigError, match="There are forward hooks on it: if"):
         LayerFlowIG(model).attribute(IDS, OTHER, TARGET, n_steps=8)
+
+
+@pytest.mark.parametrize("hook", [None, leaving_block])
+def test_hidden_states_are_noted_as_they_are_put_in(
+    model: GPT2LMHeadModel, hook: Change | None
+) -> None:
+    """Transformers notes them by hooks, also of blocks that do not run."""
+    if hook is not None:
+        hook(model)
+    model.config.output_hidden_states = True
+    weight = torch.linspace(-1, 1, WIDTH, dtype=torch.float64)
+
+    def number(output: Any) -> Tensor:
+        read: Tensor = output.hidden_states[2][:, -1] @ weight
+        return read
+
+    with torch.no_grad():
+        own, other = (float(number(model(ids))) for ids in (IDS, OTHER))
+    assert abs(own - other) > 1e-2
+    found = effects(model, IDS, OTHER, number, ("tokens",))
+    for side in (found.out.tokens, found.into.tokens):
+        assert side is not None
+        assert float(side[0, 2]) == pytest.approx(own - other, rel=1e-6)  # the word that differs
+        assert side[1].abs().max() > 1e-3  # entering the second block, the first does not run

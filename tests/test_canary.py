@@ -103,6 +103,16 @@ BORROWED = (
         "capped logits and sinks on long texts: weights of some rows at a time",
     ),
     Borrowed(
+        "torch.utils._pytree",
+        "tree_leaves",
+        "the tensors among what a call of torch, or of a model, gets",
+    ),
+    Borrowed(
+        "torch.utils._pytree",
+        "tree_map",
+        "a copy of a block's output, for the hooks on it",
+    ),
+    Borrowed(
         "torch._dynamo",
         "eval_frame",
         "compiled models run as they were written while they are attributed",

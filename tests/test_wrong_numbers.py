@@ -506,7 +506,7 @@ def test_numbers_that_read_padding(sides: tuple[int, int]) -> None:
 def test_ids_that_the_model_does_not_know() -> None:
     model = decoder()
     for ids, other in ((IDS + 60, OTHER), (IDS, OTHER + 60)):
-        with refused("token ids"):
+        with refused("token id 97 at position 0"):
             patching.effects(model, ids, other, LAST)
         with refused("token ids"):
             erasure(model, ids, torch.rand(1, 5), LAST, other)

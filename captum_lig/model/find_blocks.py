@@ -135,6 +135,11 @@ def _runs(
         depth = sum(outer.element.container is not None for outer in running)
         running.append(_Run(chosen[module], args, kwargs, depth))
 
+    def inside(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if hidden_of(running[-1].args, running[-1].kwargs) is None:
+            # A hook of the user's makes tokens of what it gets: a tuple that another gave, say.
+            running[-1].args, running[-1].kwargs = args, kwargs
+
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         done = running.pop()
         own = done.element.container is None
@@ -156,7 +161,13 @@ def _runs(
     chosen = {module: _Element(name, module, None) for name, module in named.items()}
     for element in candidates:
         chosen.setdefault(element.module, element)
-    with hooked(chosen, enter=enter, leave=leave), torch.no_grad(), use_sdpa(), handle_with(note):
+    with (
+        hooked(chosen, enter=enter, leave=leave),
+        hooked(chosen, enter=inside, inside=True),
+        torch.no_grad(),
+        use_sdpa(),
+        handle_with(note),
+    ):
         run()
     return finished
 

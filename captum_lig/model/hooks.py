@@ -79,12 +79,17 @@ class _Hook:
 
 @contextmanager
 def hooked(
-    modules: Iterable[nn.Module], *, enter: Enter | None = None, leave: Leave | None = None
+    modules: Iterable[nn.Module],
+    *,
+    enter: Enter | None = None,
+    leave: Leave | None = None,
+    inside: bool = False,
 ) -> Iterator[None]:
     """Call ``enter`` before and ``leave`` after each call of the modules made inside.
 
     A module counts with the hooks that are on it: ``enter`` gets what it is called with, before
-    they change it, and ``leave`` what they made of its output.
+    they change it, and ``leave`` what they made of its output. With ``inside``, ``enter`` gets what
+    they made of that: what its ``forward`` gets.
     """
     modules = list(modules)
     with only_here() as here:
@@ -99,7 +104,7 @@ def hooked(
         with changing(undo):
             for module in modules:
                 if enter is not None:
-                    module.register_forward_pre_hook(entering, prepend=True, with_kwargs=True)
+                    module.register_forward_pre_hook(entering, prepend=not inside, with_kwargs=True)
                 if leave is not None:
                     module.register_forward_hook(leaving, with_kwargs=True)
             yield

@@ -45,7 +45,7 @@ class ResidualStream:
         def run(*args: Any) -> Tensor:
             self._entered = self._left = 0
             modules = dict.fromkeys(block.module for block in self.blocks)
-            with hooked(modules, enter=self._enter, leave=self._leave):
+            with hooked(modules, enter=self._enter, leave=self._leave, inside=True):
                 value = forward(*args)
             if self._left != len(self.blocks):
                 raise _not_once()

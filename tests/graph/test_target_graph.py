@@ -470,7 +470,7 @@ def test_sharing_out_lengths_warns_where_it_says_little(recwarn: pytest.Warnings
     graph.relevance(1)
     graph.rollout()
     assert not recwarn.list
-    with pytest.warns(UserWarning, match=r"tokens 0.60, heads 0.19.*attribute\(.*target=") as found:
+    with pytest.warns(UserWarning, match=r"tokens 0.69, heads 0.23.*attribute\(.*target=") as found:
         graph.relevance(start=[1.0, 0.0, 0.0, 0.0])
     assert len(found) == 1
     assert found[0].filename == __file__

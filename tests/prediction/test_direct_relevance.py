@@ -248,7 +248,7 @@ def test_errors_name_what_was_given() -> None:
     wrong(lambda: relevance(model, twice, ids), "from one run of the model")
     wrong(lambda: relevance(model, lambda x: torch.ones(1), ids), "does not depend")
     wrong(lambda: relevance(model, lambda x: read(x).detach(), ids), "does not depend")
-    wrong(lambda: relevance(model, lambda x: read(x)[0], ids), r"\(\) for 1 texts")
+    wrong(lambda: relevance(model, lambda x: read(x)[0], ids), r"\(\) for 1 text:")
     wrong(lambda: relevance(model, lambda x: read(x) / 0, ids), "finite")
     wrong(lambda: relevance(model, read, ids.expand(2, -1)), "2 texts")
     wrong(lambda: relevance(model, read, ids, ids[:, :4]), "does not fit")

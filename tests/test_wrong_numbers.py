@@ -508,9 +508,9 @@ def test_ids_that_the_model_does_not_know() -> None:
     for ids, other in ((IDS + 60, OTHER), (IDS, OTHER + 60)):
         with refused("token id 97 at position 0"):
             patching.effects(model, ids, other, LAST)
-        with refused("token ids"):
+        with refused("token id 97 at position 0"):
             erasure(model, ids, torch.rand(1, 5), LAST, other)
-    with refused("token ids"):
+    with refused("token id 97 at position 0"):
         target_value(model, LAST, IDS + 60)
 
 

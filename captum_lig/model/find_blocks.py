@@ -113,8 +113,8 @@ def record_blocks(
             f"no blocks were found in {type(model).__name__}: none of its lists of modules "
             f"({', '.join(lists[:3]) or 'there are none'}) holds modules that map tokens (B, S, D) "
             "to tokens and calls attention (transformers' attention interface, or torch's "
-            "scaled_dot_product_attention). Name its blocks in layer=[...], with a target as "
-            "[captum_lig.Block(name), ...], or describe one with captum_lig.Block."
+            "scaled_dot_product_attention). Name its blocks in layer=[...], with a target each "
+            "as captum_lig.Block(name)."
         )
     calls = [_call_of(model, index, block, blocks) for index, block in enumerate(blocks)]
     return calls, _left_out(runs, blocks)

@@ -147,10 +147,10 @@ def _by_token(
         return name == "tensor" and all(x.numel() == 1 for x in found)
     first: tuple[int, ...] = shapes[0]
     given: dict[Any, Any] = dict(enumerate(args)) | kwargs
-    if name in POINTWISE:
-        axes = [sum(map(_of_tokens, shape)) for shape in shapes]
-        return all(sum(map(_of_tokens, x.shape)) <= max(axes) for x in found)
-    if name in MOVES:
+    axes = max(sum(map(_of_tokens, shape)) for shape in shapes)
+    if any(sum(map(_of_tokens, x.shape)) > axes for x in found):
+        return False  # pairs of tokens, or the first rows of a table of positions
+    if name in POINTWISE or name in MOVES:
         return True
     if name in VIEWS:
         return _before(first) == _before(tuple(found[0].shape))

@@ -109,6 +109,14 @@ def test_what_no_call_was_seen_of() -> None:
     assert not seen(lambda x, w: hidden(x, w) + w[0])
 
 
+def test_rows_of_a_table_of_positions() -> None:
+    """A few tokens get its first rows, which say nothing of the others."""
+    x, table = torch.randn(1, FEW, WIDTH), torch.randn(100, WIDTH)
+    with TokenWise([x, table]) as watch:
+        output = x * table[:FEW]
+    assert not watch.says(output)
+
+
 def test_shown_by_a_few() -> None:
     length, few, valid = 100, torch.arange(0, 100, 10), torch.arange(90)
     same = torch.ones(1, length, 1)

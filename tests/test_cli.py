@@ -453,6 +453,12 @@ def test_parse_baseline(given: str, expected: str | float) -> None:
     assert parse_baseline(given) == expected
 
 
+def test_baselines_of_a_corpus() -> None:
+    """Padding has no path of its own where layers are mapped without a target."""
+    with pytest.raises(LigError, match="use target_token, zero or a finite number"):
+        parse_baseline("padding", ("target_token", "zero"))
+
+
 @pytest.mark.parametrize("command", [["explain"], ["inspect", "--text"]])
 def test_text_that_is_not_utf8(tiny: Path, command: list[str]) -> None:
     """Bytes of another encoding, as a terminal gives them, are one sentence."""

@@ -42,7 +42,7 @@ def corpus(
     ] = None,
     layers: Layers = "all",
     baseline: Annotated[
-        str, option("target_token|zero|X", "Where the paths of the layers start.")
+        str, option("target_token|zero|NUMBER", "Where the paths of the layers start.")
     ] = "target_token",
     scalarization: Scalarization = "l2",
     steps: Steps = 16,
@@ -84,7 +84,7 @@ def corpus(
             show_progress=sys.stderr.isatty(),
             limit=limit,
             layers=None if indices is None else tuple(indices),
-            baselines=parse_baseline(baseline),
+            baselines=parse_baseline(baseline, ("target_token", "zero")),
             scalarization=scalarization,
             n_steps=steps,
             tolerance=tolerance,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,13 +81,20 @@ def parse_layers(given: str) -> list[int] | None:
     return sorted(indices)
 
 
-def parse_baseline(given: str) -> str | float:
-    """``zero``, ``target_token`` and ``padding`` stay, a finite number becomes one.
+BASELINES = ("target_token", "zero", "padding")
+
+
+def parse_baseline(given: str, names: Sequence[str] = BASELINES) -> str | float:
+    """The names of baselines stay, a finite number becomes one.
+
+    Args:
+        given: what the option was given.
+        names: those that the command has.
 
     Raises:
         LigError: for anything else.
     """
-    if given in ("zero", "target_token", "padding"):
+    if given in names:
         return given
     try:
         number = float(given)
@@ -94,6 +102,6 @@ def parse_baseline(given: str) -> str | float:
         number = math.nan
     if not math.isfinite(number):
         raise LigError(
-            f"--baseline {given!r} is unknown: use target_token, zero, padding or a finite number."
+            f"--baseline {given!r} is unknown: use {', '.join(names)} or a finite number."
         )
     return number

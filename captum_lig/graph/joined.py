@@ -150,7 +150,7 @@ class JoinedLayers:
         found: int = find_token(token, self.tokens)
         return found
 
-    def by_head(self) -> Tensor:
+    def head_shares(self) -> Tensor:
         """``(L, H)``: the share of each head in what reached the tokens leaving a layer.
 
         Absolute values of the mlp boundary, added up over the targets; in graphs with a target,
@@ -164,6 +164,7 @@ class JoinedLayers:
     def residual_share(self) -> Tensor:
         """``(L,)``: the share of the residual edges in what reached the tokens leaving a layer.
 
-        In graphs with a target also what goes from the token through its MLP. See :meth:`by_head`.
+        In graphs with a target also what goes from the token through its MLP. See
+        :meth:`head_shares`.
         """
         return torch.stack([layer.residual_share() for layer in self.layers])

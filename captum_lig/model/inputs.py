@@ -10,10 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 
 from captum_lig._captum import format_additional_forward_args
 from captum_lig.errors import LigError, out_of_memory
+from captum_lig.model.check_inputs import (
+    check_mask,
+    check_not_packed,
+    check_tokens,
+    warn_of_padding,
+)
 from captum_lig.model.few_bits import is_quantised
 from captum_lig.model.not_embedded import why_not_embedded
 
@@ -159,9 +165,10 @@ class ModelCall:
                 f"{type(model).__name__} cannot be called with these inputs: {error}."
             ) from error
         named = {**named.pop("kwargs", {}), **named}
-        _check_tokens(model, named)
+        check_tokens(model, named)
+        warn_of_padding(model, named)
         if cached:
-            _check_not_packed(model, named)
+            check_not_packed(model, named)
         return cls(model, args, kwargs, tuple(_masks(model, named)))
 
     def with_instead(self, given: Tensor, other: Tensor) -> ModelCall:
@@ -300,7 +307,7 @@ def _masks(model: nn.Module, named: dict[str, Any]) -> Iterator[Masked]:
     for name, mask in named.items():
         if not name.endswith(SUFFIX) or not isinstance(mask, Tensor) or mask.dim() != 2:
             continue
-        _check_mask(model, name, mask)
+        check_mask(model, name, mask)
         padding = left_out(mask)
         if bool(padding.all(-1).any()):
             empty = int(padding.all(-1).nonzero()[0])
@@ -315,73 +322,6 @@ def _masks(model: nn.Module, named: dict[str, Any]) -> Iterator[Masked]:
         its = [x for x in tokens if x.shape[:2] == mask.shape and x is not mask]
         if its and bool(padding.any()):
             yield Masked(mask, its[0])
-
-
-def _check_mask(model: nn.Module, name: str, mask: Tensor) -> None:
-    """Refuse a mask ``(B, S)`` that would be read as another one."""
-    given = f"{name}, a {str(mask.dtype).removeprefix('torch.')} tensor of shape "
-    given += str(tuple(mask.shape))
-    if bool(mask.isnan().any()):
-        raise LigError(f"{given}, holds NaN: give 1 for tokens and 0 for padding.")
-    other = (mask != 0) & (mask != 1)
-    # transformers turns it into booleans: whatever is not 0 is a token.
-    if isinstance(model, PreTrainedModel) and bool(other.any()):
-        raise LigError(
-            f"{given}, holds {mask[other][0].item():g}, and {type(model).__name__} takes all that "
-            "is not 0 for a token, what is to be added to logits the wrong way round: give 1 for "
-            "tokens and 0 for padding; what is added has the shape (B, 1, S, S)."
-        )
-
-
-def _check_tokens(model: nn.Module, named: dict[str, Any]) -> None:
-    """Say what is wrong with token ids or vectors before the model does."""
-    ids, vectors = named.get("input_ids"), named.get("inputs_embeds")
-    wanted = {"input_ids": (ids, 2, "(B, S)"), "inputs_embeds": (vectors, 3, "(B, S, D)")}
-    for name, (tokens, dimensions, shape) in wanted.items():
-        if not isinstance(tokens, Tensor):
-            continue
-        given = f"{name} is a {str(tokens.dtype).removeprefix('torch.')} tensor of shape " + str(
-            tuple(tokens.shape)
-        )
-        if tokens.dim() != dimensions:
-            raise LigError(f"{given}: give {shape}, texts first.")
-        if tokens.is_floating_point() == (name == "input_ids"):
-            kind = "whole numbers" if name == "input_ids" else "floating point vectors"
-            raise LigError(f"{given}: it has to hold {kind}.")
-        mask = named.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() < 2:
-            raise LigError(
-                f"attention_mask has shape {tuple(mask.shape)}, and {given}: give (B, S), texts "
-                "first, or (B, 1, S, S) to be added to the logits."
-            )
-        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape != tokens.shape[:2]:
-            raise LigError(
-                f"attention_mask has shape {tuple(mask.shape)}, and {given}: they have to agree."
-            )
-    values = [
-        value
-        for given in named.values()
-        for value in (given if isinstance(given, tuple) else (given,))
-    ]
-    if not any(isinstance(value, Tensor) for value in values):
-        raise LigError(
-            f"inputs hold no tensor that {type(model).__name__} could work on: give input_ids, or "
-            "what its tokenizer returns with return_tensors='pt'."
-        )
-
-
-def _check_not_packed(model: nn.Module, named: dict[str, Any]) -> None:
-    """Refuse positions that transformers reads in one way with a cache, and in another without."""
-    places, config = named.get("position_ids"), getattr(model, "config", None)
-    if not isinstance(places, Tensor) or places.dim() > 2 or named.get(SUFFIX) is not None:
-        return
-    if getattr(config, "use_cache", False) and bool((places.diff(dim=-1) != 1).any()):
-        raise LigError(
-            "position_ids do not rise by one, and there is no attention_mask: without a cache, as "
-            f"here, {type(model).__name__} takes them for texts packed one after the other, with "
-            "one for a single text. Give an attention_mask (of ones), or use_cache=False for "
-            "packed texts."
-        )
 
 
 def _device_of(model: nn.Module) -> torch.device | None:

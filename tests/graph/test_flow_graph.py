@@ -372,7 +372,7 @@ def test_sums_by_head_and_residual_share() -> None:
         heads = [sum(abs(float(flow.mlp[0, j, h])) for j in range(4)) for h in range(2)]
         residual = sum(abs(float(flow.residual[0, j])) for j in range(4))
         whole = sum(heads) + residual
-        assert graph.by_head()[layer].tolist() == pytest.approx([x / whole for x in heads])
+        assert graph.head_shares()[layer].tolist() == pytest.approx([x / whole for x in heads])
         assert float(graph.residual_share()[layer]) == pytest.approx(residual / whole)
 
 
@@ -380,8 +380,8 @@ def test_sums_of_a_part_stay_what_they_are_in_the_whole() -> None:
     flows = signed_flows(2, 4, 2)
     graph = FlowGraph(flows)
     one = graph.subgraph(heads=[1])
-    assert one.by_head()[:, 0].tolist() == [0, 0]
-    assert torch.equal(one.by_head()[:, 1], graph.by_head()[:, 1])
+    assert one.head_shares()[:, 0].tolist() == [0, 0]
+    assert torch.equal(one.head_shares()[:, 1], graph.head_shares()[:, 1])
     assert torch.equal(one.residual_share(), graph.residual_share())
     pruned = graph.prune(top_k=2)
     for layer, (flow, part) in enumerate(zip(flows, pruned.layers, strict=True)):
@@ -390,12 +390,12 @@ def test_sums_of_a_part_stay_what_they_are_in_the_whole() -> None:
         assert 0 < reached.sum() < reached.numel()
         whole = float(m.sum() + r.sum())
         heads = [float(m[:, h][reached[:, h]].sum()) / whole for h in range(2)]
-        assert pruned.by_head()[layer].tolist() == pytest.approx(heads)
+        assert pruned.head_shares()[layer].tolist() == pytest.approx(heads)
         residual = float(r[part.residual != 0].sum()) / whole
         assert float(pruned.residual_share()[layer]) == pytest.approx(residual)
     words = graph.merge_tokens([0, 1, 1, 2])
     torch.testing.assert_close(
-        words.by_head().sum(-1) + words.residual_share(), torch.ones(2, dtype=torch.float64)
+        words.head_shares().sum(-1) + words.residual_share(), torch.ones(2, dtype=torch.float64)
     )
 
 
@@ -405,7 +405,7 @@ def test_one_token_alone() -> None:
     flows = LayerFlowIG(model).attribute(tokens(model, 1, 1), "target_token")
     assert isinstance(flows, list)
     graph = FlowGraph(flows)
-    assert graph.by_head().isnan().all()
+    assert graph.head_shares().isnan().all()
     assert graph.residual_share().isnan().all()
     assert graph.rollout().tolist() == [[1]]
     assert [route.share for route in graph.paths(0, 0)] == [1]
@@ -417,7 +417,7 @@ def test_layers_with_different_numbers_of_heads() -> None:
     trace = graph.relevance(1)
     assert trace.heads.shape == (2, 3, 4)
     assert (trace.heads[1, 2] == 0).all()
-    assert graph.by_head().shape == (2, 3)
+    assert graph.head_shares().shape == (2, 3)
     assert graph.paths(0, 1)
 
 

@@ -364,10 +364,10 @@ def test_shares_of_heads_and_of_the_residual() -> None:
 
         for h in range(graph.layers[layer].heads):
             wanted = sum(through(("u", layer, h, j)) for j in range(5)) / whole
-            assert float(graph.by_head()[layer, h]) == pytest.approx(wanted)
+            assert float(graph.head_shares()[layer, h]) == pytest.approx(wanted)
         stays = sum(through(("z", layer, j)) for j in range(5)) / whole
         assert float(graph.residual_share()[layer]) == pytest.approx(stays)
-        assert float(graph.by_head()[layer].sum()) + stays == pytest.approx(1)
+        assert float(graph.head_shares()[layer].sum()) + stays == pytest.approx(1)
 
 
 # --- what it says of itself, and what it refuses --------------------------------------------------

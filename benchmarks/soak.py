@@ -20,6 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
@@ -57,11 +58,11 @@ class Line:
     minutes: float
     calls: int
     resident: int
-    """Bytes of its own in memory. Pages of mapped files (libraries, weights) are not among them,
-    where the system counts these: it drops them and reads them again as it likes."""
+    """Bytes of its own in memory, after malloc has given back the pages that it keeps free. Pages
+    of mapped files (libraries, weights) are not among them, where the system counts these: it drops
+    them and reads them again as it likes."""
     allocated: int
-    """Bytes of them that malloc has given out (0 where it cannot be asked): what it keeps for later
-    calls is not among them."""
+    """Bytes of them that malloc has given out (0 where it cannot be asked)."""
     objects: int
     """That Python's collector tracks, after it has run."""
     files: int
@@ -91,6 +92,12 @@ def allocated() -> int:
     ask.restype = _Allocated
     found = ask()
     return int(found.uordblks + found.hblkhd)
+
+
+def give_back() -> None:
+    """Let malloc give back the pages that it keeps free; nothing without glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def resident(process: psutil.Process) -> int:
@@ -217,6 +224,7 @@ def soak(minutes: float, out: TextIO | None) -> list[Line]:
             # The hash first: what it leaves for the collector is counted each time.
             bits = calls.bits()
             gc.collect()
+            give_back()
             line = Line(
                 minutes=(time.monotonic() - began) / 60,
                 calls=done,

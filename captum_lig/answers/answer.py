@@ -115,8 +115,8 @@ class Answer:
         return strongest_mlps(self.graph, self.trace, count)
 
     def held(self) -> list[Held]:
-        """The token that holds most of the change, from the lowest layer to the end."""
-        return held_at(self.trace)
+        """The token with more than half of the change, from the lowest layer to the end."""
+        return held_at(self.trace, self.change)
 
     @restoring
     def check(self, k: int = 10, **settings: Any) -> Check:
@@ -238,19 +238,24 @@ class Answer:
         """A table (``pandas.DataFrame``), a row for each token at each depth, head and MLP.
 
         Columns are those of :meth:`Trace.to_pandas`, ``value`` being the part, ``share`` of the
-        change, and, of nodes that were patched, ``out`` and ``into``, see :meth:`check`.
+        change, and, of nodes that were patched, ``out`` and ``into``, see :meth:`check`. What was
+        patched and is no node of the graph (a head at all tokens, the attention's output) follows.
         """
         table = self.trace.to_pandas()
+        if self.checked is not None:
+            keys = ["kind", "layer", "head", "position"]
+            found = self.checked.to_pandas()[[*keys, "token", "attributed", "out", "into"]]
+            # Joined as they are, columns of unlike types would become objects.
+            kinds = table["kind"].cat.categories.union(found["kind"].cat.categories, sort=False)
+            for one in (table, found):
+                one["kind"] = one["kind"].cat.set_categories(kinds)
+                one["position"] = one["position"].astype("Int64")
+                one["token"] = one["token"].astype(object)
+            table = table.merge(found, on=keys, how="outer", sort=False, suffixes=("", "_found"))
+            for name, other in (("token", "token_found"), ("value", "attributed")):
+                table[name] = table[name].where(table[name].notna(), table.pop(other))
         table["share"] = table["value"] / self.change if self.change else float("nan")
-        if self.checked is None:
-            return table
-        keys = ["kind", "layer", "head", "position"]
-        found = self.checked.to_pandas()[[*keys, "out", "into"]]
-        # Categories of other kinds would make objects of the column.
-        kinds = table["kind"].cat.categories
-        found["kind"] = found["kind"].cat.set_categories(kinds)
-        found["position"] = found["position"].astype(table["position"].dtype)
-        return table.merge(found, on=keys, how="left")
+        return table
 
     def explore(self, height: int = 720) -> Any:
         """The page inside a notebook, see :func:`captum_lig.views.notebook.show_page`."""

@@ -320,4 +320,4 @@ def _said(
         ]
     if scores is None:
         return [Said((), value) for value in values]
-    return both_said(scores, kind, about.options, values, names, tokenizer)
+    return both_said(network, scores, kind, about.options, values, names, tokenizer)

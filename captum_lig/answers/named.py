@@ -92,7 +92,8 @@ def asked(
         inputs = dict(tokenizer(wanted.similar_to, return_tensors="pt"))
         device = next(network.parameters()).device
         similar = cosine({name: x.to(device) for name, x in inputs.items()})
-        return Asked(Named(similar, f"cosine with {quoted(wanted.similar_to, 60)}"), [])
+        words = f"cosine with {quoted(wanted.similar_to, 60)} ({similar.pooling} pooling)"
+        return Asked(Named(similar, words), [])
     whole = isinstance(wanted.target, int) and not isinstance(wanted.target, bool)
     if wanted.target is not None and not isinstance(wanted.target, str) and not whole:
         return _given(wanted.target, network, tokenizer)
@@ -136,6 +137,12 @@ def class_number(label: str | int, names: Mapping[int, str], count: int) -> int:
     numbers = {name: number for number, name in names.items()}
     number: Any = label
     if isinstance(label, str):
+        same = [number for number, name in names.items() if name == label]
+        if len(same) > 1:
+            raise LigError(
+                f"label {label!r} is the name of {len(same)} classes of the model, "
+                f"{', '.join(map(str, same))}: give the number of one."
+            )
         number = numbers.get(label, int(label) if re.fullmatch("[0-9]{1,9}", label) else None)
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
         known = ", ".join(map(repr, list(numbers)[:20]))

@@ -68,7 +68,7 @@ def _known(answer: Any) -> tuple[str, Known]:
     for one in a.says.options:
         there = a.would_say.of(one.number)
         assert there is not None
-        options.append((one.words, one.probability, there.probability))
+        options.append((one.words, one.probability, there.probability, one.logit, there.logit))
     notes = [f"Note: {hint}" for hint in a.hints]
     if a.against is None:
         notes.append(
@@ -115,7 +115,8 @@ def _question(a: Paged) -> str:
     if a.continuation is not None:
         return f"Why does {a.model} go on with {quoted(a.continuation, 80)}?"
     if a.target.startswith("cosine with "):
-        return f"Why does {a.model} find the text like {a.target.removeprefix('cosine with ')}?"
+        other = a.target.removeprefix("cosine with ").rpartition(" (")[0]
+        return f"Why does {a.model} find the text like {other}?"
     return f"What does the {readable_text(a.target)} come from in {a.model}?"
 
 

@@ -65,14 +65,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Held:
-    """Depths at which one token holds most of the change."""
+    """Depths at which the same token, or none, holds more than half of the change."""
 
     first: int
     """Index of the first of the layers that the tokens enter."""
     last: int
     """Of the last; one more than the last layer for the tokens that leave it."""
-    position: int
-    token: str
+    position: int | None
+    """None where no token has more than half by itself."""
+    token: str | None
 
 
 def strongest_tokens(trace: Trace, change: float, count: int) -> list[Part]:
@@ -124,16 +125,18 @@ def strongest_mlps(graph: FlowGraph, trace: Trace, count: int) -> list[Part]:
     ]
 
 
-def held_at(trace: Trace) -> list[Held]:
-    """The token that holds most of the change at each depth; equal neighbours are joined."""
+def held_at(trace: Trace, change: float) -> list[Held]:
+    """The token with more than half of the change at each depth; equal neighbours are joined."""
     found: list[Held] = []
     depths = (*trace.layers, trace.layers[-1] + 1)
     for depth, row in zip(depths, trace.tokens, strict=True):
-        position = int(row.abs().argmax())
+        largest = int((row * change).argmax())
+        position = largest if float(row[largest] * change) > change * change / 2 else None
         if found and found[-1].position == position:
             found[-1] = Held(found[-1].first, depth, position, found[-1].token)
         else:
-            found.append(Held(depth, depth, position, trace.labels[position]))
+            token = None if position is None else trace.labels[position]
+            found.append(Held(depth, depth, position, token))
     return found
 
 

@@ -33,7 +33,8 @@ class Option:
     """A token in quotation marks, or the name of a class."""
     number: int
     """Id of the token, or number of the class."""
-    probability: float
+    probability: float | None
+    """None where the model's numbers are no logits of probabilities: a regression's."""
     logit: float
 
 
@@ -42,7 +43,7 @@ class Said(Short):
     """What a model says of one text."""
 
     options: tuple[Option, ...]
-    """The most likely tokens or classes, most likely first, and others that the question is about.
+    """The most likely tokens or classes, largest logit first, and others that are asked about.
     None of a model that gives vectors."""
     value: float
     """The number that is explained."""
@@ -87,7 +88,22 @@ def most_changed(scores: Tensor, among: int = 50) -> tuple[int, int, float]:
     return int(likely[up]), int(likely[down]), float(gained[up] - gained[down])
 
 
+def probabilities(model: nn.Module, kind: Kind, scores: Tensor) -> Tensor | None:
+    """What the logits ``(..., V)`` or ``(..., C)`` of a model stand for; None if for nothing.
+
+    Of classes as the configuration has them (``problem_type``): each by itself where a text may
+    have several. A regression has none, nor has a single number.
+    """
+    problem = getattr(getattr(model, "config", None), "problem_type", None)
+    if kind == "classes" and problem == "multi_label_classification":
+        return scores.sigmoid()
+    if kind == "classes" and (problem == "regression" or scores.shape[-1] == 1):
+        return None
+    return scores.softmax(-1)
+
+
 def both_said(
+    model: nn.Module,
     scores: Tensor,
     kind: Kind,
     more: list[int],
@@ -98,6 +114,7 @@ def both_said(
     """The most likely of each text, of those of both texts and of ``more``.
 
     Args:
+        model: that says it.
         scores: see :func:`both_scores`.
         kind: of the model.
         more: further options.
@@ -116,8 +133,11 @@ def both_said(
 
     found = []
     for row, value in zip(scores, values, strict=True):
-        likely = row.softmax(-1)
-        each = [Option(words(i), i, float(likely[i]), float(row[i])) for i in kept]
-        each.sort(key=lambda one: -one.probability)
+        likely = probabilities(model, kind, row)
+        each = [
+            Option(words(i), i, None if likely is None else float(likely[i]), float(row[i]))
+            for i in kept
+        ]
+        each.sort(key=lambda one: -one.logit)
         found.append(Said(tuple(each), value))
     return found

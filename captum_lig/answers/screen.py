@@ -125,7 +125,8 @@ def _predictions(a: Screened) -> Section:
         there = a.would_say.of(one.number)
         assert there is not None
         if one.number in kept or one.words in (a.favours or ()):
-            rows.append((one.words, probability(one.probability), probability(there.probability)))
+            both = (probability(each.probability, each.logit) for each in (one, there))
+            rows.append((one.words, *both))
     what = "The model says" if a.continuation is None else "Before it, the model says"
     return Section("", (what, "after the text", f"after {_other(a)}"), rows)
 
@@ -155,42 +156,51 @@ def _tokens(a: Screened, count: int) -> Section:
         rows.append((at(part.token, part.position), instead, *_numbers(a, part)))
     held = a.held()
     parts = [
-        f"{quoted(one.token)} ({one.position}) "
+        ("no one token " if one.token is None else f"{quoted(one.token)} ({one.position}) ")
         + (f"until layer {one.last}" if n < len(held) - 1 else "to the end")
         for n, one in enumerate(held[:4])
     ]
     more = ", ..." if len(held) > 4 else ""
-    notes = [f"Most of it is held by {', then by '.join(parts)}{more}."] if len(held) > 1 else []
+    notes = []
+    if len(held) > 1:
+        notes.append(f"More than half of it is held by {', then by '.join(parts)}{more}.")
     return Section("", ("Words it came from", "instead of", "part", "share"), rows, notes, left=2)
 
 
 def _heads(a: Screened, count: int) -> Section:
-    rows = []
-    for part in a.strongest_heads(count):
+    rows, parts = [], a.strongest_heads(count)
+    names = _effect_names(a, parts)
+    for part in parts:
         assert part.source is not None
         source = at(a.tokens[part.source], part.source)
         where = (part.name, at(part.token, part.position), source)
-        rows.append((*where, *_numbers(a, part), *_effects(a, part)))
-    header = ("Heads", "writing at", "reading from", "part", "share", *_effect_names(a))
+        rows.append((*where, *_numbers(a, part), *(_effects(a, part) if names else ())))
+    header = ("Heads", "writing at", "reading from", "part", "share", *names)
     return Section("", header, rows, left=3)
 
 
 def _mlps(a: Screened, count: int) -> Section:
+    parts = a.strongest_mlps(count)
+    names = _effect_names(a, parts)
     rows = [
-        (part.name, at(part.token, part.position), *_numbers(a, part), *_effects(a, part))
-        for part in a.strongest_mlps(count)
+        (
+            *(part.name, at(part.token, part.position), *_numbers(a, part)),
+            *(_effects(a, part) if names else ()),
+        )
+        for part in parts
     ]
-    return Section("", ("MLPs", "at", "part", "share", *_effect_names(a)), rows, left=2)
+    return Section("", ("MLPs", "at", "part", "share", *names), rows, left=2)
 
 
-def _effect_names(a: Screened) -> tuple[str, ...]:
-    return () if a.checked is None else ("taken out", "put in")
+def _effect_names(a: Screened, parts: Sequence[Part]) -> tuple[str, ...]:
+    """Of the columns of what patching found; none where it patched none of the parts."""
+    patched = set() if a.checked is None else {row.node for row in a.checked.rows}
+    return ("taken out", "put in") if patched & set(map(node_of, parts)) else ()
 
 
 def _effects(a: Screened, part: Part) -> tuple[str, ...]:
     """What patching found of a part; empty where it was not patched."""
-    if a.checked is None:
-        return ()
+    assert a.checked is not None
     row = next((one for one in a.checked.rows if one.node == node_of(part)), None)
     if row is None:
         return "", ""

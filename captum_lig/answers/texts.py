@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Texts", "read_texts"]
+
+PLACE = "\ue000"
+"""Stands for a text: a character for private use, which no template has."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def read_texts(
         LigError: for a text without tokens or with too many, texts of unequal numbers of tokens,
             or a chat with a model that has no template for it.
     """
-    encoding, inside = _read(wanted.text, wanted, tokenizer)
+    encoding = _read(wanted.text, wanted, tokenizer)
     ids = encoding["input_ids"][0].tolist()
     special = set(tokenizer.all_special_ids)
     if all(i in special for i in ids):
@@ -90,8 +93,8 @@ def read_texts(
                 f"{most} at most: shorten the text or split it."
             )
     if wanted.against is None:
-        return Texts(encoding, _padded(encoding["input_ids"], inside, tokenizer))
-    other = _read(wanted.against, wanted, tokenizer)[0]["input_ids"]
+        return Texts(encoding, _padded(wanted.text, tokenizer) if wanted.chat else None)
+    other = _read(wanted.against, wanted, tokenizer)["input_ids"]
     if other.shape != encoding["input_ids"].shape:
         raise LigError(_unequal(ids, other[0].tolist(), tokenizer))
     if torch.equal(other, encoding["input_ids"]):
@@ -102,41 +105,56 @@ def read_texts(
     return Texts(encoding, other)
 
 
-def _read(
-    text: str, wanted: Wanted, tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """A text's encoding, and of a chat where the tokens ``(S,)`` of what the user wrote are."""
-    if not wanted.chat:
-        with quiet():
-            return dict(tokenizer(text, return_tensors="pt")), None
+def _read(text: str, wanted: Wanted, tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """A text's encoding, of a chat with its template."""
+    with quiet():
+        if not wanted.chat:
+            return dict(tokenizer(text, return_tensors="pt"))
+        return dict(
+            tokenizer(_chat(text, tokenizer), return_tensors="pt", add_special_tokens=False)
+        )
+
+
+def _chat(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text as a user's message in the template."""
     if not tokenizer.chat_template:
         raise LigError("the model has no chat template beside its tokenizer: leave chat out.")
     messages = [{"role": "user", "content": text}]
-    whole: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    with quiet():
-        encoding = dict(
-            tokenizer(
-                whole,
-                return_tensors="pt",
-                add_special_tokens=False,
-                return_offsets_mapping=tokenizer.is_fast,
-            )
-        )
-    offsets = encoding.pop("offset_mapping", None)
-    begin = whole.rfind(text.strip())
-    if offsets is None or begin < 0:
-        return encoding, None
-    return encoding, (offsets[0, :, 1] > begin) & (offsets[0, :, 0] < begin + len(text.strip()))
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
-def _padded(
-    ids: Tensor, inside: Tensor | None, tokenizer: PreTrainedTokenizerBase
-) -> Tensor | None:
-    """A chat with padding for what the user wrote; the template's own words stay."""
+def _padded(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor | None:
+    """Tokens ``(1, S)`` of a chat with padding for what the user wrote, and the template's own.
+
+    None for a tokenizer without padding and end, see :func:`input_baseline`.
+
+    Raises:
+        LigError: if it does not show which tokens those are.
+    """
     token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if inside is None or token is None:
+    if token is None:
         return None
-    return torch.where(inside[None], torch.full_like(ids, token), ids)
+    # The text may be a word of the template's, too: the place is that of a character of its own.
+    before, found, after = _chat(PLACE, tokenizer).partition(PLACE)
+    whole = _chat(text, tokenizer)
+    inside = len(before), len(whole) - len(after)
+    if not found or PLACE in after or not (whole.startswith(before) and whole.endswith(after)):
+        raise LigError(
+            "the chat template does not show which of its words are the text's, and no padding "
+            "can stand for them: give another text to compare with (against)."
+        )
+    if not tokenizer.is_fast:
+        raise LigError(
+            f"{type(tokenizer).__name__} does not say which characters its tokens are of, and in a "
+            "chat padding stands for the text's alone: give another text to compare with (against)."
+        )
+    with quiet():
+        encoding = tokenizer(
+            whole, return_tensors="pt", add_special_tokens=False, return_offsets_mapping=True
+        )
+    ids, (begins, ends) = encoding["input_ids"], encoding["offset_mapping"][0].T
+    theirs = (ends > inside[0]) & (begins < inside[1])
+    return torch.where(theirs[None], torch.full_like(ids, token), ids)
 
 
 def _unequal(ids: list[int], other: list[int], tokenizer: PreTrainedTokenizerBase) -> str:

@@ -55,8 +55,10 @@ def error_percent(share: float) -> str:
     return f"{100 * share:.1g}%" if share < 0.1 else f"{share:.0%}"
 
 
-def probability(value: float) -> str:
-    """A probability in percent, small ones too."""
+def probability(value: float | None, logit: float) -> str:
+    """A probability in percent, small ones too; the number itself where it stands for none."""
+    if value is None:
+        return signed(logit)
     if value >= 0.0995:
         return f"{value:.0%}"
     return f"{value:.1%}" if value >= 0.0005 else "<0.1%"

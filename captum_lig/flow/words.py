@@ -153,9 +153,20 @@ def word_labels(
     for pieces in members:
         label = ""
         if offsets is not None and text is not None:
-            label = text[offsets[pieces[0]][0] : offsets[pieces[-1]][1]].strip()
+            label = _of_text([offsets[piece] for piece in pieces], text)
         labels.append(label or _joined([tokens[piece] for piece in pieces]))
     return labels
+
+
+def _of_text(spans: list[tuple[int, int]], text: str) -> str:
+    """What the pieces of a word are of the text, with an ellipsis for one that is not there."""
+    label, end = "", spans[0][0]
+    for start, stop in spans:
+        label += ("…" if start > end else "") + text[max(start, end) : stop]
+        end = max(end, stop)
+    while end < len(text) and unicodedata.category(text[end])[0] == "M":
+        label, end = label + text[end], end + 1  # marks that the tokenizer took off
+    return label.strip()
 
 
 def _joined(pieces: list[str]) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "about_flows",
     "check_flows",
     "check_whole",
+    "in_order",
     "layer_range",
     "no_target",
     "one_token",
@@ -190,6 +191,11 @@ def one_token(given: TokenIndex, tokens: Sequence[str], name: str) -> int:
     if len(indices) != 1:
         raise LigError(f"{name}={brief(given)}: a route goes from one token to one: give one.")
     return indices[0]
+
+
+def in_order(positions: Tensor) -> bool:
+    """Whether tokens ``(N,)`` stand as in their text, each once."""
+    return bool((positions.diff() > 0).all())
 
 
 def check_whole(layers: Sequence[GraphLayer], tokens: Sequence[str]) -> None:

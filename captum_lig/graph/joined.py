@@ -155,7 +155,8 @@ class JoinedLayers:
 
         Absolute values of the mlp boundary, added up over the targets; in graphs with a target,
         what goes past the MLP and what goes through it. With
-        :meth:`residual_share`, the shares of a whole graph's layer add up to 1. Of less of it, they
+        :meth:`residual_share`, the shares of a whole graph's layer add up to 1; where the layer
+        reads an encoder, to what did not come from the encoder's tokens. Of less of it, they
         stay what they are in the whole layer, and of an output that no edge reaches any more there
         is none. NaN in a layer that moved nothing.
         """

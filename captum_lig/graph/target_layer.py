@@ -262,8 +262,16 @@ class TargetLayer(GraphLayer):
         return tuple(map(float, edges))
 
     def lost(self) -> Tensor:
-        """Relevance of the tokens leaving that no edge of the graph carries to those entering."""
-        return self.leaving.sum() - self.links(self.leaving, DEFAULT_RULE, False).sum()
+        """Relevance of the tokens leaving that no way through the graph carries to those entering.
+
+        An edge into a head or an MLP that no edge leaves upward carries nothing.
+        """
+        goes_on, own = self.heads_past != 0, self.past_heads()
+        if self.feed_forward is not None:
+            mlp = self.feed_forward != 0
+            goes_on = goes_on | ((self._need("feed_forward_heads") != 0) & mlp[:, None])
+            own = self.residual + self._need("feed_forward_token") * mlp
+        return self.leaving.sum() - (self.attention * goes_on.T[..., None]).sum() - own.sum()
 
     def there(self, kind: str) -> Tensor:
         """Where edges carry something; none of a kind that the layer does not have."""

@@ -49,7 +49,8 @@ class Trace:
     """``(L,)`` what entered a layer from above and did not come out below it.
 
     0 in a whole graph with a rule that conserves; the edges that are not there (pruned, of other
-    tokens or heads) carry the rest. In graphs with a target a row that has no edge at all loses the
+    tokens or heads) carry the rest, and with them those that are left without a way up, into a head
+    or an MLP that none leaves. In graphs with a target a row that has no edge at all loses the
     relevance of its node, and what came from an encoder's tokens left the graph. In those without,
     where the mlp boundary starts at zero, the rest is the share of heads whose outputs did not
     move: the first token's in a causal model with target-token paths. Of a forward trace it has no

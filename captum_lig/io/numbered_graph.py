@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_lig.errors import LigError
+from captum_lig.graph.arguments import in_order
 from captum_lig.graph.direct_edges import DirectEdges
 from captum_lig.graph.flow_graph import FlowGraph
 from captum_lig.graph.target_layer import TargetLayer, target_layers
@@ -209,6 +210,11 @@ def _check_same(graph: FlowGraph, edges: DirectEdges) -> None:
             f"the edges are of {edges.target!r}, which changes by {edges.change:.6g}, and the "
             f"graph of {graph.target!r}, which changes by {change:.6g}: give both the same text, "
             "baseline and target."
+        )
+    if not in_order(graph.positions):
+        raise LigError(
+            f"the graph has its tokens in another order than the text, {graph.positions.tolist()}: "
+            "give the whole graph."
         )
     layers = [layer.index for layer in graph.layers]
     ends = int(edges.position.max()) + 1 if len(edges) else 0

@@ -17,6 +17,7 @@ from captum_lig.errors import LigError
 from captum_lig.flow.compare_maps import compare_maps
 from captum_lig.flow.shown import html_list, html_table
 from captum_lig.flow.tables import frame
+from captum_lig.graph.arguments import in_order
 from captum_lig.graph.trace import Trace
 from captum_lig.patching.nodes import (
     Kind,
@@ -298,6 +299,12 @@ def check_same_question(question: TwoRuns, graph: Explanation, trace: Trace) -> 
         raise LigError(
             f"the graph is of {len(trace.labels)} tokens ({brief(list(trace.labels))}), the "
             f"inputs of {question.count}: give the text that the graph was made of."
+        )
+    positions = getattr(graph, "positions", None)
+    if positions is not None and not in_order(positions):
+        raise LigError(
+            f"the graph has its tokens in another order than the text, {positions.tolist()}: give "
+            "the whole graph, or a part in the text's order."
         )
     change, other = getattr(graph, "change", None), question.baseline_value
     if change is None or other is None:

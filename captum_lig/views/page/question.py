@@ -9,7 +9,7 @@ Header, JSON::
       "tokens": ["The", "␣capital", ...], "other_tokens": [...],      as a person reads them
       "differs": [3],                                 positions at which the two texts differ
       "other": "the other text", "favours": ["\" Paris\"", "\" Rome\""],
-      "options": [["\" Paris\"", 0.77, 0.001], ...], "options_title": "The model says",
+      "options": [["\" Paris\"", 0.77, 0.001, 21.3, 14.4], ...], "options_title": "The model says",
       "notes": ["..."], "sums": 5e-05, "most_nodes": 150,
       "layers": [{"index": 0, "name": "model.layers.0", "heads": 9}, ...],
       "edges": {"kept": 200000, "all": 35000000, "cutoff": 1e-4, "share": 0.97},
@@ -95,8 +95,9 @@ class Known:
     other_value: float | None = None
     favours: tuple[str, str] | None = None
     """What speaks for a positive part, and for a negative one."""
-    options: Sequence[tuple[str, float, float]] = ()
-    """What the model may say, and its probabilities after both texts."""
+    options: Sequence[tuple[str, float | None, float | None, float, float]] = ()
+    """What the model may say, its probabilities after both texts (None where its numbers stand for
+    none), and its logits."""
     options_title: str = "The model says"
     notes: Sequence[str] = ()
     """Further sentences."""

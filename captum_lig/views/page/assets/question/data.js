@@ -132,15 +132,19 @@ export class Data {
     return edges.reduce((sum, { value, read }) => sum + value - read, 0);
   }
 
-  /** The token that holds most at each depth, equal neighbours joined: [{from, to, at}]. */
+  /**
+   * The token with more than half of the change at each depth, null where none has so much; equal
+   * neighbours joined: [{from, to, at}].
+   */
   get held() {
     return this.once("held", () => {
+      const { change } = this.page;
       const found = [];
       for (let depth = 0; depth <= this.layers; depth++) {
-        let best = 0;
-        for (let at = 1; at < this.tokens; at++) {
-          const [a, b] = [this.relevance(depth, at), this.relevance(depth, best)];
-          if (Math.abs(a) > Math.abs(b)) best = at;
+        let [best, most] = [null, 0.5];
+        for (let at = 0; at < this.tokens; at++) {
+          const share = this.relevance(depth, at) / change;
+          if (share > most) [best, most] = [at, share];
         }
         if (found.at(-1)?.at === best) found.at(-1).to = depth;
         else found.push({ from: depth, to: depth, at: best });
@@ -165,7 +169,14 @@ export class Data {
 
   /** The token at which the number is read: it has most of it at the end. */
   get end() {
-    return this.held.at(-1).at;
+    return this.once("end", () => {
+      let best = 0;
+      for (let at = 1; at < this.tokens; at++) {
+        const [a, b] = [this.relevance(this.layers, at), this.relevance(this.layers, best)];
+        if (Math.abs(a) > Math.abs(b)) best = at;
+      }
+      return best;
+    });
   }
 
   /** What patching showed of a node, or of a token at some depths. */

@@ -109,7 +109,7 @@ export function tokenSentence(data, at) {
     const until = to === data.layers ? "to the end" : `until layer ${data.page.layers[to].index}`;
     return from === 0 ? until : `from layer ${data.page.layers[from]?.index ?? "the end"} ${until}`;
   });
-  return `${quoted(data, at)} holds most of the change ${holds.join(" and ")}. ${parts}.`;
+  return `${quoted(data, at)} holds more than half of the change ${holds.join(" and ")}. ${parts}.`;
 }
 
 /** Where the change is held, over all tokens. */
@@ -117,9 +117,9 @@ export function heldSentence(data) {
   const { held } = data;
   const said = held.slice(0, 4).map(({ to, at }) => {
     const until = to === data.layers ? "to the end" : `until layer ${data.page.layers[to].index}`;
-    return `${quoted(data, at)} ${until}`;
+    return `${at === null ? "no one token" : quoted(data, at)} ${until}`;
   });
-  return `Most of it is held by ${said.join(", then by ")}${held.length > 4 ? ", …" : ""}.`;
+  return `More than half of it is held by ${said.join(", then by ")}${held.length > 4 ? ", …" : ""}.`;
 }
 
 export function endSentence(data) {

@@ -93,13 +93,13 @@ function line(title, id, words) {
 /** What the model says after each text, as bars. */
 export function bars({ page }) {
   if (page.options.length === 0) return [];
-  const rows = page.options.map(([words, own, other]) =>
+  const rows = page.options.map(([words, own, other, ownLogit, otherLogit]) =>
     element(
       "tr",
       {},
       element("th", { scope: "row" }, element("bdi", {}, words)),
-      barOf(own, "own"),
-      barOf(other, "other"),
+      barOf(own, ownLogit, "own"),
+      barOf(other, otherLogit, "other"),
     ),
   );
   const names = [page.options_title, "after the text", `after ${page.other}`];
@@ -119,7 +119,9 @@ function probability(value) {
   return `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)}\u00a0%`;
 }
 
-function barOf(value, kind) {
+/** A probability as a bar; the number itself, without one, where it stands for no probability. */
+function barOf(value, logit, kind) {
+  if (value === null) return element("td", {}, number(logit, signed(logit)));
   const bar = element("span", { class: `bar ${kind}`, "aria-hidden": "true" });
   bar.style.width = `${(100 * value).toFixed(1)}%`;
   const text = probability(value);

@@ -1,0 +1,100 @@
+"""What carries the change of an answer: its strongest parts, who holds it, the check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from captum_lig import Answer, why
+from captum_lig.answers.parts import Held, held_at
+from captum_lig.graph import Trace
+from captum_lig.patching import effects
+
+TEXT, OTHER = "the cat sat on the mat", "the dog sat on the mat"
+
+
+def test_the_strongest_are_the_largest_of_the_flows(answer: Answer) -> None:
+    heads, mlps = [], []
+    for flow in answer.flows:
+        total, mlp = flow.need("attention_total")[0], flow.need("feed_forward")[0]
+        for head in range(total.shape[0]):
+            for position in range(total.shape[1]):
+                heads.append((float(total[head, position]), flow.index, head, position))
+        for position in range(len(mlp)):
+            mlps.append((float(mlp[position]), flow.index, position))
+    heads.sort(key=lambda one: -abs(one[0]))
+    mlps.sort(key=lambda one: -abs(one[0]))
+    for found, expected in zip(answer.strongest_heads(4), heads, strict=False):
+        assert (found.layer, found.head, found.position) == expected[1:]
+        assert found.value == pytest.approx(expected[0], rel=1e-3)
+        assert found.share == pytest.approx(found.value / answer.change)
+        assert found.token == answer.tokens[found.position]
+        assert found.name == f"head {found.layer}.{found.head}"
+        assert found.source is not None
+        flow = answer.flows[found.layer]
+        row = flow.need("attention")[0, found.head, found.position]
+        assert found.source == int(row.abs().argmax())
+        pattern = row - flow.need("attention_value")[0, found.head, found.position]
+        assert found.through_pattern == pytest.approx(float(pattern.sum()), rel=1e-2, abs=1e-5)
+    for one, largest in zip(answer.strongest_mlps(4), mlps, strict=False):
+        assert (one.layer, one.position) == largest[1:]
+        assert one.value == pytest.approx(largest[0], rel=1e-3)
+    (token,) = answer.strongest_tokens()  # one word differs
+    assert (token.position, token.token) == (1, "Ġcat")
+    assert token.value == pytest.approx(answer.change, rel=1e-3)
+
+
+def test_how_well_it_adds_up_is_the_worst_depth(answer: Answer) -> None:
+    worst = 0.0
+    for flow in answer.flows:
+        gap = abs(float(flow.need("entering")[0].sum()) - float(flow.need("change")[0]))
+        worst = max(worst, gap / float(flow.need("scale")[0]))
+    assert answer.sum_error == pytest.approx(worst)
+    assert 0 < answer.sum_error < 1e-3
+
+
+def test_where_most_of_it_is_held(answer: Answer) -> None:
+    shares = answer.trace.tokens / answer.change
+    largest = [int(row.argmax()) if bool((row > 0.5).any()) else None for row in shares]
+    spread = [one.position for one in answer.held() for _ in range(one.first, one.last + 1)]
+    assert spread == largest
+    assert answer.held()[0].position == 1
+
+
+def test_what_no_token_holds_or_one_works_against() -> None:
+    """A token far on the other side of 0 holds nothing, and less than half is not most."""
+    rows = [[1.0, 0.0, 0.0], [-3.0, 0.4, 3.6], [0.4, 0.3, 0.3], [0.0, 0.0, 1.0]]
+    trace = Trace(
+        layers=(0, 1, 2), labels=("a", "b", "c"), tokens=-torch.tensor(rows).double(),
+        heads=torch.zeros(3, 1, 3), residual=torch.zeros(3, 3), lost=torch.zeros(3),
+    )  # fmt: skip
+    assert held_at(trace, -1.0) == [
+        Held(0, 0, 0, "a"), Held(1, 1, 2, "c"), Held(2, 2, None, None), Held(3, 3, 2, "c"),
+    ]  # fmt: skip
+
+
+def test_settings_reach_the_attribution(gpt2: Path, answer: Answer) -> None:
+    rough = why(TEXT, gpt2, OTHER, dtype="float64", n_steps=1, tolerance=None)
+    assert rough.sum_error > 10 * answer.sum_error
+
+
+def test_the_check_patches_and_is_kept(gpt2: Path) -> None:
+    found = why(TEXT, gpt2, OTHER, dtype="float64")
+    assert found.checked is None
+    check = found.check(3)
+    assert found.checked is check
+    assert check.value == pytest.approx(found.says.value)
+    head = next(row for row in check.rows if row.node.kind == "heads")
+    part = found.strongest_heads(1)[0]
+    assert head.attributed == pytest.approx(part.value)
+    run = found.run
+    truth = effects(run.model, run.inputs, run.other, run.target, [head.node])
+    assert head.out == pytest.approx(float(truth.taken_out[0]), abs=1e-9)
+    (line,) = [one for one in str(found).splitlines() if one.startswith(part.name)]
+    shown_values = [float(value) for value in line.split()[-2:]]
+    assert shown_values == pytest.approx([head.out, head.into], abs=abs(found.change) / 100)
+    shown = " ".join(str(found).split())
+    one = check.correlation("heads")
+    assert f"heads {one.mean:.2f} ({one.agreement:.2f})" in shown

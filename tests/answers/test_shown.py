@@ -1,0 +1,157 @@
+"""An answer on the screen, in files and as a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+)
+
+from captum_lig import Answer, LigError, why
+from captum_lig.answers.screen import Section, as_text
+from captum_lig.flow.tokens import readable_token
+from captum_lig.patching import Node
+from captum_lig.patching.writes import writes
+from tests.helpers.pages import header
+from tests.helpers.saved import save_tiny_bert
+
+TEXT, OTHER = "the cat sat on the mat", "the dog sat on the mat"
+
+
+def loaded(kind: Any, folder: Path) -> tuple[Any, Any]:
+    model = kind.from_pretrained(folder, dtype=torch.float64).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def last_logits(model: Any, ids: list[int]) -> Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0, -1]
+
+
+def test_the_screen(answer: Answer) -> None:
+    shown = str(answer)
+    assert max(map(len, shown.splitlines())) <= 80
+    joined = " ".join(shown.split())
+    for words in (
+        f'the text "{TEXT}"',
+        f'compared with "{OTHER}"',
+        "after the other text",
+        "Explained: logit of ",
+        '" cat" (1) " dog"',
+        answer.strongest_heads(1)[0].name,
+        answer.strongest_mlps(1)[0].name,
+        "parts add up to the change, to within",
+        "s of them for the parts",
+    ):
+        assert words in joined
+    page = answer._repr_html_()
+    assert page.count("<table>") == page.count("</table>") == 5
+    assert "&quot; cat&quot; (1)" in page
+
+
+def test_untrusted_text_stays_text(gpt2: Path) -> None:
+    found = why("<b>x</b> \x1b[31m [red]a", gpt2)
+    assert "<b>" not in found._repr_html_()
+    assert "\x1b" not in str(found)
+    assert "[red]" in str(found)
+
+
+def test_the_space_of_a_token_stays_with_it() -> None:
+    words = 'It is held by " France" and " Italy", and no line ends within " a".'
+    whole = as_text([Section("", notes=[words])], 200)
+    assert whole == words
+    for width in range(20, 60):
+        lines = as_text([Section("", notes=[words])], width).splitlines()
+        assert " ".join(lines) == words
+        assert max(map(len, lines)) <= width
+        assert not any(line.endswith('"') and line.count('"') % 2 for line in lines)
+
+
+@pytest.mark.parametrize("name", ["one.html", "one.png", "one.svg", "one.json"])
+def test_a_suffix_is_a_file(answer: Answer, name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    assert answer.save(file) == [file]
+    assert list(tmp_path.iterdir()) == [file]
+    assert file.stat().st_size > 100
+    with pytest.raises(LigError, match=r"'.*one.xml' has no known suffix: use one of .html"):
+        answer.save(tmp_path / "one.xml")
+
+
+def test_saved_files(answer: Answer, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    paths = answer.save(folder)
+    assert [path.name for path in paths] == ["why.html", "why.png", "why.json"]
+    page = header(paths[0].read_text(encoding="utf-8"))
+    assert TEXT in page["title"]
+    assert paths[1].read_bytes()[:4] == b"\x89PNG"
+    numbers = json.loads(paths[2].read_text(encoding="utf-8"))
+    assert numbers["change"] == answer.change
+    assert numbers["text"] == TEXT
+    assert numbers["strongest_heads"][0]["head"] == answer.strongest_heads(1)[0].head
+    assert math.isclose(numbers["says"][0]["probability"], answer.says.options[0].probability)
+    with pytest.raises(LigError, match="cannot be written to"):
+        answer.save(tmp_path / "not" / "there")
+
+
+def test_the_page_holds_the_question(gpt2: Path, tmp_path: Path) -> None:
+    answer = why(TEXT, gpt2, OTHER, dtype="float64", tolerance=1e-3)
+    check = answer.check(2)
+    made = header(answer.save(tmp_path / "new")[0].read_text(encoding="utf-8"))
+    assert answer.favours is not None
+    first, second = answer.favours
+    assert made["question"] == f"Why does {answer.model} say {first} and not {second}?"
+    assert (made["value"], made["other_value"]) == (answer.says.value, answer.would_say.value)
+    assert made["change"] == answer.change
+    assert made["differs"] == [1]
+    assert made["sums"] == answer.sum_error
+    for shown, option in zip(made["options"], answer.says.options, strict=True):
+        other = answer.would_say.of(option.number)
+        assert other is not None
+        chances, logits = (option.probability, other.probability), (option.logit, other.logit)
+        assert shown == [option.words, *chances, *logits]
+    assert [(row["layer"], row["out"]) for row in made["checked"]] == [
+        (row.node.layer, row.out) for row in check.rows
+    ]
+    assert made["checked_says"]
+
+
+def test_the_page_says_what_nodes_promote(answer: Answer, tmp_path: Path) -> None:
+    made = header(answer.save(tmp_path / "new")[0].read_text(encoding="utf-8"))
+    promotes = made["promotes"]
+    assert (promotes["why_not"], promotes["at"]) == (None, 5)
+    parts = [*answer.strongest_heads(3), *answer.strongest_mlps(3)]
+    nodes = [
+        Node("heads" if x.kind == "head" else "feed_forward", x.layer or 0, x.position, x.head)
+        for x in parts
+    ]
+    run = answer.run
+    found = writes(run.model, run.inputs, run.other, run.target, nodes)
+    assert run.tokenizer is not None
+    for node, own, change in zip(nodes, found.own, found.change, strict=True):
+        name = f"{node.layer}.{'mlp' if node.head is None else node.head}.{node.position}"
+        for kind, row in (("own", own), ("change", change)):
+            logits = found.unembedding(row)
+            for side, sign in (("up", 1), ("down", -1)):
+                best = (sign * logits).topk(8).indices
+                shown = promotes["nodes"][name][kind][side]
+                assert [value for _, value in shown] == pytest.approx(logits[best].tolist())
+                tokens = run.tokenizer.convert_ids_to_tokens(best.tolist())
+                assert [token for token, _ in shown] == [readable_token(t) for t in tokens]
+
+
+def test_a_model_without_a_vocabulary_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    save_tiny_bert(folder)
+    answer = why("the cat sat", folder, "the mat sat", similar_to="a cat")
+    made = header(answer.save(tmp_path / "new")[0].read_text(encoding="utf-8"))
+    assert made["promotes"]["nodes"] == {}
+    assert "no matrix that makes logits" in made["promotes"]["why_not"]
+    assert made["question"] == f'Why does {answer.model} find the text like "a cat"?'

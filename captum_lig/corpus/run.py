@@ -21,11 +21,12 @@ from captum_lig.corpus.batches import Batch, batches_of
 from captum_lig.corpus.engines import Engine, find_engine, local
 from captum_lig.corpus.packages import need
 from captum_lig.corpus.settings import DEFAULT, Settings
-from captum_lig.corpus.store import MAPS, Store, check_folder, read_counts, read_settings
+from captum_lig.corpus.store import MAPS, SETTINGS, Store, check_folder, read_counts, read_settings
 from captum_lig.corpus.texts import Corpus, open_corpus
 from captum_lig.corpus.worker import Worker
 from captum_lig.errors import LigError
 from captum_lig.io.codec import own_version
+from captum_lig.model.hooks import places_said, users_hooks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -126,13 +127,14 @@ def run(
         workers: processes, or actors; None is one for each core that this process may use, at most
             eight (on a GPU, and with a model that is there already, one).
         address: of a Ray cluster, see :func:`captum_lig.corpus.ray_engine.ray_engine`.
-        tokenizer: of a model that is there already and has none beside it.
+        tokenizer: of a model that is there already, instead of the one beside it.
         show_progress: show texts done, their rate and the time that is left.
         settings: the other fields of :class:`Settings`.
 
     Raises:
         LigError: for anything that cannot be worked with; if ``out`` holds something else, or a
-            run with other settings, another corpus or another model.
+            run with other settings, another corpus, model or tokenizer; if it holds a run and
+            there are forward hooks on the model, which may do something else now.
         OSError: if a file cannot be read or written.
     """
     need("pyarrow")
@@ -149,6 +151,13 @@ def run(
             "engine='ray' loads the model by its name in each worker, and this one is there "
             "already: give its folder."
         )
+    if isinstance(model, nn.Module):
+        _check_hooks(Path(out), model)
+    elif tokenizer is not None:
+        raise LigError(
+            f"tokenizer={brief(tokenizer)} is of a model that is there already: of one by name, "
+            "put it into the model's folder."
+        )
     others: dict[str, Any] = {
         name: tuple(x) if isinstance(x, list) else x for name, x in settings.items()
     }
@@ -163,7 +172,7 @@ def run(
     workers = _workers(workers, chosen, is_module)
     subject = subject_of(model, False, tokenizer, None, None) if is_module else None
     worker = Worker(chosen, subject)
-    chosen = replace(chosen, weights=worker.weights)
+    chosen = replace(chosen, weights=worker.weights, tokenizer=worker.tokenizer)
     length = worker.model.subject.count_tokens
     with Store(Path(out), chosen, worker.columns) as store:
         if not store.finished:
@@ -174,6 +183,17 @@ def run(
             store.check_finished(_batches(source, chosen, length))
         counts = store.finish()
     return Results(Path(out), chosen.to_json(), counts)
+
+
+def _check_hooks(out: Path, model: nn.Module) -> None:
+    """Refuse to go on with a model that there are hooks on: their names do not say what they do."""
+    hooks = users_hooks(model)
+    if hooks and (out / SETTINGS).exists():
+        raise LigError(
+            f"{str(out)!r} holds a run, and this model has forward hooks on {places_said(hooks)}: "
+            "nothing says whether they do what was done there. Choose another folder, or read a "
+            "finished run with captum_lig.corpus.load."
+        )
 
 
 def _engine(engine: str | Engine, address: str | None, workers: int, worker: Worker) -> Engine:

@@ -73,7 +73,9 @@ class Settings:
     corpus: str | None = None
     """Digest of the corpus; None if it has none before it is read."""
     weights: str | None = None
-    """Digest of the model's configuration and weights; a worker refuses others."""
+    """Digest of the model's configuration, weights and hooks; a worker refuses others."""
+    tokenizer: str | None = None
+    """Digest of what decides on a text's tokens; a worker refuses another."""
     versions: Mapping[str, str] | None = None
     """Of torch, transformers and captum_lig's schema."""
 
@@ -89,7 +91,7 @@ class Settings:
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), 1)
         check(self.scalarization)
-        for name in ("model", "dtype", "device", "corpus", "weights"):
+        for name in ("model", "dtype", "device", "corpus", "weights", "tokenizer"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise LigError(f"{name}={brief(value)}: give a text, or None.")

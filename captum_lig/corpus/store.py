@@ -45,7 +45,11 @@ ROWS_A_FILE = 500_000
 BEGUN = {PARTS, SETTINGS + UNFINISHED}
 """What a run may leave that is cut off before its settings are there."""
 
-KNOWN_AS = {"corpus": "another corpus", "weights": "a model with other weights"}
+KNOWN_AS = {
+    "corpus": "another corpus",
+    "weights": "a model with other weights or hooks",
+    "tokenizer": "another tokenizer",
+}
 
 
 def check_folder(path: Path) -> None:
@@ -72,8 +76,8 @@ class Store:
         columns: of its tables.
 
     Raises:
-        LigError: if the folder holds something else, or a run with other settings, another corpus
-            or another model; when it is entered, if another process works in it.
+        LigError: if the folder holds something else, or a run with other settings, another corpus,
+            model or tokenizer; when it is entered, if another process works in it.
     """
 
     def __init__(

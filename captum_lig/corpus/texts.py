@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,9 @@ __all__ = ["Corpus", "Text", "open_corpus"]
 
 MOST_LINE = 2**26
 """Bytes of a line, which is held in memory at once."""
+
+COLUMNS = ("text", "id", "counterfactual", "against", "target", "foil")
+"""What is read of a row."""
 
 
 @dataclass(frozen=True)
@@ -154,15 +157,18 @@ def text_of(number: int, row: Any) -> Text:
     identity = row.get("id")
     if not isinstance(identity, (str, int, float, type(None))):
         return _bad(number, text, f"has the id {brief(identity)}, which is no text")
-    given = {
-        "counterfactual": row.get("counterfactual", row.get("against")),
-        "target": row.get("target"),
-        "foil": row.get("foil"),
-    }
+    given = {name: row.get(name) for name in ("counterfactual", "against", "target", "foil")}
     for name, value in given.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and not isinstance(value, str) and not (whole and name[0] != "c"):
+        may_be = name in ("target", "foil")
+        if value is not None and not isinstance(value, str) and not (whole and may_be):
             return _bad(number, text, f"has the {name} {brief(value)}, which is no text")
+    counterfactual, against = given["counterfactual"], given.pop("against")
+    if counterfactual is None or (against and not counterfactual):
+        given["counterfactual"] = against
+    elif against and against != counterfactual:
+        both = f"the counterfactual {brief(counterfactual)} and against {brief(against)}"
+        return _bad(number, text, f"has {both}: give one of them", identity)
     if not text.strip():
         return _bad(number, text, "is empty", identity)
     strings = [one for one in (text, identity, *given.values()) if isinstance(one, str)]
@@ -217,18 +223,34 @@ def _jsonl(path: Path) -> Iterator[Text]:
 
 def _csv(path: Path) -> Iterator[Text]:
     with _open(path, "") as file:
-        rows = csv.DictReader(file, **_dialect(path.suffix))
+        # Not a DictReader: it passes over blank lines, which count.
+        rows = csv.reader(file, **_dialect(path.suffix))
+        names = next(rows, [])
         number = 0
         while True:
             try:
-                row = next(rows)
+                fields = next(rows)
             except StopIteration:
                 return
             except csv.Error as error:
                 yield _bad(number, "", f"is no CSV ({error})")
             else:
-                yield text_of(number, {name: value or None for name, value in row.items()})
+                yield _csv_text(number, names, fields)
             number += 1
+
+
+def _csv_text(number: int, names: Sequence[str], fields: Sequence[str]) -> Text:
+    if not fields:
+        return text_of(number, "")
+    row = {name: value or None for name, value in zip(names, fields, strict=False)}
+    missing = [name for name in names[len(fields) :] if name in COLUMNS]
+    if len(fields) > len(names) or missing:
+        # A comma or a line's end that no quotation marks are around: the text may be half of one.
+        said = f"has {len(fields)} fields and the header {len(names)}"
+        if missing:
+            said += f": none for {', '.join(map(repr, missing))}"
+        return _bad(number, row.get("text") or "", said, row.get("id"))
+    return text_of(number, row)
 
 
 def _dialect(suffix: str) -> dict[str, Any]:
@@ -239,13 +261,19 @@ def _dialect(suffix: str) -> dict[str, Any]:
 def _header(path: Path, suffix: str) -> None:
     try:
         with _open(path, "") as file:
-            names = csv.DictReader(file, **_dialect(suffix)).fieldnames or ()
+            names = next(csv.reader(file, **_dialect(suffix)), [])
     except csv.Error as error:
         raise LigError(f"corpus {str(path)!r} has no names in its first line: {error}.") from error
     if "text" not in names:
         raise LigError(
             f"corpus {str(path)!r} has no column 'text' in its first line: it has "
-            f"{brief(', '.join(map(str, names)))}."
+            f"{brief(', '.join(names))}."
+        )
+    twice = [name for name in COLUMNS if names.count(name) > 1]
+    if twice:
+        raise LigError(
+            f"corpus {str(path)!r} has the column {twice[0]!r} {names.count(twice[0])} times in "
+            "its first line: give it once."
         )
 
 
@@ -267,8 +295,7 @@ def _reading_parquet(path: Path) -> Iterator[None]:
 
 def _parquet_rows(path: Path) -> Iterator[Text]:
     file = need("pyarrow.parquet").ParquetFile(path)
-    names = {"text", "id", "counterfactual", "against", "target", "foil"}
-    columns = [name for name in file.schema_arrow.names if name in names]
+    columns = [name for name in file.schema_arrow.names if name in COLUMNS]
     if "text" not in columns:
         raise LigError(f"corpus {str(path)!r} has no column 'text'.")
     number = 0

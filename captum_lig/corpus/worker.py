@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_lig._arguments import brief
 from captum_lig.answers.asker import Asker
 from captum_lig.answers.subject import Subject, subject_of
 from captum_lig.corpus.batches import Batch, Part
+from captum_lig.corpus.digests import digest_of_model, digest_of_tokenizer
 from captum_lig.corpus.measures import find_measure
 from captum_lig.corpus.measures.base import GRIDS
 from captum_lig.corpus.packages import need
@@ -24,7 +24,7 @@ from captum_lig.corpus.texts import Text
 from captum_lig.errors import LigError
 from captum_lig.layer_flow_ig import LayerFlowIG
 
-__all__ = ["Worker", "fingerprint"]
+__all__ = ["Worker"]
 
 PROBE = "a"
 """A text that is run before all others, so that settings which no text can be run with are seen."""
@@ -41,8 +41,9 @@ class Worker:
         subject: a model that is there already; None: ``settings.model`` is loaded.
 
     Raises:
-        LigError: if the model cannot be loaded, has other weights than ``settings.weights``, or
-            cannot be attributed with these settings.
+        LigError: if the model cannot be loaded, has other weights than ``settings.weights`` or
+            another tokenizer than ``settings.tokenizer``, or cannot be attributed with these
+            settings.
     """
 
     def __init__(self, settings: Settings, subject: Subject | None = None) -> None:
@@ -77,10 +78,16 @@ class Worker:
         if getattr(subject.config, "is_encoder_decoder", False):
             kind = "sentence"
         network = subject.load(kind, settings.dtype, settings.device)
-        self.weights = fingerprint(network)
+        self.weights = digest_of_model(network)
         if settings.weights not in (None, self.weights):
             raise LigError(
                 f"model {subject.name!r} has other weights here than where the run began: give "
+                "each worker the same files."
+            )
+        self.tokenizer = digest_of_tokenizer(subject.tokenizer)
+        if settings.tokenizer not in (None, self.tokenizer):
+            raise LigError(
+                f"model {subject.name!r} has another tokenizer here than where the run began: give "
                 "each worker the same files."
             )
         layers = None if settings.layers is None else list(settings.layers)
@@ -248,13 +255,3 @@ def _threads(settings: Settings) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Hash of a model's configuration and of all its numbers."""
-    config = getattr(model, "config", None)
-    digest = hashlib.sha256(config.to_json_string().encode() if config is not None else b"")
-    for name, values in model.state_dict().items():
-        digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
-        digest.update(values.cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -28,10 +28,12 @@ __all__ = [
     "hooks_said",
     "only_here",
     "own_call",
+    "places_said",
     "replaced_call",
     "stoppable",
     "tell",
     "uncompiled",
+    "users_hooks",
 ]
 
 Enter = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
@@ -117,23 +119,32 @@ def _without(hook: Callable[..., Any], hooks: dict[int, Any], flags: dict[int, b
         flags.pop(key, None)
 
 
-def hooks_said(module: nn.Module) -> str:
-    """What to add to a refusal of a module that hooks of the user's are on, or nothing.
+def users_hooks(module: nn.Module) -> list[tuple[str, Callable[..., Any]]]:
+    """Forward hooks of the user's on a module and what it is made of, each with where it is.
 
     Those that transformers puts on to give hidden states and attentions change nothing.
     """
-    found = [
-        repr(name) if name else "it"
+    return [
+        (name, hook)
         for name, one in module.named_modules()
         for hook in (*one._forward_pre_hooks.values(), *one._forward_hooks.values())
         if not isinstance(hook, _Hook) and not _notes(hook)
     ]
+
+
+def places_said(hooks: Iterable[tuple[str, Callable[..., Any]]]) -> str:
+    """The first three modules that hooks are on, and how many more there are."""
+    names = list(dict.fromkeys(repr(name) if name else "it" for name, _ in hooks))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def hooks_said(module: nn.Module) -> str:
+    """What to add to a refusal of a module that hooks of the user's are on, or nothing."""
+    found = users_hooks(module)
     if not found:
         return ""
-    names = list(dict.fromkeys(found))
-    others = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (
-        f" There are forward hooks on {', '.join(names[:3])}{others}: if one is random, detaches, "
+        f" There are forward hooks on {places_said(found)}: if one is random, detaches, "
         "reads other tokens, puts something else in their place or treats positions in different "
         "ways, that is why. One that does the same at every position, as adding a vector, is "
         "attributed with the block."

@@ -241,7 +241,7 @@ def test_another_corpus_or_model(done: Path, corpus: Path, tiny: Path, tmp_path:
     moved["settings"]["model"] = str(other)
     (done / "settings.json").write_text(json.dumps(moved))
     given: dict[str, Any] = {**SETTINGS, "maps": ("composed",), "out": done}
-    with pytest.raises(LigError, match=r"another run \(a model with other weights\)"):
+    with pytest.raises(LigError, match=r"another run \(a model with other weights or hooks\)"):
         run(corpus, other, **given)
     corpus.write_text("the cat\n", encoding="utf-8")
     with pytest.raises(LigError, match=r"another corpus"):

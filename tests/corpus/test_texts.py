@@ -99,6 +99,61 @@ def test_csv(tmp_path: Path, suffix: str, between: str) -> None:
     assert found[2].problem is not None
 
 
+@pytest.mark.parametrize(("suffix", "between"), [(".csv", ","), (".tsv", "\t")])
+def test_rows_of_other_lengths_than_the_header(tmp_path: Path, suffix: str, between: str) -> None:
+    """What is over was dropped, and what is not there was taken for empty."""
+    rows = ["id,text,target,year", "a,the cat, sat,1", "b,sat, on,the mat,2", "c,x", "d,x,sat"]
+    found = read(written(tmp_path / f"a{suffix}", "\n".join(rows).replace(",", between)))
+    assert [(one.id, one.text) for one in found] == [
+        ("a", "the cat"),
+        ("b", "sat"),
+        ("c", "x"),
+        ("d", "x"),
+    ]
+    assert [one.problem for one in found] == [
+        None,
+        "the line has 5 fields and the header 4",
+        "the line has 2 fields and the header 4: none for 'target'",
+        None,  # no year: it is not read
+    ]
+    assert [one.asked for one in found] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".txt"])
+def test_blank_lines_count(tmp_path: Path, suffix: str) -> None:
+    header = "" if suffix == ".txt" else "text\n"
+    found = read(written(tmp_path / f"a{suffix}", f"{header}the cat\n\nsat\n\n"))
+    assert [(one.number, one.text, one.problem) for one in found] == [
+        (0, "the cat", None),
+        (1, "", "the line is empty"),
+        (2, "sat", None),
+        (3, "", "the line is empty"),
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_a_counterfactual_under_two_names(tmp_path: Path, suffix: str) -> None:
+    """The one that is there; two that are not the same are a question nobody asked."""
+    given = [("", "a"), ("a", ""), ("a", "a"), ("a", "b")]
+    rows = [{"text": "x", "counterfactual": one, "against": two} for one, two in given]
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif suffix == ".jsonl":
+        written(path, "\n".join(map(json.dumps, rows)))
+    else:
+        lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+        between = "," if suffix == ".csv" else "\t"
+        written(path, "\n".join(map(between.join, lines)))
+    found = read(path)
+    assert [one.counterfactual for one in found] == ["a", "a", "a", None]
+    assert [one.problem for one in found[:3]] == [None] * 3
+    said = "the line has the counterfactual 'a' and against 'b': give one of them"
+    assert found[3].problem == said
+    nothing = open_corpus([{"text": "x", "counterfactual": None, "against": "a"}])
+    assert [one.counterfactual for one in nothing] == ["a"]
+
+
 def test_parquet(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS * 2), tmp_path / "a.parquet")
     # A file's columns are those of its first row.
@@ -157,6 +212,7 @@ def test_datasets() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [("a.csv", "id,words\n1,a\n", "no column 'text' in its first line: it has '?id, words"),
+     ("a.csv", "text,text\na,b\n", "has the column 'text' 2 times in its first line"),
      ("a.tsv", "", "no column 'text'")],
 )  # fmt: skip
 def test_files_without_texts(tmp_path: Path, name: str, content: str, said: str) -> None:

@@ -355,6 +355,8 @@ def test_every_measure_says_what_its_columns_are() -> None:
         ({"layers": (0, -3)}, r"layers=\(0, -3\) name layer 0 twice"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"weights": "0" * 64}, "other weights here than where the run began"),
+        ({"tokenizer": "0" * 64}, "another tokenizer here than where the run began"),
+        ({"tokenizer": 3}, "tokenizer=3: give a text"),
     ],
 )
 def test_settings_that_cannot_be_worked_with(tiny: Path, change: dict[str, Any], said: str) -> None:

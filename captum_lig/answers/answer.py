@@ -251,7 +251,9 @@ class Answer:
                 one["kind"] = one["kind"].cat.set_categories(kinds)
                 one["position"] = one["position"].astype("Int64")
                 one["token"] = one["token"].astype(object)
-            table = table.merge(found, on=keys, how="outer", sort=False, suffixes=("", "_found"))
+            table["order"] = range(len(table))
+            table = table.merge(found, on=keys, how="outer", suffixes=("", "_found"))
+            table = table.sort_values("order", ignore_index=True).drop(columns="order")
             for name, other in (("token", "token_found"), ("value", "attributed")):
                 table[name] = table[name].where(table[name].notna(), table.pop(other))
         table["share"] = table["value"] / self.change if self.change else float("nan")

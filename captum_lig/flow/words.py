@@ -153,19 +153,24 @@ def word_labels(
     for pieces in members:
         label = ""
         if offsets is not None and text is not None:
-            label = _of_text([offsets[piece] for piece in pieces], text)
+            rest = (begin for begin, end in offsets[pieces[-1] + 1 :] if end > begin)
+            spans = [offsets[piece] for piece in pieces]
+            label = _of_text(spans, text, next(rest, len(text)))
         labels.append(label or _joined([tokens[piece] for piece in pieces]))
     return labels
 
 
-def _of_text(spans: list[tuple[int, int]], text: str) -> str:
-    """What the pieces of a word are of the text, with an ellipsis for one that is not there."""
+def _of_text(spans: list[tuple[int, int]], text: str, until: int) -> str:
+    """What the pieces of a word are of the text, with an ellipsis for one that is not there.
+
+    Marks after it, which tokenizers take off, belong to it as far as no other token has them.
+    """
     label, end = "", spans[0][0]
     for start, stop in spans:
         label += ("…" if start > end else "") + text[max(start, end) : stop]
         end = max(end, stop)
-    while end < len(text) and unicodedata.category(text[end])[0] == "M":
-        label, end = label + text[end], end + 1  # marks that the tokenizer took off
+    while end < until and unicodedata.category(text[end])[0] == "M":
+        label, end = label + text[end], end + 1
     return label.strip()
 
 

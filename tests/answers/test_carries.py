@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,3 +99,29 @@ def test_the_check_patches_and_is_kept(gpt2: Path) -> None:
     shown = " ".join(str(found).split())
     one = check.correlation("heads")
     assert f"heads {one.mean:.2f} ({one.agreement:.2f})" in shown
+
+
+@pytest.mark.parametrize(
+    ("settings", "kinds"),
+    [
+        ({"by_position": False}, {"tokens", "heads", "feed_forward"}),
+        ({"kinds": "attention"}, {"attention"}),
+        ({"kinds": ("attention", "heads"), "by_position": False}, {"attention", "heads"}),
+        ({}, {"tokens", "heads", "feed_forward"}),
+    ],
+)
+def test_what_was_patched_is_in_the_table(gpt2: Path, settings: Any, kinds: set[str]) -> None:
+    """Nodes that are none of the graph's, too: heads at all tokens, the attention's outputs."""
+    found = why(TEXT, gpt2, OTHER, dtype="float64")
+    before = found.to_pandas()
+    check = found.check(2, **settings)
+    table = found.to_pandas()
+    assert table["value"][: len(before)].tolist() == before["value"].tolist()
+    patched = table[table["out"].notna()]
+    assert set(patched["kind"]) == kinds
+    expected = sorted((row.attributed, row.out, row.into) for row in check.rows)
+    columns = zip(patched["value"], patched["out"], patched["into"], strict=True)
+    assert sorted(columns) == [pytest.approx(row) for row in expected]
+    assert table["share"].tolist() == pytest.approx((table["value"] / found.change).tolist())
+    (header,) = [line for line in str(found).splitlines() if line.startswith("Heads ")]
+    assert ("taken out" in header) == (not settings)

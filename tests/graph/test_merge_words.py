@@ -105,6 +105,18 @@ def test_offsets_of_the_embedded_model_find_its_words() -> None:
     assert word_labels(tokens, groups)[1:3] == ["untokenizable", "embeddings"]
 
 
+def test_words_are_called_what_the_text_has() -> None:
+    """With the marks that a tokenizer takes off, and without a piece that is not there."""
+    text = "e\u0301te\u0301 la"
+    assert word_labels(["ete", "la"], [0, 1], offsets=[(0, 4), (6, 8)], text=text) == [
+        "e\u0301te\u0301",
+        "la",
+    ]
+    pieces = [(0, 2), (6, 8), (9, 12)]
+    labels = word_labels(["un", "ly", "dog"], [0, 0, 1], offsets=pieces, text="unlikely dog")
+    assert labels == ["un…ly", "dog"]
+
+
 @pytest.mark.parametrize("trim", [False, True])
 def test_offsets_of_a_byte_level_tokenizer(trim: bool) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_lig import FlowGraph, LayerFlow, LigError
 from captum_lig.graph import CannotCarryWarning
+from captum_lig.graph.target_layer import target_layers
 from tests.helpers.synthetic import signed_flows
 from tests.helpers.target_flows import TARGET, target_flows
 from tests.helpers.target_graph_twin import Node, nodes_of, of_graph, routes_of, twin
@@ -106,6 +107,30 @@ def test_both_parts_of_an_edge_grow_with_it() -> None:
     assert edges.value_part.shape == edges.value.shape
     first = graph.layers[int(edges.layer[7])].attention_value  # type: ignore[attr-defined]
     assert edges.value_part[7] == first[edges.head[7], edges.target[7], edges.source[7]]
+
+
+@pytest.mark.parametrize("given", [{"top_k": 1}, {"top_k": 2}, {"threshold": 0.5}])
+@pytest.mark.parametrize("mlp", [True, False])
+def test_what_no_way_through_the_graph_carries_is_lost(mlp: bool, given: dict[str, Any]) -> None:
+    """Edge by edge: one into a head or an MLP that none leaves upward carries nothing."""
+    graph = FlowGraph(target_flows(heads=(2, 3), mlp=mlp, seed=4)).prune(**given)
+    dead = 0
+    for layer, lost in zip(target_layers(graph.layers), graph.relevance().lost, strict=True):
+        carried = 0.0
+        for j in range(len(graph.tokens)):
+            through = layer.feed_forward is not None and float(layer.feed_forward[j]) != 0
+            carried += float(layer.residual[j])
+            if layer.feed_forward_token is not None and through:
+                carried += float(layer.feed_forward_token[j])
+            for h in range(len(layer.attention)):
+                up = float(layer.heads_past[j, h]) != 0
+                if layer.feed_forward_heads is not None:
+                    up = up or (through and float(layer.feed_forward_heads[j, h]) != 0)
+                into = [float(x) for x in layer.attention[h, j]]
+                carried += sum(into) if up else 0.0
+                dead += not up and any(into)
+        assert float(lost) == pytest.approx(float(layer.leaving.sum()) - carried, abs=1e-12)
+    assert dead > 0 or "threshold" in given
 
 
 def test_what_no_edge_carries_is_lost() -> None:

@@ -40,7 +40,7 @@ HOOKS = (
     "_load_state_dict_post_hooks",
 )
 
-DEFAULTS = (None, frozenset(), AttentionCall.eager)
+DEFAULTS = (None, False, frozenset(), AttentionCall.eager)
 """Of the variables of a context: as good as not set."""
 
 OF_ALL_MODULES = (
@@ -186,5 +186,6 @@ class Unchanged:
         self._before = snapshot(self._model)
 
     def __exit__(self, *_: object) -> None:
-        assert self._before.changes() == []
+        changes = self._before.changes()
+        assert changes == [], changes
         assert outputs_of(self._model, self._inputs) == self._outputs

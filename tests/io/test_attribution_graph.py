@@ -327,6 +327,9 @@ def test_what_cannot_be_written(attributed: tuple[FlowGraph, DirectEdges], tmp_p
         save_attribution_graph(FlowGraph(signed_flows(2, 4, 2)), tmp_path / "a.json")
     with pytest.raises(LigError, match=r"which changes by 2: give both the same text"):
         save_attribution_graph(other, tmp_path / "a.json", edges)
+    backwards = graph.subgraph(range(len(graph.tokens))[::-1])
+    with pytest.raises(LigError, match="tokens in another order than the text"):
+        save_attribution_graph(backwards, tmp_path / "a.json", edges)
     with pytest.raises(LigError, match="before tokens are merged or left out"):
         save_attribution_graph(graph.subgraph([0, 1]), tmp_path / "a.json", edges)
     with pytest.raises(LigError, match="the layers 1 to 2, and the edges those up to 2"):

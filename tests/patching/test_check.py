@@ -30,6 +30,7 @@ class Numbers:
 @dataclass
 class Graph:
     numbers: Numbers
+    positions: Tensor | None = None
 
     def relevance(self) -> Any:
         return self.numbers
@@ -187,6 +188,10 @@ def test_refused(model: Any) -> None:
         patching.check(graph, model, INPUTS[:, :3], BASELINES[:, :3], number)
     with pytest.raises(LigError, match="k=0: give a whole number, at least 1"):
         patching.check(graph, model, INPUTS, BASELINES, number, k=0)
+    graph.positions = torch.tensor([0, 2, 1, 3])
+    with pytest.raises(LigError, match=r"in another order than the text, \[0, 2, 1, 3\]"):
+        patching.check(graph, model, INPUTS, BASELINES, number)
+    graph.positions = torch.tensor([2, 3, 5, 8])  # the text stands in a batch with padding
     graph.numbers.feed_forward = None
     found = patching.check(graph, model, INPUTS, BASELINES, number, k=1)
     assert found.kinds == ["tokens", "heads"]

@@ -49,7 +49,7 @@ def main() -> None:
         killed.append(0)
         while True:
             process = started(corpus, model, str(out))
-            process.join(draw.uniform(0.2, 1.0) * took)
+            process.join(draw.uniform(0.2, 0.8) * took)
             process.kill()
             process.join()
             if process.exitcode == 0:

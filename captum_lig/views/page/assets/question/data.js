@@ -143,7 +143,7 @@ export class Data {
       for (let depth = 0; depth <= this.layers; depth++) {
         let [best, most] = [null, 0.5];
         for (let at = 0; at < this.tokens; at++) {
-          const share = this.relevance(depth, at) / change;
+          const share = change ? this.relevance(depth, at) / change : 0;
           if (share > most) [best, most] = [at, share];
         }
         if (found.at(-1)?.at === best) found.at(-1).to = depth;

@@ -210,6 +210,18 @@ class Top:
 
     def _number(self, z: Tensor) -> Tensor:
         """``(P, 1)`` of ``z (P, S, D)`` leaving the last block."""
+        if self.rest.takes_copies:
+            try:
+                return self._of_copies(z)
+            except ValueError as error:
+                if len(z) == 1 or isinstance(error, LigError):
+                    raise
+            # It may take one: classifiers without a padding token refuse several texts.
+            self.rest.takes_copies = False
+        return torch.cat([self._of_copies(one) for one in z.split(1)])
+
+    def _of_copies(self, z: Tensor) -> Tensor:
+        """The same, in one run of the model."""
         assert isinstance(self.target, BoundTarget)
         blocks = self.rest.blocks
         last = len(blocks) - 1

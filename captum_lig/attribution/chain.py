@@ -426,8 +426,9 @@ def check_runs(blocks: Sequence[BlockCall], others: Sequence[BlockCall]) -> list
         ]
         cross = find_cross(block) if differ else None
         states = None if cross is None else cross.states(block)
-        for ours in differ:
-            if ours is not states:
+        beside = [ours for ours in differ if ours is not states]
+        for ours in beside[:1]:
+            if _reads_beside(block, other) or _reads_beside(other, block):
                 raise LigError(
                     f"{block.describe()} gets another argument, of shape {tuple(ours.shape)}, that "
                     "depends on the input beside its tokens: what comes through it has no node in "
@@ -435,3 +436,12 @@ def check_runs(blocks: Sequence[BlockCall], others: Sequence[BlockCall]) -> list
                 )
         crosses.append(cross)
     return crosses
+
+
+def _reads_beside(block: BlockCall, other: BlockCall) -> bool:
+    """Whether a block gives something else with its other arguments those of another run.
+
+    It may be handed what it does not read: the keys and values that blocks before it have kept.
+    """
+    z = block.hidden
+    return not torch.equal(block.for_text(0).on(z), other.for_text(0).on(z))

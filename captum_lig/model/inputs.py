@@ -249,7 +249,8 @@ class ModelCall:
         parameters = inspect.signature(self.model.forward).parameters
         given = inspect.signature(self.model.forward).bind_partial(*self.args, **self.kwargs)
         needed = KEEP in given.arguments or given.arguments.get("labels") is not None
-        return {} if needed or KEEP not in parameters else {KEEP: 1}
+        # As a position: given how many, Gemma 4's last layers drop all other tokens.
+        return {} if needed or KEEP not in parameters else {KEEP: torch.tensor([-1])}
 
     def run(self) -> None:
         """Call the model, see :meth:`explained`."""

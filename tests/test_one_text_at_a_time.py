@@ -5,12 +5,15 @@ The library runs copies of one text together, where a model takes them.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
+    AutoTokenizer,
     GPT2Config,
     GPT2ForSequenceClassification,
     PreTrainedModel,
@@ -18,10 +21,11 @@ from transformers import (
     Qwen3ForSequenceClassification,
 )
 
-from captum_lig import FlowGraph, LayerFlowIG, circuits, patching
+from captum_lig import FlowGraph, LayerFlowIG, circuits, patching, why
 from captum_lig.metrics import erasure
 from captum_lig.prediction import class_logit, direct_relevance
 from tests.helpers import models
+from tests.helpers.saved import save_tiny_gpt2
 
 IDS = torch.tensor([[3, 11, 45, 23, 8]])
 OTHER = torch.tensor([[3, 11, 19, 23, 40]])
@@ -83,6 +87,21 @@ def test_a_classifier_without_a_padding_token(made: Any, asked: Any) -> None:
     assert model.config.pad_token_id is None
     for name in wanted:
         torch.testing.assert_close(found[name], wanted[name], msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_why_it_is_that_class(tmp_path: Path) -> None:
+    save_tiny_gpt2(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path, num_labels=3)
+    model = models.randomised(GPT2ForSequenceClassification(config))
+    model.config.pad_token_id = None
+    text, other = "the cat sat on the mat", "the dog sat on the mat"
+    found = why(text, model, other, tokenizer=tokenizer, label=1)
+    for words, said in ((text, found.says), (other, found.would_say)):
+        with torch.no_grad():
+            row = model(**tokenizer(words, return_tensors="pt")).logits[0]
+        assert said.value == pytest.approx(float(row[1]), abs=1e-9)
+    assert found.change == pytest.approx(found.says.value - found.would_say.value, abs=1e-9)
 
 
 def test_what_a_model_refuses_of_one_text_it_still_refuses() -> None:

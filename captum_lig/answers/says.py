@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_lig.answers.wanted import Kind
 from captum_lig.answers.words import quoted
+from captum_lig.errors import LigError
 from captum_lig.flow.shown import Short
 from captum_lig.model.inputs import ModelCall
 from captum_lig.prediction.bound_target import tensor_called
@@ -56,20 +57,30 @@ class Said(Short):
 def both_scores(
     model: nn.Module, kind: Kind, inputs: Mapping[str, Tensor], other: Tensor, position: int
 ) -> Tensor:
-    """Logits of a text and of the other, ``(2, V)`` or ``(2, C)``, float64, in one run.
+    """Logits of a text and the other, ``(2, V)`` or ``(2, C)``, float64, in one run if it may be.
 
     Raises:
         LigError: if the model gives none.
     """
     both = {name: torch.cat([x, other if name == "input_ids" else x]) for name, x in inputs.items()}
     call = ModelCall.of(model, both)
+    try:
+        return _scores(call, kind, position)
+    except ValueError as error:
+        if isinstance(error, LigError):
+            raise
+    # It may take one: classifiers without a padding token refuse several texts.
+    return torch.cat([_scores(call.for_text(text, 2), kind, position) for text in range(2)])
+
+
+@torch.no_grad()
+def _scores(call: ModelCall, kind: Kind, position: int) -> Tensor:
     args, kwargs = call.arguments()
-    with torch.no_grad():
-        if kind == "classes":
-            scores = tensor_called(model(*args, **kwargs), "logits", call)
-        else:
-            output = model(*args, **kwargs, **only_logits_at(call, (position,)))
-            scores = at_positions(tensor_called(output, "logits", call), call, (position,))[:, 0]
+    if kind == "classes":
+        scores = tensor_called(call.model(*args, **kwargs), "logits", call)
+    else:
+        output = call.model(*args, **kwargs, **only_logits_at(call, (position,)))
+        scores = at_positions(tensor_called(output, "logits", call), call, (position,))[:, 0]
     return scores.double().cpu()
 
 

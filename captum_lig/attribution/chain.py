@@ -210,6 +210,18 @@ class Top:
 
     def _number(self, z: Tensor) -> Tensor:
         """``(P, 1)`` of ``z (P, S, D)`` leaving the last block."""
+        if self.rest.takes_copies:
+            try:
+                return self._of_copies(z)
+            except ValueError as error:
+                if len(z) == 1 or isinstance(error, LigError):
+                    raise
+            # It may take one: classifiers without a padding token refuse several texts.
+            self.rest.takes_copies = False
+        return torch.cat([self._of_copies(one) for one in z.split(1)])
+
+    def _of_copies(self, z: Tensor) -> Tensor:
+        """The same, in one run of the model."""
         assert isinstance(self.target, BoundTarget)
         blocks = self.rest.blocks
         last = len(blocks) - 1
@@ -414,8 +426,9 @@ def check_runs(blocks: Sequence[BlockCall], others: Sequence[BlockCall]) -> list
         ]
         cross = find_cross(block) if differ else None
         states = None if cross is None else cross.states(block)
-        for ours in differ:
-            if ours is not states:
+        beside = [ours for ours in differ if ours is not states]
+        for ours in beside[:1]:
+            if _reads_beside(block, other) or _reads_beside(other, block):
                 raise LigError(
                     f"{block.describe()} gets another argument, of shape {tuple(ours.shape)}, that "
                     "depends on the input beside its tokens: what comes through it has no node in "
@@ -423,3 +436,12 @@ def check_runs(blocks: Sequence[BlockCall], others: Sequence[BlockCall]) -> list
                 )
         crosses.append(cross)
     return crosses
+
+
+def _reads_beside(block: BlockCall, other: BlockCall) -> bool:
+    """Whether a block gives something else with its other arguments those of another run.
+
+    It may be handed what it does not read: the keys and values that blocks before it have kept.
+    """
+    z = block.hidden
+    return not torch.equal(block.for_text(0).on(z), other.for_text(0).on(z))

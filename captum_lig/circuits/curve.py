@@ -103,7 +103,8 @@ class Circuits(ABC):
     def __init__(self, question: TwoRuns, at_once: int) -> None:
         assert question.baseline is not None
         assert question.baseline_value is not None
-        self.question, self.at_once = question, at_once
+        # A model that takes one patched copy at a time takes one circuit, too.
+        self.question, self.at_once = question, at_once if question.at_once > 1 else 1
         self.value = question.value
         """``F(input)``"""
         self.baseline_value = question.baseline_value

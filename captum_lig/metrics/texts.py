@@ -170,9 +170,8 @@ def _of_text(
     for rows in erased.split(batch_size):
         shape = rows.view(*rows.shape, *[1] * (given.dim() - 2))
         tokens = torch.where(shape, start, given)
-        changed_call = call.with_instead(given, tokens).repeated(len(rows))
-        values.append(_value(changed_call, target))
-    found = torch.cat(values)
+        values += _values(call.with_instead(given, tokens).repeated(len(rows)), target)
+    found = torch.stack(values)
     _check_repeats(call, target, found)
     return Erasure(
         fractions,
@@ -182,6 +181,18 @@ def _of_text(
         found[2 : 2 + len(counts)],
         found[2 + len(counts) :],
     )
+
+
+def _values(call: ModelCall, target: BoundTarget) -> list[Tensor]:
+    """The number of each of the texts."""
+    try:
+        return [*_value(call, target)]
+    except LigError:
+        if call.batch == 1:
+            raise
+        # It may take one: classifiers without a padding token refuse several texts.
+        each = [call.for_text(n, call.batch) for n in range(call.batch)]
+    return [_value(one, target)[0] for one in each]
 
 
 def _value(call: ModelCall, target: BoundTarget) -> Tensor:

@@ -25,6 +25,7 @@ __all__ = [
     "Spread",
     "first_tensor",
     "hidden_of",
+    "kept_apart",
     "position_of_hidden",
 ]
 
@@ -302,6 +303,8 @@ class BlockCall:
         if self.spread == "repeated" or moving or shorter:
             kwargs = {name: _mapped(value, spread) for name, value in kwargs.items()}
             args = tuple(_mapped(value, spread) for value in args)
+        else:
+            args, kwargs = kept_apart(args, kwargs)
         position = position_of_hidden(args, kwargs)
         if isinstance(position, int):
             args = (*args[:position], z, *args[position + 1 :])
@@ -374,6 +377,18 @@ class BlockCall:
         """Name and class, for messages."""
         inside = f" of {self.family}" if self.family else ""
         return f"block {self.name!r} ({type(self.module).__name__}{inside})"
+
+
+def kept_apart(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments in tuples, lists and mappings of their own: a block may put something into them.
+
+    Models hand one mapping to all of their blocks, some of which keep their keys and values in it.
+    """
+
+    def same(value: Any) -> Any:
+        return value
+
+    return tuple(_mapped(x, same) for x in args), {k: _mapped(x, same) for k, x in kwargs.items()}
 
 
 def first_tensor(output: Any) -> Tensor:

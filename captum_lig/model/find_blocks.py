@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_lig.errors import LigError
 from captum_lig.model.attention_call import AttentionCall, handle_with
-from captum_lig.model.call import Attention, BlockCall, first_tensor, hidden_of
+from captum_lig.model.call import Attention, BlockCall, first_tensor, hidden_of, kept_apart
 from captum_lig.model.hooks import hooked
 from captum_lig.model.sdpa import use_sdpa
 
@@ -133,12 +133,12 @@ def _runs(
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         depth = sum(outer.element.container is not None for outer in running)
-        running.append(_Run(chosen[module], args, kwargs, depth))
+        running.append(_Run(chosen[module], *kept_apart(args, kwargs), depth))
 
     def inside(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if hidden_of(running[-1].args, running[-1].kwargs) is None:
             # A hook of the user's makes tokens of what it gets: a tuple that another gave, say.
-            running[-1].args, running[-1].kwargs = args, kwargs
+            running[-1].args, running[-1].kwargs = kept_apart(args, kwargs)
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         done = running.pop()

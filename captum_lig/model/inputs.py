@@ -39,8 +39,10 @@ SUFFIX = "attention_mask"
 KEEP = "logits_to_keep"
 """Argument of transformers' decoders: positions ``(K,)`` whose logits are worked out, or how many
 of the last."""
-OF_TOKENS = (KEEP, "cache_position", "position_ids")
+OF_TOKENS = (KEEP, "cache_position", "position_ids", "token_type_ids")
 """Arguments that count tokens, and not texts, where they have one axis."""
+OF_AXES = "position_ids"
+"""Argument that counts a position's coordinates first ``(3, B, S)`` where it has three axes."""
 
 
 @dataclass(frozen=True)
@@ -204,16 +206,17 @@ class ModelCall:
         return self._with(1, many) if copies > 1 else self
 
     def _with(self, batch: int, change: Callable[[Tensor], Tensor]) -> ModelCall:
-        """The call with what it holds of each of ``batch`` texts changed."""
+        """The call with what it holds of each of ``batch`` texts, first axis, changed."""
         made: dict[int, Tensor] = {}  # of one tensor one: masks are known by the tokens they are of
 
         def changed(name: str, value: Any) -> Any:
             if isinstance(value, Tensor):
                 of_tokens = name in OF_TOKENS and value.dim() == 1
-                if value.dim() == 0 or len(value) != batch or of_tokens:
+                texts = 1 if name == OF_AXES and value.dim() == 3 else 0
+                if value.dim() == 0 or value.shape[texts] != batch or of_tokens:
                     return value
                 if id(value) not in made:
-                    made[id(value)] = change(value)
+                    made[id(value)] = change(value.transpose(0, texts)).transpose(0, texts)
                 return made[id(value)]
             if isinstance(value, dict):  # an encoder's output, that transformers reads by class
                 return type(value)({key: changed(key, item) for key, item in value.items()})
@@ -246,7 +249,8 @@ class ModelCall:
         parameters = inspect.signature(self.model.forward).parameters
         given = inspect.signature(self.model.forward).bind_partial(*self.args, **self.kwargs)
         needed = KEEP in given.arguments or given.arguments.get("labels") is not None
-        return {} if needed or KEEP not in parameters else {KEEP: 1}
+        # As a position: given how many, Gemma 4's last layers drop all other tokens.
+        return {} if needed or KEEP not in parameters else {KEEP: torch.tensor([-1])}
 
     def run(self) -> None:
         """Call the model, see :meth:`explained`."""

@@ -26,6 +26,8 @@ class Rest:
 
     def __init__(self, call: ModelCall, blocks: Sequence[BlockCall]) -> None:
         self.call, self.blocks = call, list(blocks)
+        self.takes_copies = True
+        """Whether the model is run on several copies of the text at once."""
         self._raw: list[Any] = []
         self._modules = list(dict.fromkeys(block.module for block in blocks))
 

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from captum_lig.errors import LigError
-from captum_lig.model.call import Attention, BlockCall, PreCorePost, first_tensor, hidden_of
+from captum_lig.model.call import (
+    Attention,
+    BlockCall,
+    PreCorePost,
+    first_tensor,
+    hidden_of,
+    kept_apart,
+)
 from captum_lig.model.feed_forward import named_feed_forward
 from captum_lig.model.hooks import hooked, stoppable
 from captum_lig.model.sdpa import use_sdpa
@@ -247,7 +254,7 @@ def _called(
     gave: list[Tensor] = []
 
     def enter(_: nn.Module, given: Any, named: Any) -> None:
-        got.append((given, named))
+        got.append(kept_apart(given, named))
 
     def leave(_: nn.Module, given: Any, named: Any, output: Any) -> None:
         gave.append(first_tensor(output))

@@ -188,7 +188,8 @@ def _check_sizes(call: BlockCall) -> None:
             return
         raise LigError(
             f"{call.describe()} reads other tokens than its own in its first attention, as many as "
-            "its own are: an encoder's states, most likely. It cannot be split there. "
+            "its own are: an encoder's states, or the keys and values of an earlier block, most "
+            "likely. It cannot be split there. "
             f"{TAKE_WHOLE}{hooks_said(call.module)}"
         )
     if sizes[1:] == (1, 1):

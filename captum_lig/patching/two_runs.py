@@ -302,6 +302,9 @@ class TwoRuns:
     def _check_apart(self) -> None:
         """Refuse a number of which copies of the text, that run together, reach each other.
 
+        A model that refuses several texts (classifiers do, without a padding token) gets one copy
+        at a time from then on.
+
         Raises:
             LigError: if one's number has a gradient to another's tokens.
         """
@@ -320,6 +323,9 @@ class TwoRuns:
                 if out_of_memory(error):
                     raise
                 return  # a number or a kernel without gradients does not tell
+            except ValueError:
+                self.at_once = 1
+                return
             for n, value in enumerate(found):
                 if not value.requires_grad:
                     continue

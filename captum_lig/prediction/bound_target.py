@@ -60,10 +60,14 @@ class BoundTarget(Short):
             )
         count = given.shape[0] if given is not None else value.numel()
         if value.shape != (count,):
+            all_of_them = (
+                " The model runs on copies of a text together, and each is a text here: a loss or "
+                "a mean is one number for all of them, so write it for each by itself."
+            )
             raise LigError(
                 f"the target, {self.words}, gives a tensor of shape {tuple(value.shape)} for "
                 f"{count} text{'' if count == 1 else 's'}: it has to be ({count},), one number a "
-                "text."
+                f"text.{all_of_them if value.numel() == 1 else ''}"
             )
         if not value.is_floating_point():
             raise LigError(

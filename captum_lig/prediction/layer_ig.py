@@ -287,6 +287,8 @@ class _Question:
             ends = [self.forward(*x, *given.further) for x in (given.inputs, given.baselines)]
         self.change = float(ends[0].detach().double() - ends[1].detach().double())
         self.positions = self.stream.blocks[0].valid[0].nonzero().squeeze(-1)
+        self.takes_copies = True
+        """Whether points of the path run together, as copies of the text."""
 
     def attribute(
         self,
@@ -302,15 +304,27 @@ class _Question:
         whole_number("n_steps", n_steps, 2 if method == "riemann_trapezoid" else 1)
         if internal_batch_size is not None:
             whole_number("internal_batch_size", internal_batch_size, 1)
-        attributions, delta = LayerIntegratedGradients(self.forward, end).attribute(
-            self.given.inputs,
-            self.given.baselines,
-            additional_forward_args=self.given.further or None,
-            n_steps=n_steps,
-            method=method,
-            internal_batch_size=internal_batch_size,
-            return_convergence_delta=True,
-        )
+
+        def attributed(at_once: int | None) -> Any:
+            return LayerIntegratedGradients(self.forward, end).attribute(
+                self.given.inputs,
+                self.given.baselines,
+                additional_forward_args=self.given.further or None,
+                n_steps=n_steps,
+                method=method,
+                internal_batch_size=at_once,
+                return_convergence_delta=True,
+            )
+
+        at_once = internal_batch_size if self.takes_copies else 1
+        try:
+            attributions, delta = attributed(at_once)
+        except ValueError as error:
+            if at_once == 1 or isinstance(error, LigError):
+                raise
+            self.takes_copies = False
+            # It may take one: classifiers without a padding token refuse several texts.
+            attributions, delta = attributed(1)
         found = attributions[0].detach().double().sum(-1)
         kept = torch.zeros_like(found, dtype=torch.bool)
         kept[self.positions] = True

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertForSequenceClassification, GPT2LMHeadModel
+from transformers import (
+    BertForSequenceClassification,
+    GPT2LMHeadModel,
+    Qwen2VLTextConfig,
+    Qwen2VLTextModel,
+)
 
 from captum_lig import LayerFlow, LayerFlowIG
 from captum_lig.prediction import class_logit, cosine, log_probability, logit, state
@@ -156,6 +161,33 @@ def test_a_padded_batch_is_its_texts(kind: str, side: str) -> None:
             assert not flow.need("attention")[text][:, :, padding].any()
             assert not flow.need("attention")[text][:, padding].any()
             assert not flow.need("mlp")[text, padding].any()
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_positions_of_several_axes_are_those_of_their_texts(batch: int) -> None:
+    """Images and text have three coordinates, which come before the texts ``(3, B, S)``."""
+    rotary = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    config = Qwen2VLTextConfig(**models.GROUPED, rope_parameters=rotary)
+    model = models.randomised(Qwen2VLTextModel(config))
+    generator = torch.Generator().manual_seed(0)
+    ids, places = (torch.randint(3, 20, (n, batch, 5), generator=generator) for n in (2, 3))
+    own = {"input_ids": ids[0], "position_ids": places}
+    flows = flows_of(model, own, ids[1], target=number_of)
+    for text in range(batch):
+        at = slice(text, text + 1)
+        inputs = {"input_ids": ids[0, at], "position_ids": places[:, at]}
+        for flow, wanted in zip(flows, flows_of(model, inputs, ids[1, at]), strict=True):
+            assert_same(flow, wanted, text)
+
+
+def test_token_types_of_all_texts() -> None:
+    """``(S,)``, of as many tokens as there are texts."""
+    ids, other = torch.arange(3, 12).view(3, 3), torch.arange(21, 30).view(3, 3)
+    own = {"input_ids": ids, "token_type_ids": torch.tensor([4, 5, 5])}
+    flows = flows_of(models.tiny_gpt2(), own, other)
+    each = {**own, "token_type_ids": own["token_type_ids"].expand(3, -1)}
+    for flow, wanted in zip(flows, flows_of(models.tiny_gpt2(), each, other), strict=True):
+        assert_same(flow, wanted)
 
 
 def padded_batch(rows: list[list[int]], side: str) -> Tensor:

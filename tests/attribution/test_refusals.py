@@ -69,6 +69,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"\(1, 50\) for 1 text: it has to be \(1,\)",
     ),
     "all texts": ({"target": lambda o: o.logits.sum()}, "one number a text"),
+    "all copies": (
+        {"target": lambda o: o.logits.sum().reshape(1)},
+        r"shape \(1,\) for 2 texts.*on copies of a text together.*write it for each by itself",
+    ),
     "an int of three axes": ({"target": 3}, r"give \(position, token\)"),
     "out of range": ({"target": (9, 7)}, "not in the output"),
     "of other texts": ({"target": [1, 2, 3]}, "3 targets for 1 texts"),

@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 WIDTH = 80
+MOST_HELD = 4
+"""Where it goes to and fro more often than this, nobody is said to hold it."""
 SAID = 3
 """So many of the most likely of each text are shown."""
 AGREE = 0.5
@@ -158,12 +160,11 @@ def _tokens(a: Screened, count: int) -> Section:
     parts = [
         ("no one token " if one.token is None else f"{quoted(one.token)} ({one.position}) ")
         + (f"until layer {one.last}" if n < len(held) - 1 else "to the end")
-        for n, one in enumerate(held[:4])
+        for n, one in enumerate(held)
     ]
-    more = ", ..." if len(held) > 4 else ""
     notes = []
-    if len(held) > 1:
-        notes.append(f"More than half of it is held by {', then by '.join(parts)}{more}.")
+    if 1 < len(held) <= MOST_HELD:
+        notes.append(f"More than half of it is held by {', then by '.join(parts)}.")
     return Section("", ("Words it came from", "instead of", "part", "share"), rows, notes, left=2)
 
 

@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from captum_lig import Answer, LigError, why
-from captum_lig.answers.screen import Section, as_text
+from captum_lig.answers.parts import Held
+from captum_lig.answers.screen import Section, as_text, sections
 from captum_lig.flow.tokens import readable_token
 from captum_lig.patching import Node
 from captum_lig.patching.writes import writes
@@ -54,6 +55,33 @@ def test_the_screen(answer: Answer) -> None:
     page = answer._repr_html_()
     assert page.count("<table>") == page.count("</table>") == 5
     assert "&quot; cat&quot; (1)" in page
+
+
+@pytest.mark.parametrize("runs", [1, 2, 4, 5])
+def test_who_holds_it_is_said_where_it_does_not_go_to_and_fro(answer: Answer, runs: int) -> None:
+    names = ["a", None] * 3
+    held = [Held(n, n, None if one is None else n, one) for n, one in enumerate(names[:runs])]
+    shown = " ".join(as_text(sections(Holding(answer, held), 5)).split())
+    assert ("is held by" in shown) == (runs in (2, 4))
+    assert "...." not in shown
+    if runs == 2:
+        assert (
+            'More than half of it is held by "a" (0) until layer 0, then by no one token to'
+            in shown
+        )
+
+
+class Holding:
+    """An answer, held by others."""
+
+    def __init__(self, answer: Answer, held: list[Held]) -> None:
+        self._answer, self._held = answer, held
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._answer, name)
+
+    def held(self) -> list[Held]:
+        return self._held
 
 
 def test_untrusted_text_stays_text(gpt2: Path) -> None:

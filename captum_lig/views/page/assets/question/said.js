@@ -112,14 +112,15 @@ export function tokenSentence(data, at) {
   return `${quoted(data, at)} holds more than half of the change ${holds.join(" and ")}. ${parts}.`;
 }
 
-/** Where the change is held, over all tokens. */
+/** Where the change is held, over all tokens; null where it goes to and fro. */
 export function heldSentence(data) {
   const { held } = data;
-  const said = held.slice(0, 4).map(({ to, at }) => {
+  if (held.length > 4) return null;
+  const said = held.map(({ to, at }) => {
     const until = to === data.layers ? "to the end" : `until layer ${data.page.layers[to].index}`;
     return `${at === null ? "no one token" : quoted(data, at)} ${until}`;
   });
-  return `More than half of it is held by ${said.join(", then by ")}${held.length > 4 ? ", …" : ""}.`;
+  return `More than half of it is held by ${said.join(", then by ")}.`;
 }
 
 export function endSentence(data) {

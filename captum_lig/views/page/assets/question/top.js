@@ -153,8 +153,10 @@ export function facts(data) {
       element("p", {}, sentence, element("strong", {}, number(change, signed(change))), "."),
     );
   }
-  if (change) parts.push(element("p", {}, heldSentence(data)));
-  else parts.push(element("p", {}, "It is the same for both, so there is nothing to explain."));
+  const held = change ? heldSentence(data) : null;
+  if (held !== null) parts.push(element("p", {}, held));
+  if (!change)
+    parts.push(element("p", {}, "It is the same for both, so there is nothing to explain."));
   parts.push(element("p", { id: "sums", class: "help" }, sumsSentence(page)));
   for (const said of page.notes) parts.push(element("p", { class: "help" }, said));
   if (page.checked) {

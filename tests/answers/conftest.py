@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from captum_lig import Answer, why
+from tests.helpers.answers import OTHER, TEXT
 from tests.helpers.saved import save_tiny_gpt2
 
 
@@ -19,5 +20,4 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def answer(gpt2: Path) -> Answer:
-    text, other = "the cat sat on the mat", "the dog sat on the mat"
-    return why(text, gpt2, other, dtype="float64", tolerance=1e-3)
+    return why(TEXT, gpt2, OTHER, dtype="float64", tolerance=1e-3)

@@ -12,8 +12,7 @@ from captum_lig import Answer, why
 from captum_lig.answers.parts import Held, held_at
 from captum_lig.graph import Trace
 from captum_lig.patching import effects
-
-TEXT, OTHER = "the cat sat on the mat", "the dog sat on the mat"
+from tests.helpers.answers import OTHER, TEXT
 
 
 def test_the_strongest_are_the_largest_of_the_flows(answer: Answer) -> None:

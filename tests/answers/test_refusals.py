@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -18,20 +17,9 @@ from transformers import (
 )
 
 from captum_lig import Answer, LigError, why
+from tests.helpers.answers import OTHER, TEXT, last_logits, loaded
 from tests.helpers.models import SHAPE, randomise
 from tests.helpers.saved import save_tiny_bert, save_tiny_gpt2
-
-TEXT, OTHER = "the cat sat on the mat", "the dog sat on the mat"
-
-
-def loaded(kind: Any, folder: Path) -> tuple[Any, Any]:
-    model = kind.from_pretrained(folder, dtype=torch.float64).eval()
-    return model, AutoTokenizer.from_pretrained(folder)
-
-
-def last_logits(model: Any, ids: list[int]) -> Tensor:
-    with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0, -1]
 
 
 @pytest.mark.parametrize(

@@ -24,19 +24,8 @@ from captum_lig.answers.page import answer_page
 from captum_lig.answers.says import probabilities
 from captum_lig.answers.wanted import Wanted
 from captum_lig.prediction import logit
+from tests.helpers.answers import OTHER, TEXT, last_logits, loaded
 from tests.helpers.saved import save_tiny_bert, save_tiny_head
-
-TEXT, OTHER = "the cat sat on the mat", "the dog sat on the mat"
-
-
-def loaded(kind: Any, folder: Path) -> tuple[Any, Any]:
-    model = kind.from_pretrained(folder, dtype=torch.float64).eval()
-    return model, AutoTokenizer.from_pretrained(folder)
-
-
-def last_logits(model: Any, ids: list[int]) -> Tensor:
-    with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0, -1]
 
 
 def test_what_the_model_says_is_what_it_gives(gpt2: Path, answer: Answer) -> None:

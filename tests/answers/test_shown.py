@@ -8,11 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-)
 
 from captum_lig import Answer, LigError, why
 from captum_lig.answers.parts import Held
@@ -20,20 +15,9 @@ from captum_lig.answers.screen import Section, as_text, sections
 from captum_lig.flow.tokens import readable_token
 from captum_lig.patching import Node
 from captum_lig.patching.writes import writes
+from tests.helpers.answers import OTHER, TEXT
 from tests.helpers.pages import header
 from tests.helpers.saved import save_tiny_bert
-
-TEXT, OTHER = "the cat sat on the mat", "the dog sat on the mat"
-
-
-def loaded(kind: Any, folder: Path) -> tuple[Any, Any]:
-    model = kind.from_pretrained(folder, dtype=torch.float64).eval()
-    return model, AutoTokenizer.from_pretrained(folder)
-
-
-def last_logits(model: Any, ids: list[int]) -> Tensor:
-    with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0, -1]
 
 
 def test_the_screen(answer: Answer) -> None:

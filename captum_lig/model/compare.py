@@ -59,9 +59,12 @@ def deviations(
     if b.numel() == 0:
         return b.new_zeros(len(b))
     a, b = a.flatten(1), b.flatten(1)
-    gap, size = (a - b).abs(), sizes(b, None if among is None else among.flatten(1))
-    beyond = (gap - rounding * b.abs().amax(-1, keepdim=True)).clamp_min(0)
-    relative = (beyond / size.clamp_min(1e-30)).maximum(gap / b.abs().max().clamp_min(1e-30))
+    gap, entries = (a - b).abs(), b.abs()
+    beyond = (gap - rounding * entries.amax(-1, keepdim=True)).clamp_min(0)
+    relative = gap / entries.max().clamp_min(1e-30)
+    if bool(beyond.any()):  # sizes are medians, which take time; NaN is any
+        size = sizes(b, None if among is None else among.flatten(1))
+        relative = relative.maximum(beyond / size.clamp_min(1e-30))
     return relative.amax(-1)
 
 

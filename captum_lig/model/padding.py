@@ -72,7 +72,9 @@ def _hidden(block: BlockCall) -> Tensor | None:
     if mask is None:
         return None
     hidden = ~read_sources(mask).expand(block.hidden.shape[:2])
-    return hidden if bool(hidden.any()) and reads_own_tokens(block) else None
+    if not bool(hidden.any()) or not reads_own_tokens(SplitBlock(block, 0, Meter())):
+        return None
+    return hidden
 
 
 def _own_mask(block: BlockCall) -> Tensor | None:
@@ -83,9 +85,9 @@ def _own_mask(block: BlockCall) -> Tensor | None:
     return attention.mask
 
 
-def reads_own_tokens(block: BlockCall) -> bool:
+def reads_own_tokens(block: SplitBlock) -> bool:
     """Whether keys or values depend on the block's tokens: else they are another model's states."""
-    split = SplitBlock(block, 0, Meter()).some
+    split = block.some
     try:
         with torch.no_grad():
             own, other = split.pre(split.z[None]), split.pre(_moved(split.z)[None])

@@ -96,8 +96,11 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     gap = found.to(own) - own
     # An entry is rounded with what it is a sum of, and the largest part may be common to all.
     rounding = torch.finfo(expected.dtype).eps * own.abs().amax(-1, keepdim=True)
-    relative = (gap.abs() - rounding).clamp_min(0) / sizes(own).clamp_min(1e-30)
-    return max(float(gap.norm() / own.norm()), float(relative.square().mean().sqrt()))
+    beyond, whole = (gap.abs() - rounding).clamp_min(0), float(gap.norm() / own.norm())
+    if not bool(beyond.any()):  # sizes are medians, which take time; NaN is any
+        return whole
+    relative = beyond / sizes(own).clamp_min(1e-30)
+    return max(whole, float(relative.square().mean().sqrt()))
 
 
 def _reason(call: BlockCall) -> str:
@@ -134,11 +137,12 @@ def validate_block(call: BlockCall) -> BlockCall:
             forbids, or depends on other tokens otherwise than through the attention reached.
     """
     _check_axes(call)
-    _check_sizes(call)
     one = call.for_text(int(call.valid.sum(-1).argmax()))
+    split = SplitBlock(one, 0, Meter())
+    _check_sizes(call, split)
     check_span(one)
     # Of a long text a few tokens by themselves: what is looked for is true of the block's code.
-    one = SplitBlock(one, 0, Meter()).some.call
+    one = split.some.call
     one = one.in_dtype(one.hidden.dtype)  # in few bits: as it is attributed
     positions = one.valid[0].nonzero().squeeze(-1)
     z, own = one.hidden.detach(), one.output.detach()
@@ -148,7 +152,7 @@ def validate_block(call: BlockCall) -> BlockCall:
     noise = torch.randn(z.shape[-1], generator=generator).to(z)
     moved[0, source] += noise * z[0, source].std().clamp_min(1e-3)
     with torch.no_grad():
-        again = _whole(one, z)
+        given, again = _called_again(one)
         if not nearly_equal(again[0, positions], own[0, positions]):
             gap = deviation(again[0, positions], own[0, positions])
             raise LigError(
@@ -156,7 +160,7 @@ def validate_block(call: BlockCall) -> BlockCall:
                 f"(off by {gap:.1e}): it is random or "
                 f"keeps a state, and so has no attribution.{hooks_said(call.module)}"
             )
-        _check_gradients(one)
+        _check_gradients(one, given, again)
         other = _whole(one, moved)
         spread = _spread(one, torch.cat([z, moved]), torch.cat([own, other]))
         call, one = replace(call, spread=spread), replace(one, spread=spread)
@@ -176,15 +180,15 @@ def validate_block(call: BlockCall) -> BlockCall:
     return call
 
 
-def _check_sizes(call: BlockCall) -> None:
-    """The attention works on the block's tokens, in the order (B, S, D)."""
+def _check_sizes(call: BlockCall, split: SplitBlock) -> None:
+    """The attention works on the block's tokens, in the order (B, S, D); ``split`` is of a text."""
     batch, length, _ = call.hidden.shape
     sizes = None if call.attention is None else call.attention.sizes
     if sizes is None:
         return
     shape = tuple(call.hidden.shape)
     if sizes == (batch, length, length):
-        if reads_own_tokens(call):
+        if reads_own_tokens(split):
             return
         raise LigError(
             f"{call.describe()} reads other tokens than its own in its first attention, as many as "
@@ -251,16 +255,24 @@ def _mixes(call: BlockCall, axis: int) -> bool:
     return not nearly_equal(other, same)
 
 
-def _check_gradients(one: BlockCall) -> None:
-    """Its output can be differentiated by what it gets."""
+def _called_again(one: BlockCall) -> tuple[Tensor, Tensor]:
+    """What it got, and what it gives for that now, with the graph between them."""
+    given = one.hidden.detach()
     if any(p.is_inference() for p in one.module.parameters()):
-        return  # it is copied before it is attributed
+        return given, _whole(one, given)  # it is copied before it is attributed
     with torch.enable_grad():
-        z = one.hidden.detach().clone().requires_grad_()
-        output = _whole(one, 1 * z)  # code may write into what it gets, if that is no leaf
-        gradient: Tensor | None = None
-        if output.requires_grad:  # by its weights, if not by what it gets
-            (gradient,) = torch.autograd.grad(output.sum(), z, allow_unused=True)
+        given = given.clone().requires_grad_()
+        return given, _whole(one, 1 * given)  # code may write into what it gets, if it is no leaf
+
+
+def _check_gradients(one: BlockCall, given: Tensor, output: Tensor) -> None:
+    """Its output can be differentiated by what it gets."""
+    if not given.requires_grad:
+        return
+    gradient: Tensor | None = None
+    if output.requires_grad:  # by its weights, if not by what it gets
+        ones = torch.ones_like(output)
+        (gradient,) = torch.autograd.grad(output, given, ones, allow_unused=True)
     if gradient is None:
         raise LigError(
             f"{one.describe()} has no gradients: its code runs under torch.no_grad(), or detaches "
@@ -332,24 +344,36 @@ def _per_token(split: SplitBlock, u: Tensor, positions: Tensor) -> tuple[int, ..
 
     What two tokens get is exchanged: then these two give something else, and no others.
     """
-    length, found = len(split.z), []
+    held: list[tuple[int, Tensor]] = []
     for index, x in enumerate(split.call.tensors()):
-        if x is split.call.hidden or x.shape[:2] != (1, length):
+        if x is split.call.hidden or x.shape[:2] != (1, len(split.z)):
             continue
         first = positions[0]
         others = [at for at in positions.tolist() if not torch.equal(x[0, at], x[0, first])]
-        if not others:
-            continue
-        two = torch.stack([first, first.new_tensor(others[0])])
-        order = torch.arange(length, device=u.device)
+        if others:
+            held.append((index, torch.stack([first, first.new_tensor(others[0])])))
+
+    def moved(indices: tuple[int, ...], two: Tensor) -> Tensor:
+        order = torch.arange(len(split.z), device=u.device)
         order[two] = two.flip(0)
-        exchanged = SplitBlock(replace(split.call, per_token=(index,)), 0, Meter())
-        moved = deviations(exchanged.with_u(u, split.z[None], order[None])[0], split.output) > 1e-5
-        elsewhere = moved.clone()
+        exchanged = SplitBlock(replace(split.call, per_token=indices), 0, Meter())
+        return deviations(exchanged.with_u(u, split.z[None], order[None])[0], split.output) > 1e-5
+
+    def used(index: int, two: Tensor) -> bool:
+        by_one = moved((index,), two)
+        elsewhere = by_one.clone()
         elsewhere[two] = False
-        if bool(moved[two].any()) and not bool(elsewhere[positions].any()):
-            found.append(index)
-    return tuple(found)
+        return bool(by_one[two].any()) and not bool(elsewhere[positions].any())
+
+    # Mostly none is: positions and their rotations serve the attention alone. Those that differ in
+    # the same two tokens are asked for together first.
+    found: list[int] = []
+    for same in {tuple(two.tolist()): two for _, two in held}.values():
+        those = [index for index, two in held if torch.equal(two, same)]
+        if len(those) > 1 and not bool(moved(tuple(those), same)[positions].any()):
+            continue
+        found += [index for index in those if used(index, same)]
+    return tuple(sorted(found))
 
 
 def _reached(call: BlockCall) -> str:

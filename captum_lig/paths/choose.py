@@ -327,7 +327,7 @@ def _target_token_path(
     mask = None if block.mask is None else block.mask[:, rows]
     bias_logits, mask = row.folded(logits(key_bias), mask)
     if structure.rotary is not None:
-        content = structure.rotary.contents(k - key_bias, rows).repeat_interleave(groups, 0)
+        content = structure.rotary.contents[:, rows].repeat_interleave(groups, 0)
         start_logits = structure.rotary.logits(q, content)
     elif structure.keys_know_position:
         start_logits = _logits_of_moved_targets(block, key_bias, q, rows)

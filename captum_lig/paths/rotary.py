@@ -43,8 +43,8 @@ class RotaryMaps:
     """``(S, E)`` in float64."""
     entries: Tensor
     """``(E,)`` positions in a flattened map that are not 0 everywhere."""
-    width: int
-    """Width of a key, ``d``."""
+    contents: Tensor
+    """``(Hkv, S, d)`` in float64: ``kappa`` of the text's own tokens."""
 
     @classmethod
     def find(
@@ -80,38 +80,25 @@ class RotaryMaps:
         size = values.abs().amax(0)
         kept = (size > 1e-5 * size.max()).nonzero().squeeze(-1)
         places = torch.arange(width, device=z.device)[:, None] * width + columns
-        found = cls(values[:, kept], places.flatten()[kept], width)
-        return found if found._holds(keys, z, own) else None
+        values, entries = values[:, kept], places.flatten()[kept]
+        found = cls(values, entries, _contents(values, entries, own))
+        return found if found._holds(keys, z) else None
 
-    def _holds(self, keys: Keys, z: Tensor, own: Tensor) -> bool:
+    def _holds(self, keys: Keys, z: Tensor) -> bool:
         """Whether the maps put the text's own contents where the block puts them."""
         shift = max(1, len(z) // 3)
         moved = keys(z.roll(shift, 0)[None])[0].double()
-        content = self.contents(own, torch.arange(len(z), device=z.device)).roll(shift, 1)
-        row, column = self.entries // self.width, self.entries % self.width
+        content = self.contents.roll(shift, 1)
+        row, column = self._places()
         predicted = torch.zeros_like(moved).index_add_(2, row, self.values * content[..., column])
         tolerance = 1e-6 if z.dtype == torch.float64 else 1e-4
         gap = (predicted - moved).abs().max()
         return bool(gap <= tolerance * moved.abs().max())
 
-    def contents(self, own: Tensor, rows: Tensor) -> Tensor:
-        """``kappa`` ``(Hkv, R, d)`` of some tokens from their keys at their own positions.
-
-        Args:
-            own: ``(Hkv, S, d)`` the keys of a text.
-            rows: ``(R,)`` the tokens.
-        """
-        parts = []
-        for some in rows.split(_SOLVED_AT_ONCE):
-            maps = self.values.new_zeros(len(some), self.width**2)
-            maps[:, self.entries] = self.values[some]
-            maps = maps.view(-1, self.width, self.width)
-            at = own[:, some].double().permute(1, 2, 0)
-            solved, singular = torch.linalg.solve_ex(maps, at)
-            if bool(singular.any()):  # an entry that is 0 in every key, of pruned weights say
-                solved = torch.linalg.pinv(maps) @ at
-            parts.append(solved)
-        return torch.cat(parts).permute(2, 0, 1)
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """``(E,)`` the rows and the columns of the entries."""
+        width = self.contents.shape[-1]
+        return self.entries // width, self.entries % width
 
     def logits(self, q: Tensor, content: Tensor) -> Tensor:
         """``q_j . M_i kappa_j`` for each target at each position.
@@ -123,8 +110,24 @@ class RotaryMaps:
         Returns:
             ``(H, R, S)``.
         """
-        row, column = self.entries // self.width, self.entries % self.width
+        row, column = self._places()
         return (q[..., row] * content.to(q)[..., column]) @ self.values.to(q).T
+
+
+def _contents(values: Tensor, entries: Tensor, own: Tensor) -> Tensor:
+    """``kappa (Hkv, S, d)`` of a text's tokens from their keys ``own`` at their own positions."""
+    _, sources, width = own.shape
+    parts = []
+    for some in torch.arange(sources, device=own.device).split(_SOLVED_AT_ONCE):
+        maps = values.new_zeros(len(some), width**2)
+        maps[:, entries] = values[some]
+        maps = maps.view(-1, width, width)
+        at = own[:, some].double().permute(1, 2, 0)
+        solved, singular = torch.linalg.solve_ex(maps, at)
+        if bool(singular.any()):  # an entry that is 0 in every key, of pruned weights say
+            solved = torch.linalg.pinv(maps) @ at
+        parts.append(solved)
+    return torch.cat(parts).permute(2, 0, 1)
 
 
 def _columns(entries: Tensor | None, width: int) -> Tensor:

@@ -88,7 +88,7 @@ def test_fewer_contents_do_where_the_entries_are_known(
     assert known.entries.tolist() == every.entries.tolist()
     rows = torch.tensor([31, 2, 39])
     unturned = turned(torch.zeros(40, dtype=torch.float64), pairs, key_heads)(z[None])[0]
-    torch.testing.assert_close(known.contents(own, rows), unturned[:, rows], rtol=0, atol=1e-9)
+    torch.testing.assert_close(known.contents[:, rows], unturned[:, rows], rtol=0, atol=1e-9)
 
 
 def test_entries_that_a_few_positions_do_not_show_are_missed_and_seen() -> None:

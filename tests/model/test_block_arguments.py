@@ -52,6 +52,22 @@ class WithExtra(nn.Module):
         return x
 
 
+class InParts(Gated):
+    """It gets that as two factors, and its places too, which it does not use."""
+
+    def forward(self, x: Tensor, extra: Tensor, scale: Any = None, places: Any = None) -> Tensor:
+        return super().forward(x, extra * scale)
+
+
+class WithParts(WithExtra):
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1]).expand(x.shape[:2])
+        scale = 1 + places.to(x)[..., None] / 3
+        for block in self.blocks:
+            x = block(x, 2 * self.extra(x) / scale, scale, places)
+        return x
+
+
 def twin(block: Gated, extra: Tensor) -> twins.TwinBlock:
     """The block for one text, by hand."""
 
@@ -73,14 +89,14 @@ def twin(block: Gated, extra: Tensor) -> twins.TwinBlock:
     return twins.TwinBlock(pre, core, post, mask)
 
 
-@pytest.mark.parametrize("kind", [Gated, OneByOne])
+@pytest.mark.parametrize("kind", [Gated, OneByOne, InParts])
 @pytest.mark.parametrize("scalarization", ["l2", "projection"])
 @pytest.mark.parametrize("baseline", ["target_token", "zero"])
 def test_what_is_each_tokens_goes_with_it(
     baseline: str, scalarization: str, kind: type[Gated]
 ) -> None:
     block = kind()
-    model = drawn(WithExtra(block))
+    model = drawn((WithParts if kind is InParts else WithExtra)(block))
     texts = noise(1 if kind is OneByOne else 2, LENGTH, WIDTH)
     assert inspect_model(model, texts).not_supported == ()
     ig = LayerFlowIG(model, 0, scalarization=scalarization)

@@ -13,7 +13,7 @@ from captum_lig import LayerFlowIG, circuits
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.model.split import SplitBlock
 from captum_lig.patching import effects
-from tests.helpers import models, twins
+from tests.helpers import models, twin_blocks
 from tests.helpers.attributions import (
     BASELINES,
     NODES,
@@ -33,7 +33,7 @@ def test_equals_the_twin(family: str, baseline: str, scalarization: str) -> None
     z = block_input(model, 1, **inputs)
     start = baseline_for(baseline, z[0])
     flow = attribute(model, 1, inputs, start, scalarization=scalarization)
-    block = twins.twin_block(model, 1, torch.ones(4))
+    block = twin_blocks.twin_block(model, 1, torch.ones(4))
     assert_equals_twin(flow, block, z[0], start, scalarization, 1e-6)
 
 
@@ -43,7 +43,7 @@ def test_equals_the_twin_in_float32(family: str, baseline: str) -> None:
     model = models.MODELS[family]()
     inputs = {"input_ids": models.tokens(model, 1, 4)}
     z = block_input(model, 1, **inputs)
-    block = twins.twin_block(model, 1, torch.ones(4))
+    block = twin_blocks.twin_block(model, 1, torch.ones(4))
     flow = attribute(models.MODELS[family](dtype=torch.float32), 1, inputs, baseline)
     assert flow.layer is not None
     assert flow.layer.dtype == torch.float32
@@ -62,7 +62,7 @@ def test_padded_texts_equal_the_twin(family: str, baseline: str) -> None:
     flow = LayerFlowIG(model, 1).attribute(inputs, start, n_steps=NODES, tolerance=None)
     assert isinstance(flow, LayerFlow)
     for text, length in enumerate(lengths):
-        block = twins.twin_block(model, 1, inputs["attention_mask"][text])
+        block = twin_blocks.twin_block(model, 1, inputs["attention_mask"][text])
         assert_equals_twin(flow, block, z[text], starts[text], "l2", 1e-6, text, length)
     short = lengths[0]
     assert flow.attention is not None

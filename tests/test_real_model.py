@@ -14,7 +14,7 @@ from captum_lig import LayerFlowIG
 from captum_lig.errors import LigError
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.pretrained.minilm import embedded_model_path
-from tests.helpers import models, twins
+from tests.helpers import models, twin_blocks
 from tests.helpers.attributions import assert_equals_twin
 
 SENTENCES = (
@@ -70,7 +70,7 @@ def test_equals_the_twin(
         inputs, baseline, n_steps=6, tolerance=None
     )
     assert isinstance(flow, LayerFlow)
-    block = twins.twin_block(double, layer, inputs["attention_mask"][0])
+    block = twin_blocks.twin_block(double, layer, inputs["attention_mask"][0])
     assert_equals_twin(flow, block, z, baseline, scalarization, tolerance)
 
 

@@ -28,7 +28,7 @@ from captum_lig.experiments.consistency.pairings import (
     layer_maps,
 )
 from captum_lig.flow.layer_flow import MLP_STARTS
-from tests.helpers import models, twins
+from tests.helpers import models, twin_blocks, twins
 from tests.helpers import records as made
 from tests.helpers.attributions import block_input
 from tests.helpers.correlations import mean_ranks, pearson
@@ -103,7 +103,7 @@ def own_ratio(zero: Tensor) -> Tensor:
 
 def twin_maps(model: PreTrainedModel, z: Tensor) -> tuple[dict[str, Tensor], dict[Any, Tensor]]:
     """Direct maps by layer baseline and composed maps by pairing, from the definitions."""
-    block = twins.twin_block(model, 1, torch.ones(len(z)))
+    block = twin_blocks.twin_block(model, 1, torch.ones(len(z)))
     args = {baseline: (block, z, baseline, "l2", *NODES) for baseline in PATHS}
     layer = {baseline: twins.layer_map(*args[baseline])[0] for baseline in PATHS}
     direct = {

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from captum_lig import LayerFlow, LayerFlowIG
-from tests.helpers import models, twins
+from tests.helpers import models, twin_blocks, twins
 
 NODES = 6  # both sides use the same nodes: agreement does not depend on how many
 BASELINES = ["zero", "target_token", "number", "tensor", "per_target"]
@@ -51,7 +51,7 @@ def attribute(
 
 def assert_equals_twin(
     flow: LayerFlow,
-    block: twins.TwinBlock,
+    block: twin_blocks.TwinBlock,
     z: Tensor,
     baseline: Any,
     scalarization: str,

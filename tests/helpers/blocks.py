@@ -16,7 +16,7 @@ from captum_lig.integrals.rows import Rows
 from captum_lig.integrals.scalarization import SCALARIZATIONS, Cotangent, Vector
 from captum_lig.paths.baselines import Start
 from captum_lig.paths.choose import inspect_structure, make_path
-from tests.helpers.twins import TwinBlock
+from tests.helpers.twin_blocks import TwinBlock
 
 EPSILONS = [1e-3, 1e-2]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_lig import LayerFlowIG, LigError, SetToSetIG
 from captum_lig.flow.layer_flow import LayerFlow
-from tests.helpers import models, twins
+from tests.helpers import models, twin_blocks, twins
 from tests.helpers.attributions import BASELINES, NODES, attribute, baseline_for, block_input
 
 
@@ -22,7 +22,7 @@ def test_lengths_equal_the_twins_vectors(family: str, baseline: str) -> None:
     z = block_input(model, 1, **inputs)[0]
     start = baseline_for(baseline, z)
     flow = attribute(model, 1, inputs, start, boundaries=("influence",))
-    block = twins.twin_block(model, 1, torch.ones(4))
+    block = twin_blocks.twin_block(model, 1, torch.ones(4))
     nodes = twins.gauss_legendre(NODES)
     layer, change = twins.layer_map(block, z, start, "vector", *nodes)
     heads, _ = twins.attention_map(block, z, start, "vector", *nodes)

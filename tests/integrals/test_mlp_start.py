@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from captum_lig import LayerFlow, LayerFlowIG, LigError
-from tests.helpers import models, twins
+from tests.helpers import models, twin_blocks, twins
 from tests.helpers.attributions import NODES, attribute, block_input
 from tests.helpers.synthetic import number
 
@@ -21,7 +21,7 @@ def test_equals_the_twin(family: str, baseline: str, scalarization: str) -> None
     model = models.MODELS[family]()
     inputs = {"input_ids": models.tokens(model, 1, 4)}
     z = block_input(model, 1, **inputs)[0]
-    block = twins.twin_block(model, 1, torch.ones(4))
+    block = twin_blocks.twin_block(model, 1, torch.ones(4))
     flow = attribute(model, 1, inputs, baseline, scalarization=scalarization, mlp_start="zero")
     nodes = twins.gauss_legendre(NODES)
     m, totals, means = twins.mlp_map_from_zero(block, z, scalarization, *nodes)
@@ -48,7 +48,7 @@ def test_the_attention_weight_on_itself() -> None:
             flow = attribute(model, 1, inputs, baseline, boundaries=("attention",))
             assert flow.self_weight is not None
             for text, length in enumerate((3, 5)):
-                block = twins.twin_block(model, 1, inputs["attention_mask"][text])
+                block = twin_blocks.twin_block(model, 1, inputs["attention_mask"][text])
                 q, k, _ = block.pre(z[text])
                 p = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + block.mask).softmax(-1)
                 own = p.diagonal(dim1=-2, dim2=-1)[:, :length]

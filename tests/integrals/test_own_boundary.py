@@ -16,7 +16,7 @@ from captum_lig.flow.explanation import Explanation
 from captum_lig.integrals.boundaries import LayerBoundary
 from captum_lig.integrals.kinds import KINDS, Kind
 from captum_lig.io.flows import load_flows, save_flows
-from tests.helpers import models, twins
+from tests.helpers import models, twin_blocks
 from tests.helpers.attributions import block_input
 
 
@@ -64,7 +64,7 @@ def test_it_is_integrated_certified_and_equals_its_definition(baseline: str) -> 
     assert float(flow.completeness_error("part").max()) <= 1e-6
 
     # A Riemann sum of <dA/du_h, change of u_h> over many small pieces of the path.
-    block, z = twins.twin_block(model, 1, torch.ones(5)), block_input(model, 1, **inputs)[0]
+    block, z = twin_blocks.twin_block(model, 1, torch.ones(5)), block_input(model, 1, **inputs)[0]
     edges = torch.linspace(0, 1, 401, dtype=torch.float64) ** (4 if baseline == "zero" else 1)
     target = 3
     start = torch.zeros_like(z) if baseline == "zero" else z[target].expand_as(z)

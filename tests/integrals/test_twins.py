@@ -12,7 +12,7 @@ from captum.attr import IntegratedGradients
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.helpers import models, twins
+from tests.helpers import models, twin_blocks, twins
 
 FAMILIES = tuple(models.MODELS)
 BASELINES = ("zero", "target_token")
@@ -51,11 +51,11 @@ def model(family: str) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def text(model: PreTrainedModel) -> tuple[twins.TwinBlock, Tensor]:
+def text(model: PreTrainedModel) -> tuple[twin_blocks.TwinBlock, Tensor]:
     """The second block and what enters it, for a text of 5 tokens without padding."""
     ids = models.tokens(model, 1, 5)
     z, _ = models.block_input_output(model, 1, input_ids=ids)
-    return twins.twin_block(model, 1, torch.ones_like(ids[0])), z[0]
+    return twin_blocks.twin_block(model, 1, torch.ones_like(ids[0])), z[0]
 
 
 def assert_complete(summed: Tensor, totals: Tensor, tolerance: float = 1e-6) -> None:
@@ -71,7 +71,7 @@ def test_the_cut_block_equals_the_models_own(model: PreTrainedModel, layer: int)
     batch = models.padded_batch(model, LENGTHS)
     entering, leaving = models.block_input_output(model, layer, **batch)
     for z, expected, attention_mask in zip(entering, leaving, batch["attention_mask"], strict=True):
-        block = twins.twin_block(model, layer, attention_mask)
+        block = twin_blocks.twin_block(model, layer, attention_mask)
         q, k, v = block.pre(z)
         assert q.shape == k.shape == v.shape == (models.HEADS, len(z), models.WIDTH // models.HEADS)
         torch.testing.assert_close(
@@ -79,7 +79,7 @@ def test_the_cut_block_equals_the_models_own(model: PreTrainedModel, layer: int)
         )
 
 
-def test_the_blocks_are_not_trivial(text: tuple[twins.TwinBlock, Tensor]) -> None:
+def test_the_blocks_are_not_trivial(text: tuple[twin_blocks.TwinBlock, Tensor]) -> None:
     block, z = text
     q, k, _ = block.pre(z)
     weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + block.mask).softmax(-1)
@@ -113,7 +113,7 @@ def test_the_models_depend_on_the_seed_only(family: str) -> None:
 @pytest.mark.parametrize("scalarization", SCALARIZATIONS)
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_every_boundary_is_complete_and_compositions_conserve(
-    family: str, text: tuple[twins.TwinBlock, Tensor], baseline: str, scalarization: str
+    family: str, text: tuple[twin_blocks.TwinBlock, Tensor], baseline: str, scalarization: str
 ) -> None:
     block, z = text
     setting = (block, z, baseline, scalarization, *nodes_for(family, baseline))
@@ -141,7 +141,7 @@ def test_every_boundary_is_complete_and_compositions_conserve(
 @pytest.mark.parametrize("boundary", [twins.attention_map, twins.layer_map])
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_vectors_add_up_and_project_to_the_scalars(
-    text: tuple[twins.TwinBlock, Tensor], baseline: str, boundary: Maps
+    text: tuple[twin_blocks.TwinBlock, Tensor], baseline: str, boundary: Maps
 ) -> None:
     block, z = text
     if baseline == "target_token":
@@ -155,7 +155,9 @@ def test_vectors_add_up_and_project_to_the_scalars(
 
 
 @pytest.mark.parametrize("target", [1, 4])
-def test_captum_agrees_where_it_applies(text: tuple[twins.TwinBlock, Tensor], target: int) -> None:
+def test_captum_agrees_where_it_applies(
+    text: tuple[twin_blocks.TwinBlock, Tensor], target: int
+) -> None:
     """One target, one shared path, the scalarization inside the function: plain Captum."""
     block, z = text
     y0, y1 = block(torch.zeros_like(z))[target].detach(), block(z)[target].detach()
@@ -176,7 +178,7 @@ def test_captum_agrees_where_it_applies(text: tuple[twins.TwinBlock, Tensor], ta
 @pytest.mark.parametrize("scalarization", [*SCALARIZATIONS, "vector"])
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_what_cannot_flow_is_exactly_zero(
-    family: str, text: tuple[twins.TwinBlock, Tensor], baseline: str, scalarization: str
+    family: str, text: tuple[twin_blocks.TwinBlock, Tensor], baseline: str, scalarization: str
 ) -> None:
     block, z = text
     later = torch.ones(len(z), len(z)).triu(1).bool()
@@ -203,7 +205,7 @@ def test_padding_changes_nothing(model: PreTrainedModel) -> None:
     z_alone = models.block_input_output(model, 0, **alone)[0][0]
     for baseline in BASELINES:
         maps = [
-            twins.layer_map(twins.twin_block(model, 0, mask), z, baseline, "l2", *COARSE)[0]
+            twins.layer_map(twin_blocks.twin_block(model, 0, mask), z, baseline, "l2", *COARSE)[0]
             for z, mask in (
                 (z_padded, batch["attention_mask"][1]),
                 (z_alone, alone["attention_mask"][0]),
@@ -219,7 +221,7 @@ def test_a_path_that_does_not_move_gives_zeros() -> None:
     model = models.tiny_llama()
     ids = torch.tensor([[7, 7, 9, 11]])
     z = models.block_input_output(model, 1, input_ids=ids)[0][0]
-    block = twins.twin_block(model, 1, torch.ones(4))
+    block = twin_blocks.twin_block(model, 1, torch.ones(4))
     for boundary in (twins.attention_map, twins.layer_map):
         phi, totals = boundary(block, z, "target_token", "l2", *COARSE)
         assert (phi[..., 1, :] == 0).all()
@@ -230,7 +232,7 @@ def test_a_path_that_does_not_move_gives_zeros() -> None:
 # ---- paths and nodes -------------------------------------------------------------------------
 
 
-def test_the_forms_of_a_baseline_agree(text: tuple[twins.TwinBlock, Tensor]) -> None:
+def test_the_forms_of_a_baseline_agree(text: tuple[twin_blocks.TwinBlock, Tensor]) -> None:
     block, z = text
     own_paths = z[:, None].expand(-1, len(z), -1)  # for target j, z_j at every source
     equivalent: tuple[list[twins.Baseline], ...] = (
@@ -246,7 +248,7 @@ def test_the_forms_of_a_baseline_agree(text: tuple[twins.TwinBlock, Tensor]) -> 
 
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_at_the_start_the_norm_takes_its_limit(
-    text: tuple[twins.TwinBlock, Tensor], baseline: str
+    text: tuple[twin_blocks.TwinBlock, Tensor], baseline: str
 ) -> None:
     block, z = text
     one = np.ones(1)
@@ -273,7 +275,7 @@ def test_the_nodes_integrate_polynomials(power: int) -> None:
 # ---- these tests can fail --------------------------------------------------------------------
 
 
-def test_wrong_weights_break_completeness(text: tuple[twins.TwinBlock, Tensor]) -> None:
+def test_wrong_weights_break_completeness(text: tuple[twin_blocks.TwinBlock, Tensor]) -> None:
     block, z = text
     alphas, weights = GRADED
     phi, totals = twins.layer_map(block, z, "target_token", "l2", alphas, weights)
@@ -283,11 +285,11 @@ def test_wrong_weights_break_completeness(text: tuple[twins.TwinBlock, Tensor]) 
         assert_complete(phi.sum(-1), totals, 1e-2)
 
 
-def test_a_lost_mask_and_a_wrong_start_are_seen(text: tuple[twins.TwinBlock, Tensor]) -> None:
+def test_a_lost_mask_and_a_wrong_start_are_seen(text: tuple[twin_blocks.TwinBlock, Tensor]) -> None:
     block, z = text
     mask = block.mask.clone()
-    mask[2, 1] = twins.FORBIDDEN
-    broken = twins.TwinBlock(block.pre, block.core, block.post, mask)
+    mask[2, 1] = twin_blocks.FORBIDDEN
+    broken = twin_blocks.TwinBlock(block.pre, block.core, block.post, mask)
     assert (broken(z) - block(z)).abs().max() > 1e-3
     phi, _ = twins.layer_map(block, z, "target_token", "l2", *GRADED)
     _, totals = twins.layer_map(block, z, 0.1, "l2", *GRADED)
@@ -304,7 +306,7 @@ def test_a_lost_mask_and_a_wrong_start_are_seen(text: tuple[twins.TwinBlock, Ten
     ],
 )
 def test_misspelt_settings_are_refused(
-    text: tuple[twins.TwinBlock, Tensor],
+    text: tuple[twin_blocks.TwinBlock, Tensor],
     baseline: twins.Baseline,
     scalarization: str,
     message: str,

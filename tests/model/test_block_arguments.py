@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lig import Block, LayerFlow, LayerFlowIG, LigError, inspect_model
-from tests.helpers import twins
+from tests.helpers import twin_blocks, twins
 from tests.helpers.families import drawn, noise
 from tests.helpers.sdpa_blocks import HEADS, LENGTH, WIDTH, Attending, Model
 
@@ -68,7 +68,7 @@ class WithParts(WithExtra):
         return x
 
 
-def twin(block: Gated, extra: Tensor) -> twins.TwinBlock:
+def twin(block: Gated, extra: Tensor) -> twin_blocks.TwinBlock:
     """The block for one text, by hand."""
 
     def split(y: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def twin(block: Gated, extra: Tensor) -> twins.TwinBlock:
         return block.after(z + block.out(u.transpose(0, 1).flatten(1)), extra)
 
     mask = torch.full((len(extra), len(extra)), -1e30, dtype=extra.dtype).triu(1)
-    return twins.TwinBlock(pre, core, post, mask)
+    return twin_blocks.TwinBlock(pre, core, post, mask)
 
 
 @pytest.mark.parametrize("kind", [Gated, OneByOne, InParts])

@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel, FNetConfig, FNetModel, SwinConfi
 
 from captum_lig import Block, LayerFlow, LayerFlowIG, LigError, inspect_model
 from captum_lig.model.attention_call import added, allowed, forbidden, read_sources, reads_nothing
-from tests.helpers import families, hand_written, models, twins
+from tests.helpers import families, hand_written, models, twin_blocks, twins
 
 FAMILY = {family.name: family for family in families.FAMILIES}
 IDS = {
@@ -59,7 +59,7 @@ def mask_of(kind: str, kept: Tensor, causal: bool, dtype: torch.dtype = torch.fl
 
 def layer_map(model: Any, layer: int, z: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """The twin's map of a text ``z (S, D)`` whose other tokens are masked."""
-    block = twins.twin_block(model, layer, kept.long())
+    block = twin_blocks.twin_block(model, layer, kept.long())
     return twins.layer_map(block, z, "target_token", "l2", *twins.gauss_legendre(24, power=2))
 
 

@@ -28,7 +28,7 @@ from captum_lig.paths.shared import SharedPath
 from captum_lig.paths.softmax import RowFunction
 from captum_lig.paths.target_token import TargetTokenPath
 from captum_lig.paths.values import SharedValues, WeightedValues
-from tests.helpers import twins
+from tests.helpers import twin_blocks, twins
 from tests.helpers.blocks import EPSILONS, HandCut, maps_of, rows_of, start_of
 
 LENGTH = 4
@@ -58,8 +58,8 @@ def residual_stream(dtype: torch.dtype = torch.float64) -> Tensor:
 
 def cut_of(
     pre: str, row: str, opens: bool = True, dtype: torch.dtype = torch.float64
-) -> tuple[HandCut, twins.TwinBlock]:
-    block = twins.random_block(length=LENGTH, **PRES[pre], **ROW_FUNCTIONS[row])
+) -> tuple[HandCut, twin_blocks.TwinBlock]:
+    block = twin_blocks.random_block(length=LENGTH, **PRES[pre], **ROW_FUNCTIONS[row])
     # A cut that does not open says nothing of its row function.
     said = ROW_FUNCTIONS[row] if opens else {}
     return HandCut(block, residual_stream(dtype), opens=opens, **said), block
@@ -76,7 +76,7 @@ def path_kind(pre: str, baseline: str, opens: bool) -> type:
 
 
 def assert_equals_twin(
-    found: dict[str, Tensor], block: twins.TwinBlock, baseline: Any, scalarization: str
+    found: dict[str, Tensor], block: twin_blocks.TwinBlock, baseline: Any, scalarization: str
 ) -> None:
     nodes = twins.gauss_legendre(3)
     args = (block, residual_stream(), baseline, scalarization, *nodes)
@@ -200,7 +200,7 @@ def test_what_cannot_flow_is_exactly_zero(baseline: str) -> None:
 
 @pytest.mark.parametrize("baseline", ["zero", "target_token", "per_target"])
 def test_a_block_without_attention_is_a_layer_boundary(baseline: str) -> None:
-    block = twins.random_block("tanh", LENGTH)
+    block = twin_blocks.random_block("tanh", LENGTH)
     cut = HandCut(block, residual_stream(), opens=False, has_attention=False)
     start, given = start_of(baseline, cut.z)
     for scalarization in ("l2", "projection"):

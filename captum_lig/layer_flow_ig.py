@@ -183,7 +183,7 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 target, the baseline of the *input*, of the same shape, as Captum's: other token
                 ids, vectors or pixels, a number, a tokenizer's mapping, a text of as many tokens;
                 ``"padding"``, which None stands for, is padding in place of all but special tokens
-                (and a decoder's first token), and 0 for vectors and pixels. See
+                and the first token of each text, and 0 for vectors and pixels. See
                 :func:`~captum_lig.prediction.input_baseline`.
             target: the number to explain: as in Captum an int, a tuple of indices into the output
                 (``(position, token)``), or a list or tensor of them, one for each text; a target
@@ -217,8 +217,9 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
                 make it are named in a warning. None: the plain rule.
             max_steps: most nodes for one row.
             dtype: precision of the path arithmetic, ``torch.float32`` or ``torch.float64``, on a
-                copy of one block at a time. None: the model's own, or float32 if that is half
-                precision.
+                copy of one block at a time; with a target on a copy of the whole model, which an
+                offloaded model and blocks described by :class:`Block` cannot have. None: the
+                model's own, or float32 if that is half precision.
             show_progress: show a progress bar over layers.
             mlp_start: where the path of the mlp boundary starts. ``"attention"``: the attention
                 output and the residual stream where the layer's path starts, so that boundaries
@@ -237,7 +238,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             A :class:`~captum_lig.LayerFlow` if ``layer`` is one block, otherwise a list of them,
             :class:`~captum_lig.flow.flows.Flows`; with ``return_convergence_delta`` a pair of that
             and, for each flow, its ``delta``: sum of attributions minus total by boundary,
-            ``attention (B, H, T)``, ``mlp (B, T)``, ``layer (B, T)``. With a target it is
+            ``attention (B, H, T)``, ``mlp (B, T)``, ``layer (B, T)``, ``chain (B, H, T)`` and those
+            of the others that were asked for. With a target it is
             ``(B,)``: the sum over the tokens entering the lowest layer minus the change.
 
         Raises:

@@ -21,7 +21,7 @@ class Maps:
         self.model, self.layers = model, layers
         self.settings = {"tolerance": tolerance, "max_steps": most}
         self.rows, self.missed = 0, 0
-        """Of all texts so far: certified rows, and those that are not within tolerance."""
+        """Of all texts so far: rows that are checked, and those that are not within tolerance."""
         self.truth = Intervening(model, layers)
         self.l2, self.projection = (LayerFlowIG(model, layers, s) for s in ("l2", "projection"))
 

@@ -62,8 +62,8 @@ def text(path: Path) -> str:
     ]
     for baseline in read.settings["baselines"]:
         missed, rows = (sum(row["rows"][baseline][n] for row in read.rows) for n in (0, 1))
-        certified = f"{missed} of {rows} certified rows are not within tolerance."
-        parts += [f"### Baseline {baseline}", certified, all_layers(read, baseline)]
+        checked = f"{missed} of {rows} checked rows are not within tolerance."
+        parts += [f"### Baseline {baseline}", checked, all_layers(read, baseline)]
         parts += [f"The same {LATER}:", all_layers(read, baseline, LATER)]
         for question in LEADING:
             parts += [f"**{question}, layer by layer**", by_layer(read, baseline, question)]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_lig._types import Parts
 from captum_lig.cost import Meter
+from captum_lig.errors import LigError
 from captum_lig.integrals.settings import Settings
 from captum_lig.integrals.stage import (
     EDGES,
@@ -66,6 +67,9 @@ class ChainBlock:
         edges: whether edges into the heads are wanted.
         budget: what of the tolerance is left.
         meter: counts the work.
+
+    Raises:
+        LigError: an MLP that is named in a block that is left whole.
     """
 
     def __init__(
@@ -80,6 +84,12 @@ class ChainBlock:
         meter: Meter,
     ) -> None:
         self.stages = Stages(call, feed_forward, cross, meter)
+        if self.stages.is_whole and call.feed_forward is not None:
+            raise LigError(
+                f"{call.describe()} is left whole, so that the feed_forward that its Block names "
+                "can be no node: name its attention, too, Block(module, attention=..., heads=..., "
+                "feed_forward=...), or leave feed_forward out."
+            )
         self.settings, self.edges, self.meter = settings, edges, meter
         self.budget = budget
         self.valid = call.valid[0]

@@ -227,7 +227,8 @@ class EdgeCircuits(Circuits):
 
         Raises:
             LigError: for scores, shares or an order that do not fit, and if the circuit of all
-                edges does not give what the model gives, or that of none the counterfactual's.
+                edges does not give what the model gives, or that of none the counterfactual's, or
+                both give the same.
         """
         if isinstance(scores, DirectEdges):
             scores = self.scores(scores, "size" if order == "size" else "sum")

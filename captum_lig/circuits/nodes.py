@@ -83,7 +83,7 @@ class NodeCircuits(Circuits):
 
         Raises:
             LigError: for scores, shares or an order that do not fit, and if the circuit of all
-                nodes does not give what the model gives.
+                nodes does not give what the model gives, or the same as that of none.
         """
         each = scores if isinstance(scores, Tensor) else self.scores(scores)
         return self.curve_of(each, shares, order, show_progress)

@@ -154,7 +154,7 @@ class LayerFlow(Declared):
             if name.startswith("feed_forward"):
                 why = (
                     "no MLP was found in the block: name it, layer=[captum_lig.Block(module, "
-                    "feed_forward=...)], or 'feed_forward' was left out of boundaries"
+                    "attention=..., heads=..., feed_forward=...)]"
                 )
             elif name.startswith("attention"):
                 why = "the block has no attention, or 'attention' was left out of boundaries"

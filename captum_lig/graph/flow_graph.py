@@ -148,8 +148,8 @@ class FlowGraph(JoinedLayers):
         their attributions (after LRP, Bach et al. 2015), and adds up at the other end. That
         reproduces the paper. How far a token moved, in whatever direction, is not what a prediction
         reads: with a start from a prediction such relevances correlate with the effects of patching
-        at 0.60 for tokens (0.57 if all is left on its token) and at 0.19 for heads (MiniLM, cosine
-        of two sentences). For a prediction attribute a target.
+        at 0.69 for tokens (0.68 if all is left on its token) and at 0.23 for heads (MiniLM, cosine
+        of two sentences against padding). For a prediction attribute a target.
 
         Args:
             target: the token, or the tokens, to start from: positions, negative ones from the end,

@@ -1,7 +1,8 @@
 """How good an explanation is: pure functions of tensors and models, and means of them over texts.
 
 A function takes one text (or one map) and gives its numbers. The class beside it collects texts:
-``update`` with what the function takes, ``compute`` for means with intervals, ``reset``.
+``update`` takes one text, what the function takes or what it gave (each class says which),
+``compute`` gives means with intervals, ``reset`` forgets.
 """
 
 from captum_lig.metrics.across_layers import NodeAgreement, node_agreement

@@ -126,8 +126,8 @@ def interval(
 class OverTexts:
     """Numbers of one text after the other, and their means with intervals.
 
-    The base of the classes here: their ``update`` takes what the function of the same name takes,
-    for one text.
+    The base of the classes here: their ``update`` takes one text, what the function of the same
+    name takes or what it gave; each class says which.
 
     Args:
         level: how much of the means of resampled texts an interval holds.

@@ -112,8 +112,8 @@ def without_feed_forward(call: BlockCall) -> LigError:
     return LigError(
         f"{call.describe()} has no module inside whose output is what the block adds after its "
         "attention, token by token: its MLP is not found. Name it, "
-        "layer=[captum_lig.Block(module, feed_forward=...)], or leave 'feed_forward' out of "
-        "boundaries."
+        "layer=[captum_lig.Block(module, attention=..., heads=..., feed_forward=...)], or leave "
+        "'feed_forward' out of boundaries."
     )
 
 

@@ -37,14 +37,16 @@ class Block:
             another one, all that ``z'`` is made of has to come through ``input``: a residual
             connection that starts before it would not be attributed, and is refused.
         attention: the module whose input is ``u``, the outputs of the heads side by side
-            ``(B, S, H * d)``: the output projection. None: there is only the layer boundary.
+            ``(B, S, H * d)``: the output projection. None: the block is left whole, there is
+            only the layer boundary.
         heads: number of heads ``H``, needed with ``attention``.
         pre: ``z (N, S, D)`` to what ``core`` takes, a tensor or a tuple of them.
         core: what ``pre`` gives to ``u (N, S, H, d)``. The only part that mixes tokens.
         post: ``u (N, S, H, d)`` and ``z (N, S, D)`` to ``z' (N, S, D)``, token by token.
             ``pre``, ``core`` and ``post`` come together, instead of ``attention``.
         feed_forward: the module in the block whose output is what the MLP adds, or its dotted name
-            in ``input`` or in the model. None: it is looked for.
+            in ``input`` or in the model. None: it is looked for. With a target only beside
+            ``attention``, or ``pre``, ``core`` and ``post``.
 
     Raises:
         LigError: arguments that do not go together.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from captum_lig import LayerFlowIG, LigError
+from captum_lig import Block, LayerFlowIG, LigError
 from captum_lig.prediction import state
 from tests.helpers import models
 from tests.helpers.families import FAMILIES
@@ -111,6 +111,23 @@ def test_a_layer_that_is_not_there(decoder: GPT2LMHeadModel) -> None:
     ):
         with pytest.raises(LigError, match=words):
             LayerFlowIG(decoder, layer).attribute(IDS, OTHER, last)
+
+
+def test_an_mlp_that_is_named_in_a_block_left_whole(decoder: GPT2LMHeadModel) -> None:
+    names = [f"transformer.h.{n}" for n in range(len(decoder.transformer.h))]
+    whole = [Block(name, feed_forward="mlp") for name in names]
+    with pytest.raises(LigError, match=r"'transformer\.h\.\d' .*left whole.*name its attention"):
+        LayerFlowIG(decoder, whole).attribute(IDS, OTHER, last)
+    split = [
+        Block(name, attention=f"{name}.attn.c_proj", heads=4, feed_forward="mlp") for name in names
+    ]
+    given = {"baselines": OTHER, "target": last}
+    for one, own in zip(
+        LayerFlowIG(decoder, split).attribute(IDS, **given),
+        LayerFlowIG(decoder).attribute(IDS, **given),
+        strict=True,
+    ):
+        torch.testing.assert_close(one.feed_forward, own.feed_forward)
 
 
 def test_a_baseline_that_is_the_input_is_said(decoder: GPT2LMHeadModel) -> None:

@@ -151,7 +151,7 @@ class Erasing(Measure):
     tables: ClassVar[Tables] = {
         "texts": (
             Column("aopc_comprehensiveness", "float", "of the target",
-                   "Mean loss with the strongest tokens erased, over the fractions."),
+                   "Mean loss with the tokens of largest parts erased, over all fractions and 0."),
             Column("aopc_sufficiency", "float", "of the target", "Mean loss with them alone."),
         ),
         "erasure": (

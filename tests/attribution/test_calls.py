@@ -244,10 +244,10 @@ def test_log_probability() -> None:
         row = output.logits.log_softmax(-1)
         return row[:, 2, 8] + row[:, 3, 44]  # type: ignore[no-any-return]
 
-    for baselines in (other, None):
+    for baselines, start in ((other, other), (None, torch.tensor([[5, 0, 0, 8, 44]]))):
         flows = flows_of(model, inputs, baselines, log_probability([8, 44]))
-    change = value(model, read, inputs) - value(model, read, torch.tensor([[5, 0, 0, 8, 44]]))
-    torch.testing.assert_close(flows[0].change, change)
+        change = value(model, read, inputs) - value(model, read, start)
+        torch.testing.assert_close(flows[0].change, change)
 
 
 def test_one_target_for_each_text() -> None:

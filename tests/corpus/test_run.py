@@ -155,12 +155,12 @@ def test_an_exception_between_batches(
     assert contents(tmp_path / "out") == contents(whole)
 
 
-def test_ten_runs_that_are_killed(tiny: Path, tmp_path: Path) -> None:
-    """kill -9 at random times, again and again until it is done: ten times the same bits."""
+def test_runs_that_are_killed(tiny: Path, tmp_path: Path) -> None:
+    """kill -9 at random times, again and again until it is done: four times the same bits."""
     corpus = tmp_path / "sentences.txt"
     corpus.write_text("\n".join(LINES * 4), encoding="utf-8")
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.killed_runs", corpus, tiny, tmp_path, "10", "0"],
+        [sys.executable, "-m", "tests.helpers.killed_runs", corpus, tiny, tmp_path, "4", "0"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         capture_output=True,
@@ -169,10 +169,10 @@ def test_ten_runs_that_are_killed(tiny: Path, tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     killed = json.loads(ran.stdout.splitlines()[-1])
-    assert sum(one > 0 for one in killed) >= 5, killed
+    assert sum(one > 0 for one in killed) >= 2, killed
     expected = contents(tmp_path / "whole")
     assert len(expected) > 10
-    for trial in range(10):
+    for trial in range(4):
         assert contents(tmp_path / f"trial-{trial}") == expected
 
 

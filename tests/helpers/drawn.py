@@ -97,15 +97,15 @@ def model(family: str, heads: int, key_heads: int) -> PreTrainedModel:
 
 
 @st.composite
-def texts(draw: st.DrawFn) -> Texts:
-    """One to three texts of two to six tokens."""
+def texts(draw: st.DrawFn, least: int = 1) -> Texts:
+    """At least so many texts, and at most three, of two to six tokens."""
     heads = draw(st.sampled_from([4, 2, 1]))
     groups = [n for n in (1, 2, 4) if heads % n == 0]
     return Texts(
         family=draw(st.sampled_from(["llama", "gpt2", "bert"])),
         heads=heads,
         key_heads=draw(st.sampled_from(groups)),
-        lengths=tuple(draw(st.lists(st.integers(2, 6), min_size=1, max_size=3))),
+        lengths=tuple(draw(st.lists(st.integers(2, 6), min_size=least, max_size=3))),
         left=draw(st.booleans()),
         seed=draw(st.integers(0, 20)),
     )

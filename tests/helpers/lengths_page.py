@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from captum_lig import FlowGraph
 from tests.helpers.browser import Opened
@@ -60,3 +60,8 @@ def place_of(given: FlowGraph, index: int) -> int:
 
 def close(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-15)
+
+
+def same(found: Sequence[float], expected: Sequence[float]) -> bool:
+    """As many numbers, and all of them close."""
+    return len(found) == len(expected) and all(map(close, found, expected))

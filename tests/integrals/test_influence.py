@@ -57,6 +57,10 @@ def test_the_component_along_the_change_is_the_projection(family: str, baseline:
         assert part is not None
         assert length is not None
         assert bool((part.abs() <= length * (1 + 1e-9) + 1e-12).all())
+        assert float(part.abs().max()) > 0.1 * float(length.max())
+        if family in models.CAUSAL and baseline == "target_token":  # target 1 reads token 0 alone
+            one, whole = (x[0, ..., 1, 0] for x in (part, length))
+            torch.testing.assert_close(one, whole, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("baseline", ["zero", "target_token"])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -51,7 +51,9 @@ def test_sums_and_what_is_hidden(drawn: Texts, feature: int) -> None:
 
 
 @few
-@given(drawn=texts(), feature=st.integers(0, 31))
+@example(drawn=Texts("bert", 2, 1, (2, 5), True, 3), feature=4)
+@example(drawn=Texts("llama", 4, 2, (5, 2), True, 1), feature=4)
+@given(drawn=texts(least=2), feature=st.integers(0, 31))
 def test_texts_of_a_batch_are_as_they_are_alone(drawn: Texts, feature: int) -> None:
     flows = attribute(drawn, feature)
     lig = LayerFlowIG(drawn.model)
@@ -63,6 +65,7 @@ def test_texts_of_a_batch_are_as_they_are_alone(drawn: Texts, feature: int) -> N
 
 
 @few
+@example(drawn=Texts("gpt2", 4, 4, (3, 5), True, 2), feature=7, size=2)
 @given(drawn=texts(), feature=st.integers(0, 31), size=st.integers(1, 9))
 def test_portions_do_not_matter(drawn: Texts, feature: int, size: int) -> None:
     whole, parts = attribute(drawn, feature), attribute(drawn, feature, internal_batch_size=size)

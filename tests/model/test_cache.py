@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from typing import Any
 
@@ -62,7 +61,7 @@ def test_a_state_in_a_list_of_the_callers() -> None:
         state = model(IDS[:, :3], use_cache=True).state
     before = [x.clone() for x in state]
     inputs = {"input_ids": IDS[:, 3:], "state": state, "use_cache": True}
-    with contextlib.suppress(LigError):
+    with pytest.raises(LigError, match="it is random or keeps a state"):
         LayerFlowIG(model).attribute(inputs, boundaries=("layer",))
     for x, y in zip(state, before, strict=True):
         assert torch.equal(x, y)

@@ -34,7 +34,8 @@ def test_half_precision_is_float32_on_the_rounded_model(
     assert flow.layer.dtype == torch.float32
     assert bool(flow.converged["layer"].all())
     gap = (flow.layer - expected.layer).abs().amax(-1)
-    assert bool((gap <= 0.05 * expected.layer_total + 1e-6).all())
+    bound = 0.015 if half == torch.bfloat16 else 0.001
+    assert bool((gap <= bound * expected.layer_total + 1e-6).all())
     assert {p.dtype for p in coarse.parameters()} == {half}
 
 

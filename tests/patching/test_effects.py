@@ -264,9 +264,10 @@ def test_shapes_are_those_of_a_trace() -> None:
         assert values.feed_forward.shape == (3, 4)
         assert values.tokens.dtype == torch.float64
         assert not bool(values.heads.isnan().any())
-    assert found.value - found.baseline_value == pytest.approx(
-        float(found.out.tokens[-1].sum()), abs=1e9
-    )
+    for way in (found.out, found.into):
+        assert way.tokens is not None
+        whole = float(way.tokens[-1].sum())
+        assert found.value - found.baseline_value == pytest.approx(whole, abs=1e-9)
     # The number reads the last hidden states alone: all of its tokens put back are the baseline.
     some = patching.effects(model, inputs, baseline, number, layers=[1], by_position=False)
     assert some.layers == (1,)

@@ -6,6 +6,7 @@ tested here.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from itertools import pairwise
 
@@ -28,6 +29,7 @@ def number(output: Tensor) -> Tensor:
     return last[:, 0].tanh() + 0.1 * last[:, 0] ** 2 - last[:, 1]
 
 
+@functools.cache
 def graph_of(
     recipe: Recipe, seed: int = 0, nodes: int = relevance_twin.NODES, whole: tuple[int, ...] = ()
 ) -> tuple[Model, Relevance]:

@@ -12,13 +12,26 @@ from captum_lig import FlowGraph, LayerFlowIG
 from captum_lig.flow.tokens import readable_token
 from captum_lig.graph import Route
 from tests.helpers.browser import CHROMIUM, NO_CHROMIUM
-from tests.helpers.lengths_page import LAPTOP, PHONE, RULES, WIDE, Opener, Shown, close, place_of
+from tests.helpers.lengths_page import (
+    LAPTOP,
+    PHONE,
+    RULES,
+    WIDE,
+    Opener,
+    Shown,
+    close,
+    place_of,
+    same,
+)
 from tests.helpers.models import tiny_bert
 from tests.helpers.models import tokens as text_of
 from tests.helpers.pages import graph
 from tests.helpers.synthetic import ATTACK, flows, layer_flow
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
+
+EDGES = 3 * 5 * 5
+"""Of the graph that is shown: layers, targets and sources."""
 
 
 # --- it opens -------------------------------------------------------------------------------------
@@ -52,6 +65,7 @@ def test_graphs_of_other_kinds_open(show: Opener, tmp_path: Path, kind: str) -> 
     }[kind]()
     shown = show(made)
     shown.choose(threshold=0, target=0)
+    assert shown.lines()
     for index, target, source, (share, *_) in shown.lines():
         shares = made.layers[place_of(made, index)].shares("chain", False)
         assert close(share, float(shares.matrix[target, source]))
@@ -103,6 +117,7 @@ def test_lines_of_the_composed_layers(show: Opener, rule: str) -> None:
     assert strengths == sorted(strengths, reverse=True)
 
     shown.choose(head=1)
+    assert len(shown.lines()) == EDGES
     for index, target, source, (share, _) in shown.lines():
         heads = given.layers[place_of(given, index)].shares(rule, False).heads
         assert close(share, float(heads[1, target, source]))
@@ -130,12 +145,14 @@ def test_lines_of_the_attention_boundary(show: Opener) -> None:
     given = graph()
     shown = show(given)
     shown.choose(boundary="attention", threshold=0, head=2)
+    assert len(shown.lines()) == EDGES
     for index, target, source, (share, value) in shown.lines():
         layer = given.layers[place_of(given, index)]
         exact = layer.attention[2, target, source].double()
         assert close(share, float(exact / layer.attention_sum[2, target]))
         assert math.isclose(value, float(exact), rel_tol=1e-6)
     shown.choose(head="")
+    assert len(shown.lines()) == EDGES
     for index, target, source, (share, _) in shown.lines():
         layer = given.layers[place_of(given, index)]
         exact = layer.attention[:, target, source].double().sum()
@@ -148,6 +165,7 @@ def test_lines_of_the_direct_layers(show: Opener) -> None:
     shown = show(given)
     shown.choose(boundary="direct", threshold=0)
     assert shown.tab.locator("#head").is_disabled()
+    assert len(shown.lines()) == EDGES
     for index, target, source, (share, value) in shown.lines():
         layer = given.layers[place_of(given, index)]
         assert layer.direct is not None
@@ -313,11 +331,11 @@ def test_what_a_pinned_token_carries(show: Opener, rule: str) -> None:
     above = given.contributions(3, rule=rule, layers=(4, 4))
     order = sorted(range(5), key=lambda token: -abs(below.tokens[0, token]))
     *shares, total = shown.numbers("#comes-from")
-    assert all(map(close, shares, [float(below.tokens[0, token]) for token in order]))
+    assert same(shares, [float(below.tokens[0, token]) for token in order])
     assert close(total, float(below.tokens[0].sum()))
     order = sorted(range(5), key=lambda token: -abs(above.tokens[-1, token]))
     exact = [float(above.tokens[-1, token]) for token in order if above.tokens[-1, token] != 0]
-    assert all(map(close, shown.numbers("#goes-to"), exact))
+    assert same(shown.numbers("#goes-to"), exact)
 
     seen = set()
     for index, target, source, (share, _, weight) in shown.lines():
@@ -381,7 +399,7 @@ def test_pointing_shows_numbers(show: Opener) -> None:
     total, error, *shares = shown.numbers("#tip")
     assert close(total, float(layer.mlp_sum[3]))
     assert close(error, max(float(errors[..., 3].max()) for errors in layer.errors.values()))
-    assert all(map(close, shares, sorted(row.tolist(), key=lambda share: -abs(share))))
+    assert same(shares, sorted(row.tolist(), key=lambda share: -abs(share)))
 
     left, right = shown.place(1, 0, 4), shown.place(2, 0, 4)
     shown.tab.mouse.move((left[0] + right[0]) / 2, left[1])  # the first token's line to itself
@@ -443,4 +461,4 @@ def test_the_maps_can_be_used_without_a_pointer(show: Opener) -> None:
     composed = float(layer.shares("chain", False).matrix[2, 1])
     direct = float(layer.direct[2, 1].double() / layer.direct_total[2])
     found = shown.numbers("#map-cell")[:3]
-    assert all(map(close, found, [composed, direct, direct - composed]))
+    assert same(found, [composed, direct, direct - composed])

@@ -353,27 +353,24 @@ def _per_token(split: SplitBlock, u: Tensor, positions: Tensor) -> tuple[int, ..
         if others:
             held.append((index, torch.stack([first, first.new_tensor(others[0])])))
 
-    def moved(indices: tuple[int, ...], two: Tensor) -> Tensor:
+    def moved(indices: tuple[int, ...], at: Tensor, by: Tensor) -> Tensor:
+        """The tokens that give something else if tokens ``at`` get what those ``by`` got."""
         order = torch.arange(len(split.z), device=u.device)
-        order[two] = two.flip(0)
+        order[at] = by
         exchanged = SplitBlock(replace(split.call, per_token=indices), 0, Meter())
         return deviations(exchanged.with_u(u, split.z[None], order[None])[0], split.output) > 1e-5
 
     def used(index: int, two: Tensor) -> bool:
-        by_one = moved((index,), two)
+        by_one = moved((index,), two, two.flip(0))
         elsewhere = by_one.clone()
         elsewhere[two] = False
         return bool(by_one[two].any()) and not bool(elsewhere[positions].any())
 
-    # Mostly none is: positions and their rotations serve the attention alone. Those that differ in
-    # the same two tokens are asked for together first.
-    found: list[int] = []
-    for same in {tuple(two.tolist()): two for _, two in held}.values():
-        those = [index for index, two in held if torch.equal(two, same)]
-        if len(those) > 1 and not bool(moved(tuple(those), same)[positions].any()):
-            continue
-        found += [index for index in those if used(index, same)]
-    return tuple(sorted(found))
+    # Mostly none is: positions and their rotations serve the attention alone.
+    every = tuple(index for index, _ in held)
+    if len(every) > 1 and not bool(moved(every, positions, positions.roll(1))[positions].any()):
+        return ()
+    return tuple(index for index, two in held if used(index, two))
 
 
 def _reached(call: BlockCall) -> str:

@@ -258,7 +258,7 @@ def test_report(tmp_path: Path) -> None:
     write(path, [[0.5, 0.1], [0.7, None], [0.9, 0.2]])
     text = report.text(path)
     assert "3 sentences of 9 to 11 tokens" in text
-    assert "3 of 15 certified rows" in text
+    assert "3 of 15 checked rows" in text
     assert "| 0 | 0.70 [0.50, 0.90] |  | attention 0.15 [0.10, 0.20] | **0.55 [0.40" in text
     assert "chain is ahead of every rival in 1 of 1 layers, in 1 with" in text
     assert "influence is ahead of every rival in 0 of 1 layers, in 0 with" in text

@@ -30,13 +30,8 @@ from captum_lig.integrals.scalarization import (
     Vector,
     check,
 )
-from captum_lig.integrals.set_integral import (
-    SetBoundary,
-    SetMap,
-    checked_inputs,
-    sum_of,
-    usable,
-)
+from captum_lig.integrals.set_inputs import checked_inputs, usable
+from captum_lig.integrals.set_integral import SetBoundary, SetMap, sum_of
 from captum_lig.integrals.settings import Settings
 from captum_lig.model.attention_call import AttentionCall, handle_with
 from captum_lig.model.few_bits import checked, differentiable

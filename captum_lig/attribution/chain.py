@@ -421,7 +421,7 @@ def check_runs(blocks: Sequence[BlockCall], others: Sequence[BlockCall]) -> list
         differ = [
             ours
             for ours, theirs in zip(block.tensors(), other.tensors(), strict=True)
-            if ours is not block.hidden
+            if not block.is_hidden(ours)
             and (ours.shape != theirs.shape or not torch.equal(ours, theirs))
         ]
         cross = find_cross(block) if differ else None

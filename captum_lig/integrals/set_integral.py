@@ -24,7 +24,7 @@ from captum_lig.integrals.scalarization import L2, Cotangent, Scalarization, Vec
 from captum_lig.paths.jvp import jvp
 from captum_lig.paths.memory import in_halves
 
-__all__ = ["SetBoundary", "SetMap", "checked_inputs", "sum_of", "usable"]
+__all__ = ["SetBoundary", "SetMap", "sum_of"]
 
 Tensors = tuple[Tensor, ...]
 Forward = Callable[[Tensors, Tensor], Tensor]
@@ -128,22 +128,31 @@ class SetBoundary(Boundary):
         return replace(made, y_start=y_start, y_step=step, scalarization=scalarization.of(step))
 
     def check_repeats(self, y_start: Tensor, y_end: Tensor) -> None:
-        """Check on some rows that outputs ``(R, 1, E)`` are what they were, one example at a time.
+        """Check on some rows that outputs ``(R, 1, E)`` do not change with what is beside them.
 
-        Where path points are evaluated together, both ends are. Raises LigError.
+        Both ends and the middle of the paths of some rows are evaluated together, and those of the
+        first and the last of these paths by themselves. Raises LigError.
         """
         path = 1 if self.map.per_target else self.targets
-        two = self.pairs_at_once // 2 // path * path
-        rows, ends = self.chunks()[0][: two or None], [0.0, 1.0] if two else [1.0]
-        found = self.select(rows).outputs(*ends)
-        expected = torch.stack([y_start, y_end])[-len(ends) :, rows]
+        some = self.pairs_at_once // 3 // path * path
+        rows, points = self.chunks()[0][: some or None], [0.0, 0.5, 1.0] if some else [1.0]
+        together = dict(zip(points, self.select(rows).outputs(*points), strict=True))
+        known = {0.0: y_start[rows], 1.0: y_end[rows]}
+        pairs = [(y, known[a]) for a, y in together.items() if a in known]
+        for own in (rows[:path], rows[-path:]):  # the first rows of all: they are their indices
+            for a in (0.0, 0.5, 1.0):
+                beside = known.get(a, together.get(a))
+                if beside is not None:
+                    pairs.append((self.select(own).outputs(a)[0], beside[own]))
+        found, expected = (torch.cat(y) for y in zip(*pairs, strict=True))
         bound = 5e-2 if y_end.dtype not in (torch.float32, torch.float64) else 1e-3
         gap = (found - expected).abs().amax()
         if not gap <= bound * expected.abs().amax():
             raise LigError(
                 f"forward_func gives something else when it is called again on the same inputs, "
                 f"with others beside them (off by {float(gap):.1e}): it is random or keeps a state "
-                "(call .eval() on its modules), or its examples reach each other."
+                "(call .eval() on its modules), or its examples reach each other, or points of a "
+                "path that are evaluated together do (internal_batch_size=1 takes them one by one)."
             )
 
     def checked(self, results: Parts, tolerance: float | None) -> Parts:
@@ -402,41 +411,6 @@ class SetBoundary(Boundary):
                     total[:, source] += weight * self._of_rows(rate, which)[0]
             found[str(number)] = total
         return found
-
-
-def checked_inputs(inputs: Tensor | Tensors) -> Tensors:
-    """What is attributed to: floating point tensors ``(B, S, ...)``, out of their graphs.
-
-    Raises:
-        LigError: for anything else.
-    """
-    ends = inputs if isinstance(inputs, tuple) else (inputs,)
-    if not ends:
-        raise LigError("inputs are an empty tuple (): give a tensor or a tuple of tensors.")
-    for x in ends:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            given = f"{x.dtype} tensor" if isinstance(x, Tensor) else type(x).__name__
-            raise LigError(
-                f"inputs hold a {given}: give floating point tensors, the tokens' vectors and not "
-                "their ids."
-            )
-        if x.numel() == 0 or x.dim() == 0:
-            raise LigError(
-                f"inputs hold a tensor of shape {tuple(x.shape)}: give (B, S, ...), not empty."
-            )
-        if not bool(torch.isfinite(x).all()):
-            raise LigError("inputs hold values that are not finite (NaN or infinity): mend them.")
-        if x.shape[0] != ends[0].shape[0]:
-            raise LigError(
-                f"inputs have {ends[0].shape[0]} and {x.shape[0]} examples: the first dimension "
-                "has to be the same."
-            )
-    return tuple(usable(x) for x in ends)
-
-
-def usable(x: Tensor) -> Tensor:
-    """The tensor out of its graph; an inference tensor could not take part in a new one."""
-    return x.clone() if x.is_inference() else x.detach()
 
 
 def sum_of(tensors: list[Tensor]) -> Tensor:

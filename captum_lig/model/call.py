@@ -145,6 +145,8 @@ class BlockCall:
     """``(B, S)`` True at padding; None before that was found out."""
     feed_forward: FeedForward | None = None
     """Its MLP, if it was looked for or the caller named it."""
+    writes: bool = False
+    """Whether it wrote into the residual stream that it got while it was recorded."""
 
     @property
     def valid(self) -> Tensor:
@@ -164,6 +166,15 @@ class BlockCall:
         hidden = hidden_of(self.args, self.kwargs)
         assert hidden is not None
         return hidden
+
+    def is_hidden(self, value: Any) -> bool:
+        """Whether an argument is the residual stream: some blocks get it twice."""
+        x = self.hidden
+        return value is x or (
+            isinstance(value, Tensor)
+            and (value.shape, value.stride(), value.dtype) == (x.shape, x.stride(), x.dtype)
+            and value.data_ptr() == x.data_ptr() != 0
+        )
 
     def for_text(self, text: int) -> BlockCall:
         """The call for one text of the run, as if it had been alone; without a key-value cache."""
@@ -208,7 +219,7 @@ class BlockCall:
         length = self.hidden.shape[1]
 
         def some(value: Any) -> Any:
-            if value is self.hidden:
+            if self.is_hidden(value):
                 return value[:, index]
             return of_tokens(value, length, index) if isinstance(value, Tensor) else value
 
@@ -235,7 +246,7 @@ class BlockCall:
 
         def readings(value: Tensor) -> tuple[Reading, ...]:
             size = len(value) if value.dim() else 0
-            if value is self.hidden:
+            if self.is_hidden(value):
                 return ("text",)
             if batch == 1 or size in (0, 1):
                 return ("shared",)
@@ -283,13 +294,16 @@ class BlockCall:
         indices, length = count(), self.hidden.shape[1]
         shorter = z.shape[1] < length
         first = torch.arange(z.shape[1], device=z.device) if shorter else None
+        z = z.contiguous()  # as in the model, whose code may say z.view()
 
         def spread(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
             if next(indices) in moving:
                 return value[0][positions]
-            if first is not None and value is not self.hidden:
+            if self.is_hidden(value):
+                return z
+            if first is not None:
                 value = of_tokens(value, length, first)
             if self.spread != "repeated":
                 return value
@@ -298,19 +312,8 @@ class BlockCall:
             # One for each head, texts first.
             return value.repeat(len(z), 1, 1) if value.dim() == 3 else value
 
-        z = z.contiguous()  # as in the model, whose code may say z.view()
-        args, kwargs = self.args, self.kwargs
-        if self.spread == "repeated" or moving or shorter:
-            kwargs = {name: _mapped(value, spread) for name, value in kwargs.items()}
-            args = tuple(_mapped(value, spread) for value in args)
-        else:
-            args, kwargs = kept_apart(args, kwargs)
-        position = position_of_hidden(args, kwargs)
-        if isinstance(position, int):
-            args = (*args[:position], z, *args[position + 1 :])
-        else:
-            assert position is not None
-            kwargs = {**kwargs, position: z}
+        kwargs = {name: _mapped(value, spread) for name, value in self.kwargs.items()}
+        args = tuple(_mapped(value, spread) for value in self.args)
         if instead is not None:
             position, value = instead
             if isinstance(position, int):
@@ -337,11 +340,15 @@ class BlockCall:
             )
 
         def cast(value: Any) -> Any:
+            if self.is_hidden(value):
+                return hidden
             if isinstance(value, Tensor) and value.is_inference():
                 value = value.clone()
             floating = isinstance(value, Tensor) and value.is_floating_point()
             return _widened(value, dtype) if floating else value
 
+        hidden = self.hidden.clone() if self.hidden.is_inference() else self.hidden
+        hidden = hidden.to(dtype)
         names = {module: name for name, module in self.module.named_modules()}
         module = in_full(self.module, dtype, self.hidden.dtype)
         attention = self.attention

@@ -208,6 +208,7 @@ def _candidates(call: BlockCall) -> list[int | str]:
         and value.is_floating_point()
         and value.dim() == 3
         and len(value) == 1
+        and not call.is_hidden(value)
     ]
 
 

@@ -225,6 +225,8 @@ class _Probe:
             without = self._held(candidate, nothing, self.z), self._held(at, nothing, self.z)
             if not bool(self._moved(*without)[middle]):
                 return "only acts on what the heads give, as a gate does"
+        if self._grows(candidate, value):
+            return "is a factor of what the block gives, as a gate is"
         moved[middle] = False
         if bool(moved.any()):
             return (
@@ -232,6 +234,21 @@ class _Probe:
                 f"token {int(self.positions[moved.nonzero()[0]])}"
             )
         return None
+
+    def _grows(self, candidate: _Candidate, value: Tensor) -> bool:
+        """Whether putting ``value (1, S, D)`` in does more if tokens and heads are larger.
+
+        To what is added that makes no difference, and behind a norm it does less.
+        """
+        far = None if self.u is None else 10 * self.u
+        effects = []
+        for u, z in ((self.u, self.z), (far, 10 * self.z)):
+            with_own, with_value = (
+                self._held(one, u, z)[self.token]
+                for one in (candidate, replace(candidate, own=value))
+            )
+            effects.append(torch.linalg.vector_norm(with_value - with_own))
+        return bool(effects[1] > 5 * effects[0])
 
     def with_serving(self, candidate: _Candidate) -> FeedForward:
         """Its place, with the linear maps that do not matter once it is given."""
@@ -242,7 +259,7 @@ class _Probe:
                 widths[module] = output.shape[-1]
 
         def run(skipped: dict[nn.Module, int]) -> Tensor:
-            with at_feed_forward(place, lambda _: candidate.own), skipping(skipped):
+            with at_feed_forward(place, lambda _: candidate.own), skipping(skipped, torch.nan):
                 return self._run(self.moved_u, self.moved_z)
 
         linear = [m for m in self.block.modules() if isinstance(m, LINEAR)]

@@ -42,6 +42,9 @@ class _Run:
     inside: list[_Run] = field(default_factory=list)
     """What ran in it and attends."""
     output: Tensor | None = None
+    version: int = 0
+    """Of the tokens that it got: writing into them counts it up."""
+    writes: bool = False
 
     @property
     def is_map_of_tokens(self) -> bool:
@@ -117,6 +120,7 @@ def record_blocks(
             "as captum_lig.Block(name)."
         )
     calls = [_call_of(model, index, block, blocks) for index, block in enumerate(blocks)]
+    _check_tokens(calls)
     return calls, _left_out(runs, blocks)
 
 
@@ -134,6 +138,7 @@ def _runs(
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         depth = sum(outer.element.container is not None for outer in running)
         running.append(_Run(chosen[module], *kept_apart(args, kwargs), depth))
+        running[-1].version = _version(hidden_of(args, kwargs))
 
     def inside(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if hidden_of(running[-1].args, running[-1].kwargs) is None:
@@ -144,6 +149,7 @@ def _runs(
         done = running.pop()
         own = done.element.container is None
         if own or done.depth == 0:
+            done.writes = _version(hidden_of(done.args, done.kwargs)) != done.version
             found = first_tensor(output)
             done.output = found.detach() if isinstance(found, Tensor) else None
             finished.append(done)
@@ -253,4 +259,34 @@ def _call_of(model: nn.Module, index: int, run: _Run, runs: list[_Run]) -> Block
         attention=run.attention[0] if run.attention else None,
         family=type(model).__name__,
         turn=sum(before.element.module is run.element.module for before in runs[:index]),
+        writes=run.writes,
     )
+
+
+def _version(z: Tensor | None) -> int:
+    """How often a tensor was written into, as far as torch counts."""
+    return 0 if z is None or z.is_inference() else z._version
+
+
+def _check_tokens(calls: list[BlockCall]) -> None:
+    """What is taken for a block's tokens is not something else that looks like them.
+
+    Raises:
+        LigError: if the block before gave another of its arguments.
+    """
+    for before, call in pairwise(calls):
+        alike = [
+            x
+            for x in (*call.args, *call.kwargs.values())
+            if isinstance(x, Tensor) and x.shape == call.hidden.shape and not call.is_hidden(x)
+        ]
+        if not alike or before.output.shape != call.hidden.shape:
+            continue
+        if any(torch.equal(x, before.output) for x in alike) and not torch.equal(
+            call.hidden, before.output
+        ):
+            raise LigError(
+                f"{call.describe()} gets several tensors of shape {tuple(call.hidden.shape)}, and "
+                "the first of them is not what the block before it gave: its tokens are not its "
+                "first argument. Let its forward take its tokens first, or as hidden_states=."
+            )

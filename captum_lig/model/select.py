@@ -209,11 +209,14 @@ class Finder:
 
 def _kind(block: BlockCall) -> tuple[Any, ...]:
     """The block, and what its arguments are like: what is true of one call is of others like it."""
-    batch = len(block.hidden)
+    batch, length, _ = block.hidden.shape
 
     def kind(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.dtype, value.dim(), value.dim() > 0 and len(value) == batch
+            # What is the same for all tokens does not tell whether it is one for each of them.
+            by_token = value.shape[:2] in ((1, length), (batch, length))
+            same = by_token and not block.is_hidden(value) and torch.equal(value, _first(value))
+            return value.dtype, value.dim(), value.dim() > 0 and len(value) == batch, same
         if isinstance(value, Mapping):
             return tuple((name, kind(item)) for name, item in value.items())
         return tuple(map(kind, value)) if isinstance(value, (tuple, list)) else type(value)
@@ -221,6 +224,11 @@ def _kind(block: BlockCall) -> tuple[Any, ...]:
     mask = None if block.attention is None else block.attention.mask
     given = kind(block.args), kind(block.kwargs), kind(mask)
     return block.name, block.module, block.site, batch > 1, given
+
+
+def _first(value: Tensor) -> Tensor:
+    """What the first token got, for all of them."""
+    return value[:, :1].expand_as(value)
 
 
 def check_finite(call: BlockCall, of: str = "these inputs") -> None:

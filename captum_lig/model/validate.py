@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from captum_lig._arguments import brief
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError, out_of_memory
 from captum_lig.model.attention_call import allowed
@@ -157,12 +158,14 @@ def validate_block(call: BlockCall) -> BlockCall:
             gap = deviation(again[0, positions], own[0, positions])
             raise LigError(
                 f"{call.describe()} gives something else when it is called again with what it got "
-                f"(off by {gap:.1e}): it is random or "
-                f"keeps a state, and so has no attribution.{hooks_said(call.module)}"
+                f"(off by {gap:.1e}): {_overwritten(call)}{hooks_said(call.module)}"
             )
         _check_gradients(one, given, again)
         other = _whole(one, moved)
-        spread = _spread(one, torch.cat([z, moved]), torch.cat([own, other]))
+        # Sequences far from each other: what one has in common with others beside it shows.
+        far = [0.1 * z.roll(1, 1), 10 * z.flip(1)]
+        alone = [_whole(one, x) for x in far]
+        spread = _spread(one, torch.cat([z, moved, *far]), torch.cat([own, other, *alone]))
         call, one = replace(call, spread=spread), replace(one, spread=spread)
         changed = deviations(other[0], own[0]) > 1e-5
         if call.attention is not None:
@@ -178,6 +181,16 @@ def validate_block(call: BlockCall) -> BlockCall:
                 found = replace(found, projection=own_projection)
                 return replace(call, attention=found, per_token=per_token)
     return call
+
+
+def _overwritten(call: BlockCall) -> str:
+    """Why a block may give something else when it is called again with what it got."""
+    if call.writes:
+        return (
+            "it writes into the tokens that it gets. Let its forward say x = x + ... in place of "
+            "x += ..."
+        )
+    return "it is random or keeps a state, and so has no attribution."
 
 
 def _check_sizes(call: BlockCall, split: SplitBlock) -> None:
@@ -272,7 +285,15 @@ def _check_gradients(one: BlockCall, given: Tensor, output: Tensor) -> None:
     gradient: Tensor | None = None
     if output.requires_grad:  # by its weights, if not by what it gets
         ones = torch.ones_like(output)
-        (gradient,) = torch.autograd.grad(output, given, ones, allow_unused=True)
+        try:
+            (gradient,) = torch.autograd.grad(output, given, ones, allow_unused=True)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            raise LigError(
+                f"{one.describe()} cannot be differentiated: {brief(str(error))}. If it runs under "
+                "torch.utils.checkpoint, call it without."
+            ) from error
     if gradient is None:
         raise LigError(
             f"{one.describe()} has no gradients: its code runs under torch.no_grad(), or detaches "
@@ -346,7 +367,7 @@ def _per_token(split: SplitBlock, u: Tensor, positions: Tensor) -> tuple[int, ..
     """
     held: list[tuple[int, Tensor]] = []
     for index, x in enumerate(split.call.tensors()):
-        if x is split.call.hidden or x.shape[:2] != (1, len(split.z)):
+        if split.call.is_hidden(x) or x.shape[:2] != (1, len(split.z)):
             continue
         first = positions[0]
         others = [at for at in positions.tolist() if not torch.equal(x[0, at], x[0, first])]

@@ -161,6 +161,8 @@ def _pieces(given: str, tokens: Sequence[str]) -> list[int]:
     texts = [_text(token).removeprefix("##") for token in tokens]
     wanted = given.strip().casefold()
     for first in range(len(texts)):
+        if not texts[first].strip():  # a space alone before the word
+            continue
         for last in range(first, len(texts)):
             word = join_texts(texts[first : last + 1]).lstrip().casefold()
             if wanted and word == wanted:

@@ -12,6 +12,7 @@ from torch import Tensor
 from captum_lig._restore import restoring
 from captum_lig.attribution.lengths import BOUNDARIES
 from captum_lig.errors import LigError
+from captum_lig.flow.byte_level import token_texts
 from captum_lig.flow.explanation import Explanation
 from captum_lig.flow.flows import Flows
 from captum_lig.flow.layer_flow import LayerFlow
@@ -103,7 +104,7 @@ def explain(
     flows = Flows([result]) if isinstance(result, LayerFlow) else result
     return Explanation(
         flows=flows,
-        tokens=loaded.tokenizer.convert_ids_to_tokens(encoding["input_ids"][0].tolist()),
+        tokens=token_texts(loaded.tokenizer, encoding["input_ids"][0].tolist()),
         text=text,
         model=loaded.name,
         settings={

@@ -68,7 +68,7 @@ class Answer:
     target: str
     """The number that is explained, in words."""
     tokens: list[str]
-    """As the tokenizer writes them, special ones included."""
+    """As the tokenizer writes them, byte-level ones as text (" cat"); special ones included."""
     other_tokens: list[str]
     """Those that they are compared with."""
     says: Said

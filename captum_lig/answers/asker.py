@@ -19,6 +19,7 @@ from captum_lig.answers.texts import Texts, read_texts
 from captum_lig.answers.wanted import Kind, Wanted
 from captum_lig.answers.words import quoted
 from captum_lig.errors import LigError
+from captum_lig.flow.byte_level import token_texts
 from captum_lig.flow.tokens import find_token
 from captum_lig.graph import FlowGraph
 from captum_lig.layer_flow_ig import LayerFlowIG
@@ -90,7 +91,7 @@ class Asker:
         subject = self._subjects[alike]
         kind = wanted.kind(subject.kind, subject.name)
         texts = read_texts(wanted, subject.tokenizer, subject.name, subject.most_tokens)
-        tokens = subject.tokenizer.convert_ids_to_tokens(texts.ids)
+        tokens = token_texts(subject.tokenizer, texts.ids)
         wanted = replace(wanted, position=find_token(wanted.position, tokens, "position"))
         if kind in ("causal", "masked"):
             _check_tokens(wanted, texts, subject.tokenizer)
@@ -172,7 +173,7 @@ class Asker:
             tolerance=tolerance,
             **settings,
         )
-        tokens = subject.tokenizer.convert_ids_to_tokens(texts.ids)
+        tokens = token_texts(subject.tokenizer, texts.ids)
         graph = FlowGraph(result, tokens)
         done = time.perf_counter()
         assert graph.change is not None
@@ -182,7 +183,7 @@ class Asker:
             model=subject.name,
             target=about.target.words,
             tokens=list(tokens),
-            other_tokens=subject.tokenizer.convert_ids_to_tokens(other["input_ids"][0].tolist()),
+            other_tokens=token_texts(subject.tokenizer, other["input_ids"][0].tolist()),
             says=says,
             would_say=would_say,
             change=graph.change,
@@ -294,7 +295,7 @@ def _other_question(change: float, scores: Tensor, tokenizer: PreTrainedTokenize
     gains, loses, most = most_changed(scores)
     if not abs(change) < LITTLE * most:
         return []
-    one, other = (quoted(str(tokenizer.convert_ids_to_tokens(i))) for i in (gains, loses))
+    one, other = (quoted(name) for name in token_texts(tokenizer, (gains, loses)))
     return [
         "the two texts hardly change this number, so parts cancel, and shares of the change say "
         f"little. What they change most is how the model prefers {one} to {other}, by {most:.3g}: "

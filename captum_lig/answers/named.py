@@ -13,6 +13,7 @@ from captum_lig._arguments import brief
 from captum_lig.answers.wanted import Kind, Wanted
 from captum_lig.answers.words import quoted
 from captum_lig.errors import LigError
+from captum_lig.flow.byte_level import token_texts
 from captum_lig.prediction.targets import (
     BoundTarget,
     Target,
@@ -108,7 +109,7 @@ def asked(
     where = {"causal": "as the next token", "masked": "in place of the mask"}[kind]
     if position != -1 and kind == "causal":
         where += f" after position {position}"
-    one, other = (quoted(str(tokenizer.convert_ids_to_tokens(i))) for i in (first, second))
+    one, other = (quoted(name) for name in token_texts(tokenizer, (first, second)))
     target = logit(first, minus=second, position=position)
     words = f"logit of {one} less logit of {other}, {where}"
     return Asked(Named(target, words), [first, second], (one, other))

@@ -12,6 +12,7 @@ from captum_lig.answers.says import Said
 from captum_lig.answers.screen import agreement
 from captum_lig.answers.words import quoted
 from captum_lig.errors import LigError
+from captum_lig.flow.byte_level import token_texts
 from captum_lig.flow.tokens import readable_text
 from captum_lig.graph import FlowGraph
 from captum_lig.patching import Check, Node
@@ -161,7 +162,7 @@ def _likely(found: Writes, rows: Tensor, tokenizer: Any) -> list[Likely]:
                 best = logits.topk(min(EACH, logits.shape[-1]), largest=largest)
                 sides.append((best.values.tolist(), best.indices.tolist()))
             for up, ups, down, downs in zip(*sides[0], *sides[1], strict=True):
-                names = [tokenizer.convert_ids_to_tokens(ids) for ids in (ups, downs)]
+                names = [token_texts(tokenizer, ids) for ids in (ups, downs)]
                 result.append(
                     (list(zip(names[0], up, strict=True)), list(zip(names[1], down, strict=True)))
                 )

@@ -38,7 +38,7 @@ class Part:
     position: int
     """Of the token where it is, padding not counted."""
     token: str
-    """That token, as its tokenizer writes it."""
+    """That token, as :attr:`Answer.tokens` has it."""
     layer: int | None = None
     """Of a head or an MLP; a token is as it enters the lowest layer."""
     head: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from captum_lig.answers.wanted import Kind
 from captum_lig.answers.words import quoted
 from captum_lig.errors import LigError
+from captum_lig.flow.byte_level import token_texts
 from captum_lig.flow.shown import Short
 from captum_lig.model.inputs import ModelCall
 from captum_lig.prediction.bound_target import tensor_called
@@ -139,8 +140,7 @@ def both_said(
     def words(number: int) -> str:
         if kind == "classes" or tokenizer is None:
             return str(names.get(number, number))
-        token: Any = tokenizer.convert_ids_to_tokens(number)
-        return quoted(token)
+        return quoted(token_texts(tokenizer, [number])[0])
 
     found = []
     for row, value in zip(scores, values, strict=True):

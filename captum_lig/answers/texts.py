@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_lig.answers.wanted import Wanted
 from captum_lig.answers.words import quoted
 from captum_lig.errors import LigError
+from captum_lig.flow.byte_level import token_texts
 from captum_lig.pretrained.load import quiet
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _unequal(ids: list[int], other: list[int], tokenizer: PreTrainedTokenizerBas
     """Both texts as tokens, where they are of unequal numbers, and what to do."""
 
     def shown(of: Sequence[int]) -> str:
-        return " ".join(quoted(token) for token in tokenizer.convert_ids_to_tokens(list(of)))
+        return " ".join(quoted(token) for token in token_texts(tokenizer, of))
 
     matcher = SequenceMatcher(None, ids, other, autojunk=False)
     spans = [span for span in matcher.get_opcodes() if span[0] != "equal"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from captum_lig.flow.tokens import decode_bytes, readable_text
+from captum_lig.flow.byte_level import decode_bytes
+from captum_lig.flow.tokens import readable_text
 
 __all__ = [
     "at",

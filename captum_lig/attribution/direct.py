@@ -30,6 +30,7 @@ from captum_lig.attribution.readers import ReaderBlock
 from captum_lig.attribution.towards import Finders, Prepared, Question
 from captum_lig.cost import Meter
 from captum_lig.errors import LigError
+from captum_lig.flow.byte_level import is_byte_level, token_texts
 from captum_lig.graph.direct_edges import DirectEdges, Reader, Strongest, Writer
 from captum_lig.integrals.settings import Settings
 from captum_lig.integrals.stage import READERS
@@ -99,6 +100,8 @@ def _labels(call: ModelCall, tokenizer: PreTrainedTokenizerBase | None) -> list[
         tokenizer = tokenizer or tokenizer_of(call.model)
     except LigError:
         return None
+    if is_byte_level(tokenizer):  # whose decode() makes one character of all that are in pieces
+        return token_texts(tokenizer, ids[0].tolist())
     return [str(tokenizer.decode([token])) for token in ids[0].tolist()]
 
 

@@ -31,7 +31,7 @@ ABOUT = (
     Column("status", "string", "", "done, skipped (it was not run) or failed (it raised)."),
     Column("reason", "string", "", "Why it was skipped or failed."),
     Column("text", "string", "", "The text."),
-    Column("tokens", "list<string>", "", "Its tokens, as the tokenizer writes them; positions in "
+    Column("tokens", "list<string>", "", "Its tokens, as `Answer.tokens` has them; positions in "
            "other tables count these."),
     Column("maps", "string", "", "The file that its maps are in; missing if none were kept."),
 )  # fmt: skip

@@ -18,6 +18,7 @@ from captum_lig.answers.wanted import Wanted
 from captum_lig.corpus.settings import Settings
 from captum_lig.corpus.texts import Text
 from captum_lig.errors import LigError
+from captum_lig.flow.byte_level import token_texts
 from captum_lig.flow.flows import Flows
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.layer_flow_ig import LayerFlowIG
@@ -59,8 +60,8 @@ class Seen:
         self.texts, self.encodings = list(texts), list(encodings)
         self.model, self.settings = model, settings
         self.lengths = torch.tensor([one["input_ids"].shape[1] for one in encodings])
-        names = model.subject.tokenizer.convert_ids_to_tokens
-        self.tokens: list[list[str]] = [list(names(one["input_ids"][0])) for one in encodings]
+        tokenizer, ids = model.subject.tokenizer, [one["input_ids"][0] for one in encodings]
+        self.tokens: list[list[str]] = [token_texts(tokenizer, one.tolist()) for one in ids]
 
     @cached_property
     def flows(self) -> Flows:

@@ -20,7 +20,7 @@ class Explanation:
     flows: list[LayerFlow]
     """One a layer, in the order the layers ran."""
     tokens: list[str]
-    """As the tokenizer writes them, special tokens included; one for each source."""
+    """As the tokenizer writes them, byte-level ones as text; special ones too; one a source."""
     text: str = ""
     model: str = ""
     settings: dict[str, Any] = field(default_factory=dict)

@@ -9,10 +9,10 @@ from typing import Any
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
+from captum_lig.flow.byte_level import decode_bytes, join_texts, plain_tokens
 
 __all__ = [
     "TokenIndex",
-    "decode_bytes",
     "find_token",
     "find_tokens",
     "numbered_tokens",
@@ -26,22 +26,11 @@ TokenIndex = int | str
 _SPACE, _SPACES = "␣", " ▁Ġ"
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The 256 letters that byte-level tokenizers (GPT-2) write bytes with."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {chr(byte): byte for byte in printable}
-    return letters | {chr(256 + rank): byte for rank, byte in enumerate(others)}
-
-
-_BYTES = _byte_alphabet()
-
-
 def readable_token(token: str, limit: int | None = None) -> str:
     r"""Make a token safe and readable on a terminal and in a picture.
 
-    Word pieces (``##ing``) and special tokens (``[CLS]``) stay as they are. Byte-level tokens
-    are decoded where they are whole characters, spaces become ``␣``, a combining mark gets a
+    Word pieces (``##ing``) and special tokens (``[CLS]``) stay as they are. Tokens that
+    are surely byte-level are decoded, spaces become ``␣``, a combining mark gets a
     dotted circle to sit on, and what would be invisible or would steer the terminal (control
     characters, line breaks, text direction) is written as an escape.
 
@@ -69,15 +58,6 @@ def readable_text(text: str, limit: int | None = None) -> str:
         limit: longest result, in characters; a longer one ends in ``…``.
     """
     return _shorten("".join(c if c == " " else _escape(c) for c in text), limit)
-
-
-def decode_bytes(token: str) -> str:
-    """Text of a token that a byte-level tokenizer wrote; any other token as it is."""
-    # A Latin-1 word such as "café" is no valid UTF-8 when read as bytes, so it stays a word.
-    try:
-        return bytes(_BYTES[character] for character in token).decode("utf-8")
-    except (KeyError, UnicodeDecodeError):
-        return token
 
 
 def _escape(character: str) -> str:
@@ -114,8 +94,10 @@ def find_token(given: Any, tokens: Sequence[str], name: str = "token") -> Any:
     """
     if not isinstance(given, str):
         return given
+    tokens = plain_tokens(tokens)
     for fold in (str, str.casefold):
-        found = [i for i, token in enumerate(tokens) if fold(given) in map(fold, _names(token))]
+        wanted = {fold(given), fold(decode_bytes(given))}
+        found = [i for i, token in enumerate(tokens) if wanted & set(map(fold, _names(token)))]
         if len(found) == 1:
             return found[0]
         if found:
@@ -154,7 +136,7 @@ def numbered_tokens(
     >>> numbered_tokens(["the", "cat", "the"])
     ['the (0)', 'cat', 'the (2)']
     """
-    shown = [readable_token(token, limit) for token in tokens]
+    shown = [readable_token(token, limit) for token in plain_tokens(tokens)]
     count = Counter(shown)
     places = range(len(shown)) if positions is None else positions
     return [
@@ -179,17 +161,18 @@ def _pieces(given: str, tokens: Sequence[str]) -> list[int]:
     texts = [_text(token).removeprefix("##") for token in tokens]
     wanted = given.strip().casefold()
     for first in range(len(texts)):
-        word = ""
+        if not texts[first].strip():  # a space alone before the word
+            continue
         for last in range(first, len(texts)):
-            word = (word + texts[last]).lstrip().casefold()
+            word = join_texts(texts[first : last + 1]).lstrip().casefold()
             if wanted and word == wanted:
                 return list(range(first, last + 1))
-            if not wanted.startswith(word):
+            if not wanted.startswith(word.partition("\\x")[0]):  # bytes may become a character
                 break
     return []
 
 
 def _listed(positions: Iterable[int], tokens: Sequence[str], most: int = 40) -> str:
     """Positions with their tokens."""
-    listed = [f"{i} {readable_token(tokens[i], 20)!r}" for i in positions]
+    listed = [f"{i} '{readable_token(tokens[i], 20)}'" for i in positions]
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" * (len(listed) > most))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
-from captum_lig.flow.tokens import decode_bytes
+from captum_lig.flow.byte_level import decode_bytes, join_texts, plain_tokens
 
 __all__ = ["add_up", "in_order", "merge_map", "whole_words", "word_groups", "word_labels"]
 
@@ -146,6 +146,7 @@ def word_labels(
         offsets: where each token begins and ends in ``text``, in characters.
         text: the text that was tokenized.
     """
+    tokens = plain_tokens(tokens)
     members: list[list[int]] = [[] for _ in range(max(groups) + 1)]
     for token, word in enumerate(groups):
         members[word].append(token)
@@ -180,7 +181,7 @@ def _joined(pieces: list[str]) -> str:
     word = first
     for piece in others:
         word = word.removesuffix("@@") + piece.removeprefix("##")
-    plain = decode_bytes(word).replace("▁", " ").removesuffix("</w>").strip()
+    plain = decode_bytes(join_texts([word])).replace("▁", " ").removesuffix("</w>").strip()
     return plain or word
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_lig._arguments import brief, fraction, whole_number
 from captum_lig.errors import LigError
+from captum_lig.flow.byte_level import plain_tokens
 from captum_lig.flow.composition import DEFAULT_RULE, share_of
 from captum_lig.flow.layer_flow import LayerFlow
 from captum_lig.flow.tokens import TokenIndex
@@ -116,7 +117,8 @@ class FlowGraph(JoinedLayers):
                 "token of the text, special tokens included, and padding where there is some."
             )
         self.positions = valid.nonzero().squeeze(-1)
-        self.tokens = [str(tokens[int(index)]) for index in self.positions]
+        tokens = plain_tokens(tokens)
+        self.tokens = [tokens[int(index)] for index in self.positions]
         self.layers: Sequence[GraphLayer] = (
             [LengthLayer.of(flow, text) for flow in flows]
             if flows[0].target is None

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from captum_lig._arguments import brief, fraction, whole_number
 from captum_lig.errors import LigError
-from captum_lig.flow.tokens import decode_bytes, readable_text
+from captum_lig.flow.byte_level import decode_bytes, join_texts
+from captum_lig.flow.tokens import readable_text
 from captum_lig.graph.direct_edges import DirectEdges
 from captum_lig.graph.flow_graph import FlowGraph
 from captum_lig.io.codec import document_from_json, own_version, writing
@@ -124,7 +125,7 @@ def save_attribution_graph(
         "scan": model,
         "transcoder_list": [],
         "prompt_tokens": written.tokens,
-        "prompt": "".join(written.tokens) if prompt is None else _harmless(prompt),
+        "prompt": join_texts(written.tokens) if prompt is None else _harmless(prompt),
         # The viewers' sliders end here, in steps of a hundredth.
         "node_threshold": math.ceil(100 * float(influence[between].max())) / 100
         if between.any()

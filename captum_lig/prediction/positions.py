@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_lig._arguments import brief
 from captum_lig.errors import LigError
+from captum_lig.flow.byte_level import token_texts
 from captum_lig.flow.tokens import TokenIndex, find_token
 from captum_lig.model.inputs import KEEP, ModelCall, left_out
 from captum_lig.pretrained.tokenizer import tokenizer_of
@@ -134,11 +135,7 @@ def named_tokens(
         tokenizer = tokenizer or tokenizer_of(call.model)
     except LigError:
         return None
-    return tuple(
-        tuple(f"<{i}>" if token is None else token for i, token in zip(ids, names, strict=True))
-        for ids in fit[0].tolist()
-        for names in [tokenizer.convert_ids_to_tokens(ids)]
-    )
+    return tuple(tuple(token_texts(tokenizer, ids)) for ids in fit[0].tolist())
 
 
 def positions_in(

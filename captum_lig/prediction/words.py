@@ -9,6 +9,8 @@ from torch import nn
 
 from captum_lig._arguments import brief, check_utf8
 from captum_lig.errors import LigError
+from captum_lig.flow.byte_level import decode_bytes, is_byte_level, token_texts
+from captum_lig.flow.tokens import readable_text
 from captum_lig.pretrained.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
@@ -35,14 +37,14 @@ def of_one_token(
     unknown = tokenizer.unk_token_id
     if len(ids) == 1 and (ids[0] != unknown or token == tokenizer.unk_token):
         return int(ids[0])
-    vocabulary = tokenizer.get_vocab()
-    if token in vocabulary:  # such as '##s', which is read as three tokens
-        return int(vocabulary[token])
+    number = tokenizer.get_vocab().get(token)  # of '##s', which is read as three tokens
+    if number is not None and _is_spelled(token, number, tokenizer):
+        return int(number)
     if unknown in ids:
         raise LigError(f"token {token!r} is unknown to {type(tokenizer).__name__}.")
     spaced = "" if token.startswith(" ") else f", such as {' ' + token!r}"
     raise LigError(
-        f"token {token!r} is {len(ids)} tokens, {tokenizer.convert_ids_to_tokens(ids)}: give one "
+        f"token {token!r} is {len(ids)} tokens, {_listed(ids, tokenizer)}: give one "
         f"of them, or its id. In most vocabularies a word that follows another begins with a "
         f"space{spaced}."
     )
@@ -71,6 +73,21 @@ def pieces(
 ) -> str:
     """Tokens as a message shows them: as words if there is a tokenizer, else as ids."""
     try:
-        return str((tokenizer or tokenizer_of(model)).convert_ids_to_tokens(list(ids)))
+        return _listed(ids, tokenizer or tokenizer_of(model))
     except LigError:
         return f"the ids {list(ids)}"
+
+
+def _is_spelled(token: str, number: int, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a string that a vocabulary lists is meant as the entry.
+
+    In a byte-level one each of 256 letters is the spelling of a byte, and not of that letter.
+    """
+    if not is_byte_level(tokenizer):
+        return True
+    text = token_texts(tokenizer, [number])[0]
+    return token == text or (len(token) > 1 and text == decode_bytes(token))
+
+
+def _listed(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return "[" + ", ".join(f"'{readable_text(name)}'" for name in token_texts(tokenizer, ids)) + "]"

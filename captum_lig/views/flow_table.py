@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich import box
@@ -9,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from captum_lig.flow.byte_level import plain_tokens
 from captum_lig.flow.composition import DEFAULT_RULE
 from captum_lig.flow.findings import View, choose_view, find_sink
 from captum_lig.flow.layer_flow import LayerFlow
@@ -73,7 +75,7 @@ def flow_table(
         table.add_row(*cells, _links(layer.links, names, view))
     said = [_verdict(layers, view)]
     sink = find_sink(flows, [row_shares(flow, view) for flow in flows])
-    first = tokens[int(flows[0].valid[0].nonzero()[0])]
+    first = plain_tokens(tokens)[int(flows[0].valid[0].nonzero()[0])]
     if sink is not None:
         said.append(Text(sink.sentence(first, hide_first_token)))
     elif hide_first_token:
@@ -96,11 +98,10 @@ def _links(links: Sequence[Link], names: Sequence[str], view: View) -> Text:
 
 
 def _names(tokens: Sequence[str]) -> list[str]:
-    """Readable tokens; one that occurs more than once is followed by its position."""
-    return [
-        readable_token(token, _TOKEN_WIDTH) + (f"·{i}" if tokens.count(token) > 1 else "")
-        for i, token in enumerate(tokens)
-    ]
+    """Readable tokens; one that looks like another is followed by its position."""
+    shown = [readable_token(token, _TOKEN_WIDTH) for token in plain_tokens(tokens)]
+    count = Counter(shown)
+    return [name + (f"·{i}" if count[name] > 1 else "") for i, name in enumerate(shown)]
 
 
 def _verdict(layers: Sequence[LayerSummary], view: View) -> Text:

@@ -23,6 +23,7 @@ from captum_lig.answers.asker import Asker
 from captum_lig.answers.page import answer_page
 from captum_lig.answers.says import probabilities
 from captum_lig.answers.wanted import Wanted
+from captum_lig.flow.byte_level import token_texts
 from captum_lig.prediction import logit
 from tests.helpers.answers import OTHER, TEXT, last_logits, loaded
 from tests.helpers.saved import save_tiny_bert, save_tiny_head
@@ -105,7 +106,7 @@ def test_a_continuation_is_explained(gpt2: Path) -> None:
     expected = float(rows[2, ids[3]] + rows[3, ids[4]])
     assert found.says.value == pytest.approx(expected, abs=1e-9)
     assert found.continuation == " on the"
-    assert found.tokens[-2:] == found.other_tokens[-2:] == ["Ġon", "Ġthe"]
+    assert found.tokens[-2:] == found.other_tokens[-2:] == [" on", " the"]
     # What the model says is read before the continuation.
     assert found.says.options[0].number == int(rows[2].argmax())
 
@@ -121,12 +122,12 @@ def test_what_the_model_goes_on_with_is_explained(gpt2: Path) -> None:
         expected += float(row.max())
     found = why("the cat sat", gpt2, "the dog sat", generate=3, dtype="float64")
     assert found.says.value == pytest.approx(expected, abs=1e-9)
-    assert found.tokens[3:] == tokenizer.convert_ids_to_tokens(new)
+    assert found.tokens[3:] == token_texts(tokenizer, new)
 
 
 def test_chat_pads_only_what_the_user_wrote(gpt2: Path) -> None:
     found = why("the cat sat", gpt2, chat=True)
-    assert found.tokens[:5] == ["<|im_start|>", "the", "Ġcat", "Ġsat", "<|im_end|>"]
+    assert found.tokens[:5] == ["<|im_start|>", "the", " cat", " sat", "<|im_end|>"]
     changed = [a != b for a, b in zip(found.tokens, found.other_tokens, strict=True)]
     assert changed == [False, True, True, True, *[False] * (len(changed) - 4)]
     assert len(changed) > 6  # the template's own words at the end

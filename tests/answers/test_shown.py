@@ -12,6 +12,7 @@ import pytest
 from captum_lig import Answer, LigError, why
 from captum_lig.answers.parts import Held
 from captum_lig.answers.screen import Section, as_text, sections
+from captum_lig.flow.byte_level import token_texts
 from captum_lig.flow.tokens import readable_token
 from captum_lig.patching import Node
 from captum_lig.patching.writes import writes
@@ -154,7 +155,7 @@ def test_the_page_says_what_nodes_promote(answer: Answer, tmp_path: Path) -> Non
                 best = (sign * logits).topk(8).indices
                 shown = promotes["nodes"][name][kind][side]
                 assert [value for _, value in shown] == pytest.approx(logits[best].tolist())
-                tokens = run.tokenizer.convert_ids_to_tokens(best.tolist())
+                tokens = token_texts(run.tokenizer, best.tolist())
                 assert [token for token, _ in shown] == [readable_token(t) for t in tokens]
 
 

@@ -45,6 +45,10 @@ def single(words: list[str]) -> str:
     return next(word for word in words[1:-1] if words.count(word) == 1)
 
 
+def as_text(words: list[str]) -> tuple[str, ...]:
+    return tuple(word.replace("Ġ", " ") for word in words)
+
+
 def other_ids(tokenizer: Any) -> torch.Tensor:
     """Another text of as many tokens, without those of the text."""
     ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
@@ -95,7 +99,7 @@ def test_targets_that_are_attributed(
     flows: Any = lig.attribute(inputs, output_indices=[single, -1])
     assert flows[0].targets.tolist() == [words.index(single), len(words) - 1]
     assert isinstance(flows, Flows)
-    assert flows[0].tokens == (tuple(words),)
+    assert flows[0].tokens == (as_text(words),)
     with pytest.raises(LigError, match="is no token of this text"):
         lig.attribute(inputs, output_indices=["zebra"])
 
@@ -106,7 +110,7 @@ def test_nodes_that_are_patched(loaded: tuple[Any, Any], words: list[str], singl
     question = (model, inputs, other_ids(tokenizer), logit(7))
     found = patching.effects(*question, nodes=[Node("tokens", 1, single), Node("heads", 0, at, 1)])
     assert found.nodes == (Node("tokens", 1, at), Node("heads", 0, at, 1))
-    assert found.labels == tuple(words)
+    assert found.labels == as_text(words)
     table = found.to_pandas()
     assert table.out.tolist() == found.taken_out.tolist()
     assert found.put_in is not None

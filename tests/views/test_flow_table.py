@@ -139,6 +139,11 @@ def test_links_in_the_table() -> None:
     assert "same·0 → other (1, -50%)" in text
 
 
+def test_tokens_that_look_alike_when_shortened_are_told_apart() -> None:
+    text = printed([small_flow()], ["internationally", "international-", "x"], "chain")
+    assert "internation…·1 → internation…·0" in text
+
+
 def test_table_fits_80_columns_without_colour_codes() -> None:
     tokens = [token + "x" * 30 for token in HOSTILE]
     text = printed(flows(2, len(tokens), baseline="zero", error=0.5), tokens)

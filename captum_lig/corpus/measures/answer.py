@@ -21,7 +21,7 @@ NODE = (
     Column("layer", "int32", "", "Missing of a token."),
     Column("head", "int32", "", "Missing of tokens and MLPs."),
     Column("position", "int32", "", "Of the token, or at which it writes."),
-    Column("token", "string", "", "What it says, as the tokenizer writes it."),
+    Column("token", "string", "", "What it says, as `Answer.tokens` has it."),
 )
 KINDS = {"tokens": "token", "heads": "head", "feed_forward": "mlp"}
 

@@ -29,7 +29,7 @@ class Links(Measure):
             RANK,
             Column("target", "int32", "", "Position of the token that is moved."),
             Column("source", "int32", "", "Position of the token that moves it."),
-            Column("target_token", "string", "", "What it says, as the tokenizer writes it."),
+            Column("target_token", "string", "", "What it says, as `Answer.tokens` has it."),
             Column("source_token", "string", "", "Likewise."),
             Column("head", "int32", "", "The head that carries most of the link."),
             Column("value", "float", "length", f"Of the map composed by {DEFAULT_RULE}."),
@@ -77,7 +77,7 @@ class Nodes(Measure):
             Column("kind", "string", "", "head or mlp."),
             Column("head", "int32", "", "Missing of an MLP."),
             Column("position", "int32", "", "Of the token at which it writes."),
-            Column("token", "string", "", "What it says, as the tokenizer writes it."),
+            Column("token", "string", "", "What it says, as `Answer.tokens` has it."),
             Column("value", "float", "length", "Its part of the change of this token."),
             SHARE,
         )

@@ -26,6 +26,7 @@ from captum_lig.errors import LigError
 from captum_lig.graph.direct_edges import DirectEdges, Reader, Writer
 from captum_lig.metrics.circuits import SHARES
 from captum_lig.model.compare import nearly_equal
+from captum_lig.model.few_bits import rounding_of
 from captum_lig.model.stages import Stages
 from captum_lig.model.written import reads_heads, written_by_feed_forward, written_by_heads
 from captum_lig.patching.edges import Streams
@@ -194,7 +195,10 @@ class EdgeCircuits(Circuits):
             )
         change = self.value - self.baseline_value
         ends = int(edges.position.max()) + 1 if len(edges) else 0
-        if ends > len(self.positions) or not abs(edges.change - change) <= 1e-3 * abs(change):
+        rounding = rounding_of(self.question.input.call.model)
+        rounding *= max(abs(self.value), abs(self.baseline_value))
+        gap = abs(edges.change - change)
+        if ends > len(self.positions) or not gap <= 1e-3 * abs(change) + rounding:
             raise LigError(
                 f"the edges are of {edges.target!r}, which changes by {edges.change:.6g}, and the "
                 f"circuits of {self.question.target!r}, which changes by {change:.6g}: give both "

@@ -25,6 +25,7 @@ __all__ = [
     "few_bit_layers",
     "in_full",
     "is_quantised",
+    "rounding_of",
     "rounds_to_half",
 ]
 
@@ -189,6 +190,12 @@ def rounds_to_half(module: nn.Module) -> bool:
         if any(torch.equal(own, one) for one in halves):
             return True
     return False
+
+
+def rounding_of(model: nn.Module) -> float:
+    """About how far a model's numbers are from those of its copy in float32, in part of them."""
+    half = any(p.dtype in (torch.half, torch.bfloat16) for p in model.parameters())
+    return 5e-2 if half or rounds_to_half(model) else 1e-4
 
 
 def _plain(layer: nn.Module, own: torch.dtype) -> nn.Linear:

@@ -19,6 +19,7 @@ from captum_lig.flow.shown import html_list, html_table
 from captum_lig.flow.tables import frame
 from captum_lig.graph.arguments import in_order
 from captum_lig.graph.trace import Trace
+from captum_lig.model.few_bits import rounding_of
 from captum_lig.patching.nodes import (
     Kind,
     Node,
@@ -309,8 +310,7 @@ def check_same_question(question: TwoRuns, graph: Explanation, trace: Trace) -> 
     change, other = getattr(graph, "change", None), question.baseline_value
     if change is None or other is None:
         return
-    dtypes = {parameter.dtype for parameter in question.input.call.model.parameters()}
-    rounding = 5e-2 if dtypes & {torch.half, torch.bfloat16} else 1e-4
+    rounding = rounding_of(question.input.call.model)
     wanted, size = question.value - other, max(abs(question.value), abs(other))
     if not abs(change - wanted) <= 1e-3 * abs(wanted) + rounding * size:
         raise LigError(

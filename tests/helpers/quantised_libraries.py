@@ -259,7 +259,8 @@ def word(found: dict[str, Outcome]) -> str:
 def differences(every: list[dict[str, Outcome]]) -> list[str]:
     """The largest one in each column."""
     off = [[one[c].off for one in every for c in of if c in one] for of in COLUMNS.values()]
-    return [f"{max(x for x in some if x is not None):.0e}" if any(some) else "" for some in off]
+    known = [[x for x in some if x is not None] for some in off]
+    return [f"{max(some):.0e}" if some else "" for some in known]
 
 
 def of_kind(kind: Kind, families: list[str], folder: Path) -> list[list[str]]:

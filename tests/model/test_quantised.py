@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from captum_lig import LayerFlowIG, LigError, SetToSetIG, inspect_model, patching
 from captum_lig.flow.layer_flow import LayerFlow
+from captum_lig.graph import FlowGraph
 from tests.helpers import models
 from tests.helpers.state import snapshot
 
@@ -195,6 +196,21 @@ def test_kernels_in_half_precision() -> None:
     exact.get_submodule("layers.0.mlp").register_forward_hook(move)
     with pytest.raises(LigError, match="something else"):
         LayerFlowIG(exact).attribute(ids[:, :5], n_steps=8, tolerance=None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_asked_of_kernels_in_half_precision_is_the_same_question(seed: int) -> None:
+    """A graph is of the weights in full, and patching runs the kernels: their numbers differ."""
+    few = exchanged(models.tiny_llama(torch.float32, layers=2, seed=seed), Halved)
+    ids = models.tokens(few, 1, 5)
+    other = (7 * ids + 5) % 40 + 4
+    graph = FlowGraph(LayerFlowIG(few).attribute(ids, other, number))
+    found = patching.check(graph, few, ids, other, number, k=3)
+    change = found.value - found.baseline_value
+    assert graph.change is not None
+    assert abs(graph.change - change) > 1e-3 * abs(change)  # by more than a model that is exact
+    with pytest.raises(LigError, match="the same text"):
+        patching.check(graph, few, other, ids, number, k=3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -99,7 +99,10 @@ class Answer:
 
     @cached_property
     def sum_error(self) -> float:
-        """How far the parts of all tokens are off the change at the worst depth, as a share."""
+        """How far the parts of all tokens are off the change at the worst depth, as a share of it.
+
+        Of a change of 0: as a share of the sum of the parts' sizes.
+        """
         return worst_sum_error(self.flows)
 
     def strongest_tokens(self, count: int = 5) -> list[Part]:

@@ -143,7 +143,8 @@ def held_at(trace: Trace, change: float) -> list[Held]:
 def worst_sum_error(flows: Sequence[LayerFlow]) -> float:
     """Largest distance of the tokens' sum from the change, over all depths, in units of it.
 
-    Where the parts cancel to less than a tenth of their sizes, in units of the sum of these.
+    Of parts that cancel it is larger than the ``tolerance`` that they were integrated to, which is
+    then of the sum of their sizes. Of a change of 0 it is a share of that sum, too.
     """
     worst = 0.0
     for flow in flows:
@@ -151,8 +152,9 @@ def worst_sum_error(flows: Sequence[LayerFlow]) -> float:
         sums = flow.need("entering").double().sum(-1)
         if flow.elsewhere is not None:
             sums = sums + flow.elsewhere.double()
-        gap, scale = (sums - change).abs(), flow.need("scale").double()
-        worst = max(worst, float(torch.where(gap > 0, gap / scale, 0.0).max()))
+        gap = (sums - change).abs()
+        whole = torch.where(change != 0, change.abs(), flow.need("scale").double())
+        worst = max(worst, float(torch.where(gap > 0, gap / whole, 0.0).max()))
     return worst
 
 

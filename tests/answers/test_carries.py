@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 
 from captum_lig import Answer, why
-from captum_lig.answers.parts import Held, held_at
+from captum_lig.answers.parts import Held, held_at, worst_sum_error
 from captum_lig.graph import Trace
 from captum_lig.patching import effects
 from tests.helpers.answers import OTHER, TEXT
+from tests.helpers.target_flows import target_flows
 
 
 def test_the_strongest_are_the_largest_of_the_flows(answer: Answer) -> None:
@@ -50,9 +52,25 @@ def test_how_well_it_adds_up_is_the_worst_depth(answer: Answer) -> None:
     worst = 0.0
     for flow in answer.flows:
         gap = abs(float(flow.need("entering")[0].sum()) - float(flow.need("change")[0]))
-        worst = max(worst, gap / float(flow.need("scale")[0]))
+        worst = max(worst, gap / abs(float(flow.need("change")[0])))
     assert answer.sum_error == pytest.approx(worst)
     assert 0 < answer.sum_error < 1e-3
+
+
+@pytest.mark.parametrize(("change", "expected"), [(0.02, 0.05), (-0.02, 0.05), (0.0, 1e-4)])
+def test_where_parts_cancel_the_error_is_of_the_change(change: float, expected: float) -> None:
+    """They are integrated until they are within a tolerance of the sum of their sizes."""
+    off = change * 0.05 or 1e-3
+    made = target_flows(change=change, error=0.0)
+    flows = [
+        replace(
+            flow,
+            scale=torch.full((1,), 10.0, dtype=torch.float64),
+            tensors={**flow.tensors, "entering": flow.need("entering") + off / 5},
+        )
+        for flow in made
+    ]
+    assert worst_sum_error(flows) == pytest.approx(expected, rel=1e-6)
 
 
 def test_where_most_of_it_is_held(answer: Answer) -> None:

@@ -133,12 +133,18 @@ export function endSentence(data) {
 }
 
 /** How well sums converged, and what that does not say. */
-export function sumsSentence({ sums }) {
+export function sumsSentence({ sums, sums_of, change }) {
   const off =
-    sums === null
-      ? "How well sums converged is not known."
-      : `Sums converged to ${sums === 0 ? "0" : Number(sums.toPrecision(1)).toExponential(0).replace("e-", "e−")} of the change.`;
+    sums === null ? "How well sums converged is not known." : offBy(sums, sums_of, change);
   return `${off} That says that sums converged, not that the explanation is right: patching tests that.`;
+}
+
+/** Of the words' parts at the worst depth, or of what goes into the worst node. */
+function offBy(sums, of, change) {
+  const size = sums === 0 ? "0" : Number(sums.toPrecision(1)).toExponential(0).replace("e-", "e−");
+  if (of === "nodes")
+    return `What goes into a node adds up to its part, to within ${size} of the change (of the sizes of the parts where these cancel).`;
+  return `Sums converged to ${size} of ${change ? "the change" : "the sizes of the parts"}.`;
 }
 
 export function edgesSentence({ edges }) {

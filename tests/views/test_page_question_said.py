@@ -1,0 +1,29 @@
+"""What the page of a number says in sentences, of graphs in which they could be false."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from captum_lig import FlowGraph
+from captum_lig.views.page import Known, page
+from tests.helpers.page_script import NODE, run_question
+from tests.helpers.target_flows import target_flows
+
+TOKENS = ["the", "Ġkeys", "Ġto", "Ġit", "Ġare"]
+pytestmark = pytest.mark.skipif(NODE is None, reason="there is no node to run the script in")
+
+
+def test_what_the_error_of_sums_is_a_share_of(tmp_path: Path) -> None:
+    graph, still = (FlowGraph(target_flows(change=change), TOKENS) for change in (2.0, 0.0))
+    found = run_question(page(graph, known=Known(sums=3.5e-2)), tmp_path, [])
+    assert found["sums_said"].startswith("Sums converged to 4e−2 of the change. That")
+    found = run_question(page(still, known=Known(sums=2e-4)), tmp_path, [])
+    assert found["sums_said"].startswith("Sums converged to 2e−4 of the sizes of the parts. That")
+    # Another number: of each node, not of all words at a depth.
+    found = run_question(page(graph), tmp_path, [])
+    assert found["sums_said"].startswith("What goes into a node adds up to its part, to within ")
+    assert (
+        "of the change (of the sizes of the parts where these cancel). That" in found["sums_said"]
+    )

@@ -43,9 +43,10 @@ class Part:
     """Of a head or an MLP; a token is as it enters the lowest layer."""
     head: int | None = None
     source: int | None = None
-    """Of a head: position of the token that most of its part came from."""
+    """Of a head: position of the token that more of its part came from than from any other; what
+    other tokens work against it does not count."""
     source_value: float | None = None
-    """Of a head: how much came from there."""
+    """Of a head: how much came from there. Less than half of its part, where it reads from many."""
     through_pattern: float | None = None
     """Of a head: how much of its part came from where it looks (its attention pattern); the rest
     came through what it reads there (its values). None if the block hides them."""
@@ -96,7 +97,7 @@ def strongest_heads(graph: FlowGraph, trace: Trace, count: int) -> list[Part]:
         assert isinstance(row, TargetLayer)
         edges, values = row.attention[head, position], row.attention_value
         pattern = None if values is None else float((edges - values[head, position]).sum())
-        source = int(edges.abs().argmax())
+        source = int((edges * value).argmax())  # of its sign: others work against it
         found.append(
             Part(
                 "head",

@@ -42,6 +42,8 @@ MOST_HELD = 4
 """Where it goes to and fro more often than this, nobody is said to hold it."""
 SAID = 3
 """So many of the most likely of each text are shown."""
+HALF = 0.5
+"""Of its part, what a head reads from one token says little of where the whole came from."""
 AGREE = 0.5
 """Where the two effects of nodes correlate less, no one number can be both."""
 
@@ -172,12 +174,26 @@ def _heads(a: Screened, count: int) -> Section:
     rows, parts = [], a.strongest_heads(count)
     names = _effect_names(a, parts)
     for part in parts:
-        assert part.source is not None
-        source = at(a.tokens[part.source], part.source)
-        where = (part.name, at(part.token, part.position), source)
+        where = (part.name, at(part.token, part.position), _source(a, part))
         rows.append((*where, *_numbers(a, part), *(_effects(a, part) if names else ())))
-    header = ("Heads", "writing at", "reading from", "part", "share", *names)
-    return Section("", header, rows, left=3)
+    header = ("Heads", "writing at", "reading most from", "part", "share", *names)
+    notes = []
+    if any(_from_there(part) <= HALF for part in parts):
+        notes.append("Where a head reads at most half of its part from a token, it says how much.")
+    return Section("", header, rows, notes, left=3)
+
+
+def _from_there(part: Part) -> float:
+    """The share of a head's part that came from its source; above 1 where others work against."""
+    assert part.source_value is not None
+    return part.source_value / part.value
+
+
+def _source(a: Screened, part: Part) -> str:
+    """The token that a head reads most from, and how much where that is not most of all."""
+    assert part.source is not None
+    share = _from_there(part)
+    return at(a.tokens[part.source], part.source) + (f": {share:.0%}" if share <= HALF else "")
 
 
 def _mlps(a: Screened, count: int) -> Section:

@@ -12,6 +12,7 @@ import torch
 from captum_lig import Answer, why
 from captum_lig.answers.parts import Held, held_at, worst_sum_error
 from captum_lig.graph import Trace
+from captum_lig.graph.target_layer import TargetLayer
 from captum_lig.patching import effects
 from tests.helpers.answers import OTHER, TEXT
 from tests.helpers.target_flows import target_flows
@@ -37,7 +38,7 @@ def test_the_strongest_are_the_largest_of_the_flows(answer: Answer) -> None:
         assert found.source is not None
         flow = answer.flows[found.layer]
         row = flow.need("attention")[0, found.head, found.position]
-        assert found.source == int(row.abs().argmax())
+        assert found.source == int((row * expected[0]).argmax())
         pattern = row - flow.need("attention_value")[0, found.head, found.position]
         assert found.through_pattern == pytest.approx(float(pattern.sum()), rel=1e-2, abs=1e-5)
     for one, largest in zip(answer.strongest_mlps(4), mlps[:4], strict=True):
@@ -142,3 +143,25 @@ def test_what_was_patched_is_in_the_table(gpt2: Path, settings: Any, kinds: set[
     assert table["share"].tolist() == pytest.approx((table["value"] / found.change).tolist())
     (header,) = [line for line in str(found).splitlines() if line.startswith("Heads ")]
     assert ("taken out" in header) == (not settings)
+
+
+def test_a_head_s_source_has_its_sign(gpt2: Path) -> None:
+    """A larger edge works against the part in some head; the screen says what is no majority."""
+    answer = why("the cat sat on the mat", gpt2, "a dog and a dog sat", tolerance=None)
+    against = 0
+    for part in answer.strongest_heads(1000):
+        assert part.source_value is not None
+        assert part.source_value * part.value > 0
+        assert part.layer is not None
+        layer = answer.graph.layers[part.layer]
+        assert isinstance(layer, TargetLayer)
+        row = layer.attention[part.head, part.position]
+        against += int(row.abs().argmax()) != part.source
+    assert against
+    shown = str(answer.sections(1000)[-3].rows)
+    some = [p for p in answer.strongest_heads(1000) if (p.source_value or 0) / p.value < 0.495]
+    assert some
+    assert shown.count("%'") > len(some)
+    for part in some:
+        assert f"({part.source}): {(part.source_value or 0) / part.value:.0%}" in shown
+    assert "at most half of its part" in str(answer.sections(1000)[-3].notes)

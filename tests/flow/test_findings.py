@@ -60,6 +60,14 @@ def test_a_row_with_one_possible_source_is_never_listed() -> None:
     assert not findings(causal)[1].any()
 
 
+def test_the_head_of_a_link_does_not_work_against_it() -> None:
+    flow = layer_flow(tokens=5, heads=3)
+    chain = torch.zeros_like(flow.need("chain"))
+    chain[0, :, 3, 1] = torch.tensor([-5.0, 4.0, 3.0])
+    (link,) = summarize(replace(flow, chain=chain), links=1).links
+    assert (link.source, link.head) == (1, 1)  # the largest, head 0, is negative
+
+
 def test_a_source_that_is_anywhere_is_possible() -> None:
     """A head alone, or the direct map alone, may see a token."""
     only = torch.zeros(4, 4)

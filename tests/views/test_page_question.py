@@ -228,9 +228,9 @@ def test_sentences(tmp_path: Path) -> None:
         assert f"({at})" in said
         if head is not None:
             row = layers[index].attention[head, at]
-            best = int(row.abs().argmax())
+            best = int((row * value).argmax())
             assert f"({best})" in said
-            assert f"({best})" in edges[0]
+            assert f"({int(row.abs().argmax())})" in edges[0]
             assert "(value)" in edges[0]
     assert len(found["said"][1]) == 5
     assert all("of the change" in said for said in found["said"][1])

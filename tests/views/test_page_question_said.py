@@ -27,3 +27,29 @@ def test_what_the_error_of_sums_is_a_share_of(tmp_path: Path) -> None:
     assert (
         "of the change (of the sizes of the parts where these cancel). That" in found["sums_said"]
     )
+
+
+def test_amounts_where_the_named_sources_are_not_all(tmp_path: Path) -> None:
+    """The sources of a sentence have the sign of the part, and add up to what it says."""
+    graph = FlowGraph(target_flows(), TOKENS)
+    found = run_question(page(graph), tmp_path, [])
+    plain = amounts = 0
+    for (_, head, _, value), said, edges in zip(
+        found["nodes"], found["said"][0], found["into"], strict=True
+    ):
+        if head is None:
+            continue
+        own = [edge for edge in edges if edge[1] * value > 0]
+        named = own[:1] if own[0][1] / value >= 0.8 else own[:2]
+        brought = sum(edge[1] for edge in named)
+        assert all(f"({source})" in said for source, _, _ in named)
+        if abs(brought - value) <= 0.05 * abs(value):
+            plain += 1
+            assert "from the others" not in said
+        else:
+            amounts += 1
+            for number in [*(edge[1] for edge in named), value - brought]:
+                sign = "−" if number < 0 else "+"
+                assert f"{sign}{float(f'{abs(number):.3g}'):g} from " in said
+    assert plain + amounts > 20
+    assert amounts > 5

@@ -43,17 +43,10 @@ function ofTheChange(data, value) {
 export function nodeSentence(data, node) {
   const part = ofTheChange(data, node.value);
   if (node.head === null) return `${mlpSentence(data, node, part)}.`;
-  const [first] = data.edgesInto(node);
   const to = quoted(data, node.at);
-  if (!first) return `${nodeName(node)} brings ${part} to ${to}.`;
-  const sources = mainSources(data, node);
-  const from = sources.map((source) => quoted(data, source)).join(" and ");
-  const verb = sources.length === 1 && sources[0] === node.at ? "at" : "to";
-  const taken =
-    verb === "at"
-      ? `${nodeName(node)} brings ${part} to ${to}, which it takes from there`
-      : `${nodeName(node)} takes ${part} from ${from} to ${to}`;
-  return `${taken}${throughSentence(data.throughPattern(node), node.value)}.`;
+  const edges = mainEdges(data, node);
+  if (edges.length === 0) return `${nodeName(node)} brings ${part} to ${to}.`;
+  return `${takenSentence(data, node, part, to, edges)}${throughSentence(data.throughPattern(node), node.value)}.`;
 }
 
 function mlpSentence(data, node, part) {
@@ -66,11 +59,28 @@ function mlpSentence(data, node, part) {
   return `${said}; ${signed(token)} of it comes from what was there below, ${signed(heads)} from the heads of its layer`;
 }
 
-/** The sources that bring most of a head's part: one, or the two that it takes to 80 %. */
-function mainSources(data, node) {
-  const [first, second] = data.edgesInto(node);
-  const enough = Math.abs(first.value) >= 0.8 * Math.abs(node.value);
-  return enough || !second ? [first.source] : [first.source, second.source];
+/** `Head 2.1 takes +3 from A to B`, where A brings all of it; else how much A brings. */
+function takenSentence(data, node, part, to, edges) {
+  const name = nodeName(node);
+  const [first] = edges;
+  const brought = edges.reduce((sum, { value }) => sum + value, 0);
+  if (Math.abs(brought - node.value) <= NEARLY_ALL * Math.abs(node.value)) {
+    if (edges.length === 1 && first.source === node.at)
+      return `${name} brings ${part} to ${to}, which it takes from there`;
+    return `${name} takes ${part} from ${edges.map(({ source }) => quoted(data, source)).join(" and ")} to ${to}`;
+  }
+  const each = edges.map(({ source, value }) => `${signed(value)} from ${quoted(data, source)}`);
+  const others = `${signed(node.value - brought)} from the others`;
+  return `${name} brings ${part} to ${to}: ${each.join(", ")} and ${others}`;
+}
+
+/** What is missing or over of a head's part, where a sentence names its sources without amounts. */
+const NEARLY_ALL = 0.05;
+
+/** The edges that bring most of a head's part, of its sign: one, or the two that it takes to 80 %. */
+export function mainEdges(data, node) {
+  const edges = data.edgesInto(node).filter(({ value }) => value * node.value > 0);
+  return edges.slice(0, edges[0]?.value / node.value >= 0.8 ? 1 : 2);
 }
 
 /** `; 95 % of it through what it reads there`. */

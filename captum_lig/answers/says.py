@@ -20,10 +20,12 @@ from captum_lig.prediction.positions import at_positions, only_logits_at
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Option", "Said", "both_said", "both_scores", "most_changed"]
+__all__ = ["AMONG", "Option", "Said", "both_said", "both_scores", "most_changed"]
 
 MOST = 5
 """So many of the most likely are kept."""
+AMONG = 50
+"""Among so many of the likeliest of each text is what a text changes most."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _scores(call: ModelCall, kind: Kind, position: int) -> Tensor:
     return scores.double().cpu()
 
 
-def most_changed(scores: Tensor, among: int = 50) -> tuple[int, int, float]:
+def most_changed(scores: Tensor, among: int = AMONG) -> tuple[int, int, float]:
     """What gains on what most from the other text to the text, and by how much.
 
     Of the likeliest tokens of either; the change is that of the difference of their logits.

@@ -277,7 +277,8 @@ def _numbers(a: Screened, part: Part) -> tuple[str, str]:
 
 
 def _line(text: str) -> str:
-    return readable_text(" ".join(text.split()), 200)
+    """The text as it is, on one line: line breaks and the like as escapes."""
+    return readable_text(text, 200)
 
 
 # --- drawn ----------------------------------------------------------------------------------------
@@ -346,7 +347,8 @@ def as_html(found: Sequence[Section]) -> str:
         sides = ("left" if n < left else "right" for n in range(len(row)))
         each = zip(sides, row, strict=True)
         return "".join(
-            f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>' for side, cell in each
+            f'<{tag} style="text-align:{side};white-space:pre-wrap">{html.escape(cell)}</{tag}>'
+            for side, cell in each
         )
 
     parts = []

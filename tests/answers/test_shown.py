@@ -68,6 +68,16 @@ class Holding:
         return self._held
 
 
+def test_the_text_is_shown_as_it_is(gpt2: Path) -> None:
+    """A space at its end is a token that changes the answer."""
+    found = why("the  cat\n sat ", gpt2, "the  dog\n sat ", tolerance=None)
+    shown = str(found)
+    assert 'the text      "the  cat\\n sat "\n' in shown
+    assert 'compared with "the  dog\\n sat "\n' in shown
+    page = found._repr_html_()
+    assert 'white-space:pre-wrap">&quot;the  cat\\n sat &quot;</td>' in page
+
+
 def test_untrusted_text_stays_text(gpt2: Path) -> None:
     found = why("<b>x</b> \x1b[31m [red]a", gpt2)
     assert "<b>" not in found._repr_html_()

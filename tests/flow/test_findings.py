@@ -61,11 +61,17 @@ def test_a_row_with_one_possible_source_is_never_listed() -> None:
 
 
 def test_the_head_of_a_link_does_not_work_against_it() -> None:
-    flow = layer_flow(tokens=5, heads=3)
-    chain = torch.zeros_like(flow.need("chain"))
-    chain[0, :, 3, 1] = torch.tensor([-5.0, 4.0, 3.0])
-    (link,) = summarize(replace(flow, chain=chain), links=1).links
-    assert (link.source, link.head) == (1, 1)  # the largest, head 0, is negative
+    flow = layer_flow(tokens=5, heads=5)
+    random = torch.Generator().manual_seed(0)
+    signed = torch.randn(flow.need("chain").shape, generator=random)
+    flow = replace(flow, chain=signed, chain_total=signed.sum(-1).abs() + 1)
+    by_head = flow.compose(by_head=True)[0]
+    against = 0
+    for one in summarize(flow, links=99).links:
+        parts = by_head[:, one.target, one.source]
+        assert one.head == int((parts * one.share).argmax())
+        against += one.head != int(parts.abs().argmax())
+    assert against
 
 
 def test_a_source_that_is_anywhere_is_possible() -> None:

@@ -149,6 +149,8 @@ class Asker:
             texts = texts.followed_by(continuation)
             where = -len(continuation) - 1
         other = _other(network, texts, subject.tokenizer, len(continuation or ()))
+        if wanted.against is None and wanted.position is not None and kind == "causal":
+            _check_padded(where, texts, other)
         scores = None
         if kind != "sentence":
             scores = both_scores(network, kind, texts.encoding, other["input_ids"], where)
@@ -294,6 +296,21 @@ def _other(
             "or another text to compare with."
         )
     return dict(filled)
+
+
+def _check_padded(position: int, texts: Texts, other: dict[str, Tensor]) -> None:
+    """Whether padding is among what is read at a position.
+
+    Raises:
+        LigError: if it is not.
+    """
+    count = range(len(texts.ids))[position] + 1
+    if torch.equal(texts.encoding["input_ids"][:, :count], other["input_ids"][:, :count]):
+        raise LigError(
+            f"position {count - 1} comes before all that padding stands for (the first token "
+            "stays), so nothing differs there: give a later position, or another text to compare "
+            "with."
+        )
 
 
 def _hints(wanted: Wanted, scores: Tensor | None, tokenizer: PreTrainedTokenizerBase) -> list[str]:

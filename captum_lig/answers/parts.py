@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -66,15 +66,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Held:
-    """Depths at which the same token, or none, holds more than half of the change."""
+    """Depths at which one token, none, or several hold more than half of the change each."""
 
     first: int
     """Index of the first of the layers that the tokens enter."""
     last: int
     """Of the last; one more than the last layer for the tokens that leave it."""
     position: int | None
-    """None where no token has more than half by itself."""
+    """None where no token has more than half by itself, or several have."""
     token: str | None
+    several: bool = False
+    """Whether several have: others, or one of them, work against them."""
 
 
 def strongest_tokens(trace: Trace, change: float, count: int) -> list[Part]:
@@ -127,17 +129,17 @@ def strongest_mlps(graph: FlowGraph, trace: Trace, count: int) -> list[Part]:
 
 
 def held_at(trace: Trace, change: float) -> list[Held]:
-    """The token with more than half of the change at each depth; equal neighbours are joined."""
+    """The one token with more than half of the change at each depth, neighbours joined."""
     found: list[Held] = []
     depths = (*trace.layers, trace.layers[-1] + 1)
     for depth, row in zip(depths, trace.tokens, strict=True):
-        largest = int((row * change).argmax())
-        position = largest if float(row[largest] * change) > change * change / 2 else None
-        if found and found[-1].position == position:
-            found[-1] = Held(found[-1].first, depth, position, found[-1].token)
+        holders = (row * change > change * change / 2).nonzero().flatten().tolist()
+        position, several = holders[0] if len(holders) == 1 else None, len(holders) > 1
+        if found and (found[-1].position, found[-1].several) == (position, several):
+            found[-1] = replace(found[-1], last=depth)
         else:
             token = None if position is None else trace.labels[position]
-            found.append(Held(depth, depth, position, token))
+            found.append(Held(depth, depth, position, token, several))
     return found
 
 

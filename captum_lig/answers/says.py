@@ -20,7 +20,7 @@ from captum_lig.prediction.positions import at_positions, only_logits_at
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["AMONG", "Option", "Said", "both_said", "both_scores", "most_changed"]
+__all__ = ["AMONG", "Option", "Said", "both_said", "both_scores", "is_likeliest", "most_changed"]
 
 MOST = 5
 """So many of the most likely are kept."""
@@ -54,6 +54,16 @@ class Said(Short):
     def of(self, number: int) -> Option | None:
         """The option of this number, if it is among those kept."""
         return next((one for one in self.options if one.number == number), None)
+
+
+def is_likeliest(says: Said, target: str, favours: tuple[str, str] | None) -> bool:
+    """Whether what is explained is what the model says of the text, as far as it says anything."""
+    if not says.options:
+        return True
+    likeliest = says.options[0].words
+    if favours is not None:
+        return favours[0] == likeliest
+    return not target.startswith("logit of the class ") or target.endswith(f' "{likeliest}"')
 
 
 def both_scores(

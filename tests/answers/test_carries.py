@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def test_where_parts_cancel_the_error_is_of_the_change(change: float, expected: 
 
 def test_where_most_of_it_is_held(answer: Answer) -> None:
     shares = answer.trace.tokens / answer.change
-    largest = [int(row.argmax()) if bool((row > 0.5).any()) else None for row in shares]
+    largest = [int(row.argmax()) if int((row > 0.5).sum()) == 1 else None for row in shares]
     spread = [one.position for one in answer.held() for _ in range(one.first, one.last + 1)]
     assert spread == largest
     assert answer.held()[0].position == 1
@@ -91,6 +92,17 @@ def test_what_no_token_holds_or_one_works_against() -> None:
     )  # fmt: skip
     assert held_at(trace, -1.0) == [
         Held(0, 0, 0, "a"), Held(1, 1, 2, "c"), Held(2, 2, None, None), Held(3, 3, 2, "c"),
+    ]  # fmt: skip
+
+
+def test_several_can_hold_more_than_half() -> None:
+    rows = [[1.0, 0.9, -0.9], [0.9, -1.1, 1.2], [0.4, 0.3, 0.3], [0.0, 0.0, 1.0]]
+    trace = Trace(
+        layers=(0, 1, 2), labels=("a", "b", "c"), tokens=torch.tensor(rows).double(),
+        heads=torch.zeros(3, 1, 3), residual=torch.zeros(3, 3), lost=torch.zeros(3),
+    )  # fmt: skip
+    assert held_at(trace, 1.0) == [
+        Held(0, 1, None, None, several=True), Held(2, 2, None, None), Held(3, 3, 2, "c"),
     ]  # fmt: skip
 
 
@@ -116,7 +128,12 @@ def test_the_check_patches_and_is_kept(gpt2: Path) -> None:
     assert shown_values == pytest.approx([head.out, head.into], abs=abs(found.change) / 100)
     shown = " ".join(str(found).split())
     one = check.correlation("heads")
-    assert f"heads {one.mean:.2f} ({one.agreement:.2f})" in shown
+    assert f"heads {one.mean:.2f} ({one.agreement:.2f}) of 3 and 3" in shown
+    heads = [row for row in found.check(20).rows if row.node.kind == "heads"]
+    best = sum(row.strongest for row in heads)
+    assert len(heads) < 2 * best  # fewer are left
+    shown = " ".join(str(found).split())
+    assert re.search(rf"heads [^,]* of {best} and {len(heads) - best}\b", shown)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from captum_lig import Answer, LigError, why
+from captum_lig.explain import explain
 from tests.helpers.answers import OTHER, TEXT, last_logits, loaded
 from tests.helpers.models import SHAPE, randomise
 from tests.helpers.saved import save_tiny_bert, save_tiny_gpt2
@@ -44,6 +45,8 @@ from tests.helpers.saved import save_tiny_bert, save_tiny_gpt2
         ({"dtype": "half"}, "dtype 'half' is unknown: use one of float32, float64"),
         ({"device": "moon"}, "device 'moon' cannot be used"),
         ({"model": 3}, "model=3: give a name, a folder"),
+        ({"model": ""}, "model='' is empty: give a name or a folder"),
+        ({"tokenizer": 5}, "tokenizer=5: give a tokenizer of transformers"),
         ({"text": "caf\udce9"}, "is not UTF-8"),
         ({"target": "\ud800"}, "is not UTF-8"),
         ({"foil": "\ud800"}, "is not UTF-8"),
@@ -88,6 +91,21 @@ def test_a_chat_needs_a_template(tmp_path: Path) -> None:
 def test_nothing_to_pad(gpt2: Path) -> None:
     with pytest.raises(LigError, match="leaves it as it is: give a text of more tokens"):
         why("the", gpt2)
+
+
+def test_nothing_is_padded_up_to_the_first_token(gpt2: Path) -> None:
+    with pytest.raises(LigError, match="position 0 comes before all that padding stands for"):
+        why(TEXT, gpt2, position=0)
+    assert why(TEXT, gpt2, position=1, tolerance=None).change
+
+
+@pytest.mark.parametrize("layers", [3, "3"])
+def test_explain_of_what_it_cannot_take(layers: Any) -> None:
+    given: Any = 5
+    with pytest.raises(LigError, match="text=5: give a text"):
+        explain(given)
+    with pytest.raises(LigError, match=r"layers=.?3.?: give a list of indices"):
+        explain("a", layers=layers)
 
 
 @pytest.mark.parametrize("likelier", [True, False])

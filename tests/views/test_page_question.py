@@ -206,8 +206,9 @@ def test_the_script_gives_the_graph_s_numbers(tmp_path: Path, kind: str) -> None
         for depth in range(one["from"], one["to"] + 1):
             shares = trace.tokens[depth] * graph.change
             most = int(shares.argmax())
-            half = float(shares[most]) > graph.change**2 / 2
-            assert one["at"] == (most if half else None)
+            half = (shares > graph.change**2 / 2).nonzero().flatten().tolist()
+            assert one["all"] == half
+            assert one["at"] == (most if len(half) == 1 else None)
     assert found["held"][0]["from"] == 0
     assert found["held"][-1]["to"] == len(graph.layers)
 

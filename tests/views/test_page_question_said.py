@@ -53,3 +53,13 @@ def test_amounts_where_the_named_sources_are_not_all(tmp_path: Path) -> None:
                 assert f"{sign}{float(f'{abs(number):.3g}'):g} from " in said
     assert plain + amounts > 20
     assert amounts > 5
+
+
+def test_several_tokens_that_hold_more_than_half(tmp_path: Path) -> None:
+    graph = FlowGraph(target_flows([2], change=0.1), TOKENS)
+    tokens = graph.relevance().tokens / 0.1
+    assert [int((row > 0.5).sum()) for row in tokens] == [3, 2]
+    found = run_question(page(graph), tmp_path, [])
+    assert found["held_said"].endswith("held by each of several tokens to the end.")
+    for at, said in enumerate(found["said"][1]):
+        assert ("holds more than half" in said) == bool((tokens[:, at] > 0.5).any())

@@ -110,7 +110,7 @@ export function depthName(data, depth) {
 }
 
 export function tokenSentence(data, at) {
-  const spans = data.held.filter((one) => one.at === at);
+  const spans = spansOf(data, at);
   const [below, above] = [data.relevance(0, at), data.relevance(data.layers, at)];
   const first = data.page.layers[0].index;
   const parts = `It brings ${ofTheChange(data, below)} ${first ? `into layer ${first}` : "into the first layer"}, and holds ${signed(above)} at the end`;
@@ -122,13 +122,34 @@ export function tokenSentence(data, at) {
   return `${quoted(data, at)} holds more than half of the change ${holds.join(" and ")}. ${parts}.`;
 }
 
+/** Depths from which to which a token holds more than half, alone or with others. */
+function spansOf(data, at) {
+  return joined(data.held, ({ all }) => all.includes(at)).filter(({ who }) => who);
+}
+
+/** Neighbours of which the same is true. */
+function joined(held, of) {
+  const found = [];
+  for (const one of held) {
+    const who = of(one);
+    if (found.at(-1)?.who === who) found.at(-1).to = one.to;
+    else found.push({ from: one.from, to: one.to, who });
+  }
+  return found;
+}
+
+function holder(data, { at, all }) {
+  if (at !== null) return quoted(data, at);
+  return all.length ? "each of several tokens" : "no one token";
+}
+
 /** Where the change is held, over all tokens; null where it goes to and fro. */
 export function heldSentence(data) {
-  const { held } = data;
+  const held = joined(data.held, (one) => holder(data, one));
   if (held.length > 4) return null;
-  const said = held.map(({ to, at }) => {
+  const said = held.map(({ to, who }) => {
     const until = to === data.layers ? "to the end" : `until layer ${data.page.layers[to].index}`;
-    return `${at === null ? "no one token" : quoted(data, at)} ${until}`;
+    return `${who} ${until}`;
   });
   return `More than half of it is held by ${said.join(", then by ")}.`;
 }

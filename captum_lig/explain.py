@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_lig._arguments import brief
 from captum_lig._restore import restoring
 from captum_lig.attribution.lengths import BOUNDARIES
 from captum_lig.errors import LigError
@@ -75,6 +76,10 @@ def explain(
             takes, if a setting is not one :class:`LayerFlowIG` knows, or if a causal model has no
             token to put in place of the text's and no baseline is given.
     """
+    if not isinstance(text, str):
+        raise LigError(f"text={brief(text)}: give a text. Of several, explain one after another.")
+    if layers is not None and (isinstance(layers, str) or not isinstance(layers, Sequence)):
+        raise LigError(f"layers={brief(layers)}: give a list of indices, such as [3], or None.")
     if not text.strip():
         raise LigError(f"the text {text!r} is empty: give at least one word.")
     loaded = model if isinstance(model, Pretrained) else load_model(model, dtype, device)

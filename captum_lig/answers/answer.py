@@ -23,7 +23,7 @@ from captum_lig.answers.parts import (
     strongest_tokens,
     worst_sum_error,
 )
-from captum_lig.answers.says import Said
+from captum_lig.answers.says import Said, is_likeliest
 from captum_lig.answers.screen import Section, as_html, as_rich, as_text, sections
 from captum_lig.errors import LigError
 from captum_lig.flow.layer_flow import LayerFlow
@@ -99,7 +99,10 @@ class Answer:
 
     @cached_property
     def sum_error(self) -> float:
-        """How far the parts of all tokens are off the change at the worst depth, as a share."""
+        """How far the parts of all tokens are off the change at the worst depth, as a share of it.
+
+        Of a change of 0: as a share of the sum of the parts' sizes.
+        """
         return worst_sum_error(self.flows)
 
     def strongest_tokens(self, count: int = 5) -> list[Part]:
@@ -115,7 +118,7 @@ class Answer:
         return strongest_mlps(self.graph, self.trace, count)
 
     def held(self) -> list[Held]:
-        """The token with more than half of the change, from the lowest layer to the end."""
+        """The one token with more than half of the change, from the lowest layer to the end."""
         return held_at(self.trace, self.change)
 
     @restoring
@@ -216,7 +219,10 @@ class Answer:
         suffix = path.suffix.lower()
         asked = self.target
         if self.favours is not None:
-            asked = f"why {self.favours[0]} and not {self.favours[1]}?"
+            one, other = self.favours
+            asked = f"why {one} and not {other}?"
+            if not is_likeliest(self.says, self.target, self.favours):
+                asked = f"what speaks for {one} rather than {other}?"
         title = f"{self.model}: “{self.text}”, {asked}"
         if suffix == ".html":
             write_answer(self, path)

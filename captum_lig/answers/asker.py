@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from captum_lig.answers.answer import Answer, Run
 from captum_lig.answers.named import Asked, asked, class_number, token_of
-from captum_lig.answers.says import Said, both_said, both_scores, most_changed
+from captum_lig.answers.says import AMONG, Said, both_said, both_scores, most_changed
 from captum_lig.answers.subject import Subject, subject_of
 from captum_lig.answers.texts import Texts, read_texts
 from captum_lig.answers.wanted import Kind, Wanted
@@ -150,12 +150,17 @@ class Asker:
             texts = texts.followed_by(continuation)
             where = -len(continuation) - 1
         other = _other(network, texts, subject.tokenizer, len(continuation or ()))
+        if wanted.against is None and wanted.position is not None and kind == "causal":
+            _check_padded(where, texts, other)
         scores = None
         if kind != "sentence":
             scores = both_scores(network, kind, texts.encoding, other["input_ids"], where)
         names = subject.class_names
         hints = _hints(wanted, scores, subject.tokenizer)
-        about = asked(wanted, kind, where, scores, continuation, names, network, subject.tokenizer)
+        filled = kind == "masked" and texts.ids[where] == subject.tokenizer.mask_token_id
+        about = asked(
+            wanted, kind, where, scores, continuation, names, network, subject.tokenizer, filled
+        )
         says, would_say = _said(
             scores, kind, about, names, network, texts, other, subject.tokenizer
         )
@@ -212,16 +217,38 @@ def _check_tokens(wanted: Wanted, texts: Texts, tokenizer: PreTrainedTokenizerBa
 
 
 def _position(wanted: Wanted, kind: Kind, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Where a token is predicted."""
-    if wanted.position is not None or kind != "masked":
+    """Where a token is predicted; of a model that fills in masks, from 0."""
+    if kind != "masked":
         return -1 if wanted.position is None else int(wanted.position)
     masks = [n for n, i in enumerate(texts.ids) if i == tokenizer.mask_token_id]
+    if wanted.position is not None:
+        place = int(wanted.position) % len(texts.ids)
+        _check_mask(place, texts, tokenizer)
+        return place
     if len(masks) != 1:
         raise LigError(
             f"the text has {len(masks)} masks: write one {tokenizer.mask_token} where a token is "
             "to be filled in, or give position."
         )
+    _check_mask(masks[0], texts, tokenizer)
     return masks[0]
+
+
+def _check_mask(place: int, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Whether the text and the other one have a mask there, or neither.
+
+    Raises:
+        LigError: if only one has.
+    """
+    if texts.other is None:
+        return
+    found = [int(ids[place]) for ids in (texts.encoding["input_ids"][0], texts.other[0])]
+    if (found[0] == tokenizer.mask_token_id) != (found[1] == tokenizer.mask_token_id):
+        here, there = (quoted(str(one)) for one in tokenizer.convert_ids_to_tokens(found))
+        raise LigError(
+            f"at position {place} the text has {here} and the one it is compared with {there}: "
+            f"write {tokenizer.mask_token} at that place of both, or of neither."
+        )
 
 
 def _kind_when_run(network: nn.Module, texts: Texts) -> Kind:
@@ -272,6 +299,21 @@ def _other(
     return dict(filled)
 
 
+def _check_padded(position: int, texts: Texts, other: dict[str, Tensor]) -> None:
+    """Whether padding is among what is read at a position.
+
+    Raises:
+        LigError: if it is not.
+    """
+    count = range(len(texts.ids))[position] + 1
+    if torch.equal(texts.encoding["input_ids"][:, :count], other["input_ids"][:, :count]):
+        raise LigError(
+            f"position {count - 1} comes before all that padding stands for (the first token "
+            "stays), so nothing differs there: give a later position, or another text to compare "
+            "with."
+        )
+
+
 def _hints(wanted: Wanted, scores: Tensor | None, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Tokens that were given without a space, where the one with it is the likelier one."""
     found = []
@@ -298,8 +340,8 @@ def _other_question(change: float, scores: Tensor, tokenizer: PreTrainedTokenize
     one, other = (quoted(name) for name in token_texts(tokenizer, (gains, loses)))
     return [
         "the two texts hardly change this number, so parts cancel, and shares of the change say "
-        f"little. What they change most is how the model prefers {one} to {other}, by {most:.3g}: "
-        f"--target {one} --foil {other}."
+        f"little. Of the {AMONG} tokens that are likeliest after either, what they change most is "
+        f"how the model prefers {one} to {other}, by {most:.3g}: --target {one} --foil {other}."
     ]
 
 

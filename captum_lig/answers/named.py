@@ -66,6 +66,7 @@ def asked(
     names: Mapping[int, str],
     network: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
+    mask: bool = True,
 ) -> Asked:
     """The number of a question.
 
@@ -78,6 +79,7 @@ def asked(
         names: of classes.
         network: the model.
         tokenizer: its tokenizer.
+        mask: of a model that fills in masks: whether there is one at the position.
 
     Raises:
         LigError: for a token or a class that the model does not have.
@@ -106,7 +108,8 @@ def asked(
         words = f'"{names.get(number, number)}"'
         return Asked(Named(class_logit(number), f"logit of the class {words}"), [number])
     first, second = _pair(wanted, scores, network, tokenizer)
-    where = {"causal": "as the next token", "masked": "in place of the mask"}[kind]
+    in_place = "in place of the mask" if mask else f"at position {position}"
+    where = {"causal": "as the next token", "masked": in_place}[kind]
     if position != -1 and kind == "causal":
         where += f" after position {position}"
     one, other = (quoted(name) for name in token_texts(tokenizer, (first, second)))

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from captum_lig.answers.says import Said
-from captum_lig.answers.screen import agreement
-from captum_lig.answers.words import quoted
+from captum_lig.answers.says import Said, is_likeliest
+from captum_lig.answers.screen import agreement, rather
+from captum_lig.answers.words import padding_for, quoted
 from captum_lig.errors import LigError
 from captum_lig.flow.byte_level import token_texts
 from captum_lig.flow.tokens import readable_text
@@ -35,6 +35,7 @@ class Paged(Protocol):
     against: str | None
     model: str
     target: str
+    tokens: list[str]
     other_tokens: list[str]
     says: Said
     would_say: Said
@@ -73,9 +74,9 @@ def _known(answer: Any) -> tuple[str, Known]:
     notes = [f"Note: {hint}" for hint in a.hints]
     if a.against is None:
         notes.append(
-            "The comparison is with padding in place of the words. Then what taking a node out "
-            "does can have little to do with what putting it in does, and no one number can be "
-            "both: compare with another text (against), or check."
+            f"The comparison is with {padding_for(a.tokens, a.other_tokens)}. Then what taking "
+            "a node out does can have little to do with what putting it in does, and no one number "
+            "can be both: compare with another text (against), or check."
         )
     checked, checked_says = None, []
     if a.checked is not None:
@@ -112,6 +113,8 @@ def _known(answer: Any) -> tuple[str, Known]:
 
 def _question(a: Paged) -> str:
     if a.favours is not None:
+        if not is_likeliest(a.says, a.target, a.favours):
+            return rather(a.model, a.favours)
         return f"Why does {a.model} say {a.favours[0]} and not {a.favours[1]}?"
     if a.continuation is not None:
         return f"Why does {a.model} go on with {quoted(a.continuation, 80)}?"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,9 +43,10 @@ class Part:
     """Of a head or an MLP; a token is as it enters the lowest layer."""
     head: int | None = None
     source: int | None = None
-    """Of a head: position of the token that most of its part came from."""
+    """Of a head: position of the token that more of its part came from than from any other; what
+    other tokens work against it does not count."""
     source_value: float | None = None
-    """Of a head: how much came from there."""
+    """Of a head: how much came from there. Less than half of its part, where it reads from many."""
     through_pattern: float | None = None
     """Of a head: how much of its part came from where it looks (its attention pattern); the rest
     came through what it reads there (its values). None if the block hides them."""
@@ -65,15 +66,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Held:
-    """Depths at which the same token, or none, holds more than half of the change."""
+    """Depths at which one token, none, or several hold more than half of the change each."""
 
     first: int
     """Index of the first of the layers that the tokens enter."""
     last: int
     """Of the last; one more than the last layer for the tokens that leave it."""
     position: int | None
-    """None where no token has more than half by itself."""
+    """None where no token has more than half by itself, or several have."""
     token: str | None
+    several: bool = False
+    """Whether several have: others, or one of them, work against them."""
 
 
 def strongest_tokens(trace: Trace, change: float, count: int) -> list[Part]:
@@ -96,7 +99,7 @@ def strongest_heads(graph: FlowGraph, trace: Trace, count: int) -> list[Part]:
         assert isinstance(row, TargetLayer)
         edges, values = row.attention[head, position], row.attention_value
         pattern = None if values is None else float((edges - values[head, position]).sum())
-        source = int(edges.abs().argmax())
+        source = int((edges * value).argmax())  # of its sign: others work against it
         found.append(
             Part(
                 "head",
@@ -126,24 +129,25 @@ def strongest_mlps(graph: FlowGraph, trace: Trace, count: int) -> list[Part]:
 
 
 def held_at(trace: Trace, change: float) -> list[Held]:
-    """The token with more than half of the change at each depth; equal neighbours are joined."""
+    """The one token with more than half of the change at each depth, neighbours joined."""
     found: list[Held] = []
     depths = (*trace.layers, trace.layers[-1] + 1)
     for depth, row in zip(depths, trace.tokens, strict=True):
-        largest = int((row * change).argmax())
-        position = largest if float(row[largest] * change) > change * change / 2 else None
-        if found and found[-1].position == position:
-            found[-1] = Held(found[-1].first, depth, position, found[-1].token)
+        holders = (row * change > change * change / 2).nonzero().flatten().tolist()
+        position, several = holders[0] if len(holders) == 1 else None, len(holders) > 1
+        if found and (found[-1].position, found[-1].several) == (position, several):
+            found[-1] = replace(found[-1], last=depth)
         else:
             token = None if position is None else trace.labels[position]
-            found.append(Held(depth, depth, position, token))
+            found.append(Held(depth, depth, position, token, several))
     return found
 
 
 def worst_sum_error(flows: Sequence[LayerFlow]) -> float:
     """Largest distance of the tokens' sum from the change, over all depths, in units of it.
 
-    Where the parts cancel to less than a tenth of their sizes, in units of the sum of these.
+    Of parts that cancel it is larger than the ``tolerance`` that they were integrated to, which is
+    then of the sum of their sizes. Of a change of 0 it is a share of that sum, too.
     """
     worst = 0.0
     for flow in flows:
@@ -151,8 +155,9 @@ def worst_sum_error(flows: Sequence[LayerFlow]) -> float:
         sums = flow.need("entering").double().sum(-1)
         if flow.elsewhere is not None:
             sums = sums + flow.elsewhere.double()
-        gap, scale = (sums - change).abs(), flow.need("scale").double()
-        worst = max(worst, float(torch.where(gap > 0, gap / scale, 0.0).max()))
+        gap = (sums - change).abs()
+        whole = torch.where(change != 0, change.abs(), flow.need("scale").double())
+        worst = max(worst, float(torch.where(gap > 0, gap / whole, 0.0).max()))
     return worst
 
 

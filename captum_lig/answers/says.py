@@ -21,10 +21,12 @@ from captum_lig.prediction.positions import at_positions, only_logits_at
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Option", "Said", "both_said", "both_scores", "most_changed"]
+__all__ = ["AMONG", "Option", "Said", "both_said", "both_scores", "is_likeliest", "most_changed"]
 
 MOST = 5
 """So many of the most likely are kept."""
+AMONG = 50
+"""Among so many of the likeliest of each text is what a text changes most."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,16 @@ class Said(Short):
     def of(self, number: int) -> Option | None:
         """The option of this number, if it is among those kept."""
         return next((one for one in self.options if one.number == number), None)
+
+
+def is_likeliest(says: Said, target: str, favours: tuple[str, str] | None) -> bool:
+    """Whether what is explained is what the model says of the text, as far as it says anything."""
+    if not says.options:
+        return True
+    likeliest = says.options[0].words
+    if favours is not None:
+        return favours[0] == likeliest
+    return not target.startswith("logit of the class ") or target.endswith(f' "{likeliest}"')
 
 
 def both_scores(
@@ -85,7 +97,7 @@ def _scores(call: ModelCall, kind: Kind, position: int) -> Tensor:
     return scores.double().cpu()
 
 
-def most_changed(scores: Tensor, among: int = 50) -> tuple[int, int, float]:
+def most_changed(scores: Tensor, among: int = AMONG) -> tuple[int, int, float]:
     """What gains on what most from the other text to the text, and by how much.
 
     Of the likeliest tokens of either; the change is that of the difference of their logits.

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from captum_lig.answers.parts import Held, Part, node_of
-from captum_lig.answers.says import Said
+from captum_lig.answers.says import Said, is_likeliest
 from captum_lig.answers.words import (
     at,
     error_percent,
+    padding_for,
     part_of,
     percent,
     probability,
@@ -34,6 +35,7 @@ __all__ = [
     "as_html",
     "as_rich",
     "as_text",
+    "rather",
     "sections",
 ]
 
@@ -42,6 +44,8 @@ MOST_HELD = 4
 """Where it goes to and fro more often than this, nobody is said to hold it."""
 SAID = 3
 """So many of the most likely of each text are shown."""
+HALF = 0.5
+"""Of its part, what a head reads from one token says little of where the whole came from."""
 AGREE = 0.5
 """Where the two effects of nodes correlate less, no one number can be both."""
 
@@ -111,12 +115,24 @@ def sections(answer: Any, count: int) -> list[Section]:
 
 
 def _question(a: Screened) -> Section:
-    other = "padding in its place" if a.against is None else f'"{_line(a.against)}"'
+    other = padding_for(a.tokens, a.other_tokens)
+    if a.against is not None:
+        other = f'"{_line(a.against)}"'
     rows = [("the text", f'"{_line(a.text)}"'), ("compared with", other)]
     if a.continuation is not None:
         rows.append(("continued with", quoted(a.continuation, 200)))
     verb = "say that" if a.says.options else "give that number"
-    return Section(f"Why does {_line(a.model)} {verb}?", rows=rows, left=2)
+    title = f"Why does {_line(a.model)} {verb}?"
+    if not is_likeliest(a.says, a.target, a.favours):
+        title = f"What speaks for {_line(a.target)} in {_line(a.model)}?"
+        if a.favours is not None:
+            title = rather(a.model, a.favours)
+    return Section(title, rows=rows, left=2)
+
+
+def rather(model: str, favours: tuple[str, str]) -> str:
+    """The question of a token that the model does not say itself."""
+    return f"What speaks for {favours[0]} rather than {favours[1]} in {_line(model)}?"
 
 
 def _predictions(a: Screened) -> Section:
@@ -158,8 +174,7 @@ def _tokens(a: Screened, count: int) -> Section:
         rows.append((at(part.token, part.position), instead, *_numbers(a, part)))
     held = a.held()
     parts = [
-        ("no one token " if one.token is None else f"{quoted(one.token)} ({one.position}) ")
-        + (f"until layer {one.last}" if n < len(held) - 1 else "to the end")
+        f"{_holder(one)} " + (f"until layer {one.last}" if n < len(held) - 1 else "to the end")
         for n, one in enumerate(held)
     ]
     notes = []
@@ -168,16 +183,37 @@ def _tokens(a: Screened, count: int) -> Section:
     return Section("", ("Words it came from", "instead of", "part", "share"), rows, notes, left=2)
 
 
+def _holder(held: Held) -> str:
+    """Who holds more than half of the change at some depths."""
+    if held.token is None:
+        return "each of several tokens" if held.several else "no one token"
+    return f"{quoted(held.token)} ({held.position})"
+
+
 def _heads(a: Screened, count: int) -> Section:
     rows, parts = [], a.strongest_heads(count)
     names = _effect_names(a, parts)
     for part in parts:
-        assert part.source is not None
-        source = at(a.tokens[part.source], part.source)
-        where = (part.name, at(part.token, part.position), source)
+        where = (part.name, at(part.token, part.position), _source(a, part))
         rows.append((*where, *_numbers(a, part), *(_effects(a, part) if names else ())))
-    header = ("Heads", "writing at", "reading from", "part", "share", *names)
-    return Section("", header, rows, left=3)
+    header = ("Heads", "writing at", "reading most from", "part", "share", *names)
+    notes = []
+    if any(_from_there(part) <= HALF for part in parts):
+        notes.append("Where a head reads at most half of its part from a token, it says how much.")
+    return Section("", header, rows, notes, left=3)
+
+
+def _from_there(part: Part) -> float:
+    """The share of a head's part that came from its source; above 1 where others work against."""
+    assert part.source_value is not None
+    return part.source_value / part.value
+
+
+def _source(a: Screened, part: Part) -> str:
+    """The token that a head reads most from, and how much where that is not most of all."""
+    assert part.source is not None
+    share = _from_there(part)
+    return at(a.tokens[part.source], part.source) + (f": {share:.0%}" if share <= HALF else "")
 
 
 def _mlps(a: Screened, count: int) -> Section:
@@ -241,7 +277,11 @@ def agreement(check: Check) -> list[str]:
         if math.isnan(one.mean):
             notes.append(f"{names[kind]}: {one.reason}, so nothing can be correlated.")
             continue
-        means.append(f"{names[kind]} {one.mean:.2f} ({one.agreement:.2f})")
+        strongest = sum(row.strongest for row in check.rows if row.node.kind == kind)
+        means.append(
+            f"{names[kind]} {one.mean:.2f} ({one.agreement:.2f}) of {strongest} and "
+            f"{one.nodes - strongest}"
+        )
         if one.agreement < AGREE:
             apart.append(
                 f"For {names[kind]} taking out and putting in have little to do with each other, "
@@ -250,8 +290,8 @@ def agreement(check: Check) -> list[str]:
             )
     if means:
         notes.append(
-            "Parts correlate with the mean of both effects (and these with each other), over the "
-            f"strongest and as many at random: {', '.join(means)}."
+            "Parts correlate with the mean of both effects (and these with each other), over so "
+            f"many of the strongest and so many at random: {', '.join(means)}."
         )
     return [*notes, *apart]
 
@@ -261,7 +301,8 @@ def _numbers(a: Screened, part: Part) -> tuple[str, str]:
 
 
 def _line(text: str) -> str:
-    return readable_text(" ".join(text.split()), 200)
+    """The text as it is, on one line: line breaks and the like as escapes."""
+    return readable_text(text, 200)
 
 
 # --- drawn ----------------------------------------------------------------------------------------
@@ -330,7 +371,8 @@ def as_html(found: Sequence[Section]) -> str:
         sides = ("left" if n < left else "right" for n in range(len(row)))
         each = zip(sides, row, strict=True)
         return "".join(
-            f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>' for side, cell in each
+            f'<{tag} style="text-align:{side};white-space:pre-wrap">{html.escape(cell)}</{tag}>'
+            for side, cell in each
         )
 
     parts = []

@@ -89,6 +89,11 @@ def subject_of(
         LigError: if there is no such model, precision or device.
     """
     check_place(dtype, device)
+    if tokenizer is not None and not callable(getattr(tokenizer, "convert_ids_to_tokens", None)):
+        raise LigError(
+            f"tokenizer={brief(tokenizer)}: give a tokenizer of transformers, such as "
+            "AutoTokenizer.from_pretrained gives, or leave it out."
+        )
     if isinstance(model, nn.Module):
         if dtype is not None or device is not None:
             raise LigError("dtype and device are of a model by name: move the model itself.")
@@ -98,7 +103,11 @@ def subject_of(
         return Subject(name, getattr(model, "config", None), own, kind_of(name), model)
     if model is not None and not isinstance(model, (str, Path)):
         raise LigError(f"model={brief(model)}: give a name, a folder or a torch.nn.Module.")
-    found = find_model(model or ("minilm" if sentence else "smollm2"))
+    if model is None:
+        model = "minilm" if sentence else "smollm2"
+    elif not str(model).strip():
+        raise LigError(f"model={brief(model)} is empty: give a name or a folder, or leave it out.")
+    found = find_model(model)
     if not sentence and getattr(found.config, "is_encoder_decoder", False):
         raise LigError(
             f"{found.name} has an encoder and a decoder, and two texts: explain it with "

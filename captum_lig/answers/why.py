@@ -70,8 +70,9 @@ def why(
         tokenizer: of a model that has none beside it.
         dtype: ``"float32"`` (None) or ``"float64"``, of a model by name.
         device: such as ``"cuda"``, of a model by name.
-        tolerance: largest error of the sum of the parts at any depth, relative to the change. It
-            is wider than that of :meth:`LayerFlowIG.attribute`, which can take ten times as long.
+        tolerance: largest error of the sum of the parts at any depth, relative to the change (to
+            the sum of their sizes, where they cancel to less than a tenth of it). It is wider than
+            that of :meth:`LayerFlowIG.attribute`, which can take ten times as long.
         show_progress: show a bar.
         settings: of the quadrature, see :meth:`LayerFlowIG.attribute`: ``n_steps``, ``max_steps``,
             ``method``, ``internal_batch_size``.

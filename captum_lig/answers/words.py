@@ -10,6 +10,7 @@ from captum_lig.flow.tokens import readable_text
 __all__ = [
     "at",
     "error_percent",
+    "padding_for",
     "part_of",
     "percent",
     "probability",
@@ -63,3 +64,13 @@ def probability(value: float | None, logit: float) -> str:
     if value >= 0.0995:
         return f"{value:.0%}"
     return f"{value:.1%}" if value >= 0.0005 else "<0.1%"
+
+
+def padding_for(tokens: list[str], others: list[str]) -> str:
+    """What a text is compared with where padding stands for it: some tokens stay."""
+    stay = [n for n, (one, other) in enumerate(zip(tokens, others, strict=True)) if one == other]
+    if not stay:
+        return "padding in its place"
+    if len(stay) == 1:
+        return f"padding in place of all tokens but {at(tokens[stay[0]], stay[0])}, which stays"
+    return f"padding in place of {len(tokens) - len(stay)} of the {len(tokens)} tokens; others stay"

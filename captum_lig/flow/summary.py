@@ -47,7 +47,8 @@ class Link:
     target: int
     """Positions in the text."""
     head: int | None
-    """The head that carries most of the link; None in maps that know no heads."""
+    """The head that carries more of the link than any other, none of those that work against it;
+    None in maps that know no heads."""
     share: float
     """Signed share of the target, see :func:`shares`."""
 
@@ -228,7 +229,7 @@ def _strongest(flow: LayerFlow, view: View, count: int, hide_first_token: bool) 
     share = torch.where(findings(flow, hide_first_token), row_shares(flow, view), 0.0)
     by_head = None
     if view.kind == "composed":
-        by_head = flow.compose(view.rule, by_head=True)[0].abs()
+        by_head = flow.compose(view.rule, by_head=True)[0] * share.sign()
     order = share.abs().flatten().argsort(descending=True, stable=True)[:count]
     links = []
     for row, source in zip(*torch.unravel_index(order, share.shape), strict=True):

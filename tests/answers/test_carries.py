@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import pytest
 import torch
 
 from captum_lig import Answer, why
-from captum_lig.answers.parts import Held, held_at
+from captum_lig.answers.parts import Held, held_at, worst_sum_error
 from captum_lig.graph import Trace
+from captum_lig.graph.target_layer import TargetLayer
 from captum_lig.patching import effects
 from tests.helpers.answers import OTHER, TEXT
+from tests.helpers.target_flows import target_flows
 
 
 def test_the_strongest_are_the_largest_of_the_flows(answer: Answer) -> None:
@@ -35,7 +39,7 @@ def test_the_strongest_are_the_largest_of_the_flows(answer: Answer) -> None:
         assert found.source is not None
         flow = answer.flows[found.layer]
         row = flow.need("attention")[0, found.head, found.position]
-        assert found.source == int(row.abs().argmax())
+        assert found.source == int((row * expected[0]).argmax())
         pattern = row - flow.need("attention_value")[0, found.head, found.position]
         assert found.through_pattern == pytest.approx(float(pattern.sum()), rel=1e-2, abs=1e-5)
     for one, largest in zip(answer.strongest_mlps(4), mlps[:4], strict=True):
@@ -50,14 +54,30 @@ def test_how_well_it_adds_up_is_the_worst_depth(answer: Answer) -> None:
     worst = 0.0
     for flow in answer.flows:
         gap = abs(float(flow.need("entering")[0].sum()) - float(flow.need("change")[0]))
-        worst = max(worst, gap / float(flow.need("scale")[0]))
+        worst = max(worst, gap / abs(float(flow.need("change")[0])))
     assert answer.sum_error == pytest.approx(worst)
     assert 0 < answer.sum_error < 1e-3
 
 
+@pytest.mark.parametrize(("change", "expected"), [(0.02, 0.05), (-0.02, 0.05), (0.0, 1e-4)])
+def test_where_parts_cancel_the_error_is_of_the_change(change: float, expected: float) -> None:
+    """They are integrated until they are within a tolerance of the sum of their sizes."""
+    off = change * 0.05 or 1e-3
+    made = target_flows(change=change, error=0.0)
+    flows = [
+        replace(
+            flow,
+            scale=torch.full((1,), 10.0, dtype=torch.float64),
+            tensors={**flow.tensors, "entering": flow.need("entering") + off / 5},
+        )
+        for flow in made
+    ]
+    assert worst_sum_error(flows) == pytest.approx(expected, rel=1e-6)
+
+
 def test_where_most_of_it_is_held(answer: Answer) -> None:
     shares = answer.trace.tokens / answer.change
-    largest = [int(row.argmax()) if bool((row > 0.5).any()) else None for row in shares]
+    largest = [int(row.argmax()) if int((row > 0.5).sum()) == 1 else None for row in shares]
     spread = [one.position for one in answer.held() for _ in range(one.first, one.last + 1)]
     assert spread == largest
     assert answer.held()[0].position == 1
@@ -72,6 +92,17 @@ def test_what_no_token_holds_or_one_works_against() -> None:
     )  # fmt: skip
     assert held_at(trace, -1.0) == [
         Held(0, 0, 0, "a"), Held(1, 1, 2, "c"), Held(2, 2, None, None), Held(3, 3, 2, "c"),
+    ]  # fmt: skip
+
+
+def test_several_can_hold_more_than_half() -> None:
+    rows = [[1.0, 0.9, -0.9], [0.9, -1.1, 1.2], [0.4, 0.3, 0.3], [0.0, 0.0, 1.0]]
+    trace = Trace(
+        layers=(0, 1, 2), labels=("a", "b", "c"), tokens=torch.tensor(rows).double(),
+        heads=torch.zeros(3, 1, 3), residual=torch.zeros(3, 3), lost=torch.zeros(3),
+    )  # fmt: skip
+    assert held_at(trace, 1.0) == [
+        Held(0, 1, None, None, several=True), Held(2, 2, None, None), Held(3, 3, 2, "c"),
     ]  # fmt: skip
 
 
@@ -97,7 +128,12 @@ def test_the_check_patches_and_is_kept(gpt2: Path) -> None:
     assert shown_values == pytest.approx([head.out, head.into], abs=abs(found.change) / 100)
     shown = " ".join(str(found).split())
     one = check.correlation("heads")
-    assert f"heads {one.mean:.2f} ({one.agreement:.2f})" in shown
+    assert f"heads {one.mean:.2f} ({one.agreement:.2f}) of 3 and 3" in shown
+    heads = [row for row in found.check(20).rows if row.node.kind == "heads"]
+    best = sum(row.strongest for row in heads)
+    assert len(heads) < 2 * best  # fewer are left
+    shown = " ".join(str(found).split())
+    assert re.search(rf"heads [^,]* of {best} and {len(heads) - best}\b", shown)
 
 
 @pytest.mark.parametrize(
@@ -124,3 +160,25 @@ def test_what_was_patched_is_in_the_table(gpt2: Path, settings: Any, kinds: set[
     assert table["share"].tolist() == pytest.approx((table["value"] / found.change).tolist())
     (header,) = [line for line in str(found).splitlines() if line.startswith("Heads ")]
     assert ("taken out" in header) == (not settings)
+
+
+def test_a_head_s_source_has_its_sign(gpt2: Path) -> None:
+    """A larger edge works against the part in some head; the screen says what is no majority."""
+    answer = why("the cat sat on the mat", gpt2, "a dog and a dog sat", tolerance=None)
+    against = 0
+    for part in answer.strongest_heads(1000):
+        assert part.source_value is not None
+        assert part.source_value * part.value > 0
+        assert part.layer is not None
+        layer = answer.graph.layers[part.layer]
+        assert isinstance(layer, TargetLayer)
+        row = layer.attention[part.head, part.position]
+        against += int(row.abs().argmax()) != part.source
+    assert against
+    shown = str(answer.sections(1000)[-3].rows)
+    some = [p for p in answer.strongest_heads(1000) if (p.source_value or 0) / p.value < 0.495]
+    assert some
+    assert shown.count("%'") > len(some)
+    for part in some:
+        assert f"({part.source}): {(part.source_value or 0) / part.value:.0%}" in shown
+    assert "at most half of its part" in str(answer.sections(1000)[-3].notes)

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from captum_lig import Answer, LigError, why
+from captum_lig.explain import explain
 from tests.helpers.answers import OTHER, TEXT, last_logits, loaded
 from tests.helpers.models import SHAPE, randomise
 from tests.helpers.saved import save_tiny_bert, save_tiny_gpt2
@@ -44,6 +45,8 @@ from tests.helpers.saved import save_tiny_bert, save_tiny_gpt2
         ({"dtype": "half"}, "dtype 'half' is unknown: use one of float32, float64"),
         ({"device": "moon"}, "device 'moon' cannot be used"),
         ({"model": 3}, "model=3: give a name, a folder"),
+        ({"model": ""}, "model='' is empty: give a name or a folder"),
+        ({"tokenizer": 5}, "tokenizer=5: give a tokenizer of transformers"),
         ({"text": "caf\udce9"}, "is not UTF-8"),
         ({"target": "\ud800"}, "is not UTF-8"),
         ({"foil": "\ud800"}, "is not UTF-8"),
@@ -90,6 +93,21 @@ def test_nothing_to_pad(gpt2: Path) -> None:
         why("the", gpt2)
 
 
+def test_nothing_is_padded_up_to_the_first_token(gpt2: Path) -> None:
+    with pytest.raises(LigError, match="position 0 comes before all that padding stands for"):
+        why(TEXT, gpt2, position=0)
+    assert why(TEXT, gpt2, position=1, tolerance=None).change
+
+
+@pytest.mark.parametrize("layers", [3, "3"])
+def test_explain_of_what_it_cannot_take(layers: Any) -> None:
+    given: Any = 5
+    with pytest.raises(LigError, match="text=5: give a text"):
+        explain(given)
+    with pytest.raises(LigError, match=r"layers=.?3.?: give a list of indices"):
+        explain("a", layers=layers)
+
+
 @pytest.mark.parametrize("likelier", [True, False])
 def test_a_token_without_its_space_is_pointed_out(gpt2: Path, likelier: bool) -> None:
     model, tokenizer = loaded(AutoModelForCausalLM, gpt2)
@@ -118,6 +136,7 @@ def test_a_number_that_hardly_changes_is_told_with_what_does(gpt2: Path, answer:
     told = why(TEXT, gpt2, OTHER, target=order[place], foil=order[place + 1], dtype="float64")
     (hint,) = told.hints
     assert f"by {spread:.3g}: --target" in hint
+    assert "Of the 50 tokens that are likeliest after either, what they change most is" in hint
     assert f'--target "{tokenizer.decode([order[-1]])}" --foil' in hint
     far = why(TEXT, gpt2, OTHER, target=order[-1], foil=order[0], dtype="float64")
     assert far.hints == []

@@ -258,6 +258,21 @@ def test_a_mask(tmp_path: Path) -> None:
         why("the cat", tmp_path, "the mat")
 
 
+def test_a_position_without_a_mask(tmp_path: Path) -> None:
+    save_tiny_head(tmp_path, "masked")
+    found = why("the cat sat on the mat", tmp_path, "a cat sat on the dog", position=-5)
+    assert found.target.endswith("at position 3")
+    assert found.run.position == 3
+    masked = why("the cat [MASK] on", tmp_path, "the mat [MASK] on", position=3)
+    assert masked.target.endswith("in place of the mask")
+    said = r"at position 3 the text has \"\[MASK\]\" and the one .* \"sat\": write \[MASK\] at"
+    for position in (None, 3):
+        with pytest.raises(LigError, match=said):
+            why("the cat [MASK] on", tmp_path, "the mat sat on", position=position)
+    with pytest.raises(LigError, match='the text has "sat" and the one'):
+        why("the cat sat on", tmp_path, "the mat [MASK] on", position=3)
+
+
 def test_how_alike_two_texts_are(tmp_path: Path) -> None:
     save_tiny_bert(tmp_path)
     model, tokenizer = loaded(AutoModel, tmp_path)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from captum_lig import Answer, LigError, why
+from captum_lig.answers.page import answer_page
 from captum_lig.answers.parts import Held
 from captum_lig.answers.screen import Section, as_text, sections
 from captum_lig.flow.byte_level import token_texts
@@ -56,6 +57,12 @@ def test_who_holds_it_is_said_where_it_does_not_go_to_and_fro(answer: Answer, ru
         )
 
 
+def test_several_that_hold_it_are_not_one(answer: Answer) -> None:
+    held = [Held(0, 0, None, None, several=True), Held(1, 2, 0, "a")]
+    shown = " ".join(as_text(sections(Holding(answer, held), 5)).split())
+    assert "is held by each of several tokens until layer 0, then by" in shown
+
+
 class Holding:
     """An answer, held by others."""
 
@@ -67,6 +74,16 @@ class Holding:
 
     def held(self) -> list[Held]:
         return self._held
+
+
+def test_the_text_is_shown_as_it_is(gpt2: Path) -> None:
+    """A space at its end is a token that changes the answer."""
+    found = why("the  cat\n sat ", gpt2, "the  dog\n sat ", tolerance=None)
+    shown = str(found)
+    assert 'the text      "the  cat\\n sat "\n' in shown
+    assert 'compared with "the  dog\\n sat "\n' in shown
+    page = found._repr_html_()
+    assert 'white-space:pre-wrap">&quot;the  cat\\n sat &quot;</td>' in page
 
 
 def test_untrusted_text_stays_text(gpt2: Path) -> None:
@@ -133,6 +150,23 @@ def test_the_page_holds_the_question(gpt2: Path, tmp_path: Path) -> None:
         (row.node.layer, row.out) for row in check.rows
     ]
     assert made["checked_says"]
+
+
+def test_what_the_model_does_not_say_is_asked_in_another_way(gpt2: Path, answer: Answer) -> None:
+    assert answer.favours is not None
+    first, second = answer.favours
+    found = why(TEXT, gpt2, OTHER, target=second[1:-1], foil=first[1:-1], tolerance=None)
+    asked = f"What speaks for {second} rather than {first} in {found.model}?"
+    assert str(found.sections()[0].title) == asked
+    assert header(answer_page(found))["question"] == asked
+    assert answer.sections()[0].title == f"Why does {answer.model} say that?"
+
+
+def test_the_token_that_padding_does_not_stand_for_is_told(gpt2: Path) -> None:
+    found = why(TEXT, gpt2, tolerance=None)
+    said = 'padding in place of all tokens but "the" (0), which stays'
+    assert said in " ".join(str(found).split())
+    assert any(said in note for note in header(answer_page(found))["notes"])
 
 
 def test_the_page_says_what_nodes_promote(answer: Answer, tmp_path: Path) -> None:

@@ -60,6 +60,20 @@ def test_a_row_with_one_possible_source_is_never_listed() -> None:
     assert not findings(causal)[1].any()
 
 
+def test_the_head_of_a_link_does_not_work_against_it() -> None:
+    flow = layer_flow(tokens=5, heads=5)
+    random = torch.Generator().manual_seed(0)
+    signed = torch.randn(flow.need("chain").shape, generator=random)
+    flow = replace(flow, chain=signed, chain_total=signed.sum(-1).abs() + 1)
+    by_head = flow.compose(by_head=True)[0]
+    against = 0
+    for one in summarize(flow, links=99).links:
+        parts = by_head[:, one.target, one.source]
+        assert one.head == int((parts * one.share).argmax())
+        against += one.head != int(parts.abs().argmax())
+    assert against
+
+
 def test_a_source_that_is_anywhere_is_possible() -> None:
     """A head alone, or the direct map alone, may see a token."""
     only = torch.zeros(4, 4)

@@ -47,7 +47,9 @@ import { readFileSync } from "node:fs";
 import { unpack } from "./numbers.js";
 import { Data } from "./question/data.js";
 import { arrange } from "./question/layout.js";
-import { edgeSentence, nodeSentence, tokenSentence } from "./question/said.js";
+import {
+  edgeSentence, heldSentence, nodeSentence, sumsSentence, tokenSentence,
+} from "./question/said.js";
 import { fromFragment, opening, thing, toFragment } from "./question/state.js";
 
 const { header, numbers, fragments, width } = JSON.parse(readFileSync("given.json"));
@@ -63,6 +65,8 @@ const found = {
   from: tokens.map((at) => data.edgesFrom(at, 1e9).map((e) => [e.node.name, e.value])),
   pattern: nodes.map((node) => data.throughPattern(node)),
   held: data.held,
+  held_said: heldSentence(data),
+  sums_said: sumsSentence(data.page),
   said: [nodes.map((n) => nodeSentence(data, n)), tokens.map((t) => tokenSentence(data, t))],
   edges: nodes.map((n) => data.edgesInto(n).map((e) => edgeSentence(data, e))),
   fragments: fragments.map((text) => toFragment(data, fromFragment(data, text, [{ nodes: [] }]))),

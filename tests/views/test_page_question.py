@@ -206,8 +206,9 @@ def test_the_script_gives_the_graph_s_numbers(tmp_path: Path, kind: str) -> None
         for depth in range(one["from"], one["to"] + 1):
             shares = trace.tokens[depth] * graph.change
             most = int(shares.argmax())
-            half = float(shares[most]) > graph.change**2 / 2
-            assert one["at"] == (most if half else None)
+            half = (shares > graph.change**2 / 2).nonzero().flatten().tolist()
+            assert one["all"] == half
+            assert one["at"] == (most if len(half) == 1 else None)
     assert found["held"][0]["from"] == 0
     assert found["held"][-1]["to"] == len(graph.layers)
 
@@ -228,9 +229,9 @@ def test_sentences(tmp_path: Path) -> None:
         assert f"({at})" in said
         if head is not None:
             row = layers[index].attention[head, at]
-            best = int(row.abs().argmax())
+            best = int((row * value).argmax())
             assert f"({best})" in said
-            assert f"({best})" in edges[0]
+            assert f"({int(row.abs().argmax())})" in edges[0]
             assert "(value)" in edges[0]
     assert len(found["said"][1]) == 5
     assert all("of the change" in said for said in found["said"][1])

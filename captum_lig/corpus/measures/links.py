@@ -31,7 +31,7 @@ class Links(Measure):
             Column("source", "int32", "", "Position of the token that moves it."),
             Column("target_token", "string", "", "What it says, as `Answer.tokens` has it."),
             Column("source_token", "string", "", "Likewise."),
-            Column("head", "int32", "", "The head that carries most of the link."),
+            Column("head", "int32", "", "The head that carries more of the link than any other."),
             Column("value", "float", "length", f"Of the map composed by {DEFAULT_RULE}."),
             SHARE,
         )
@@ -45,7 +45,8 @@ class Links(Measure):
             shares = share_of(values, flow.need("layer_total").unsqueeze(-1))
             shares = shares * ~torch.eye(shares.shape[-1], dtype=torch.bool)
             text, rank, (target, source) = _unbound(*largest(shares, seen.settings.strongest))
-            heads = flow.need("chain")[text, :, target, source].abs().argmax(-1)
+            signs = values[text, target, source].sign().unsqueeze(-1)
+            heads = (flow.need("chain")[text, :, target, source] * signs).argmax(-1)
             found.append(
                 {
                     "text": text,

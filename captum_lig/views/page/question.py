@@ -10,7 +10,8 @@ Header, JSON::
       "differs": [3],                                 positions at which the two texts differ
       "other": "the other text", "favours": ["\" Paris\"", "\" Rome\""],
       "options": [["\" Paris\"", 0.77, 0.001, 21.3, 14.4], ...], "options_title": "The model says",
-      "notes": ["..."], "sums": 5e-05, "most_nodes": 150,
+      "notes": ["..."], "sums": 5e-05, "sums_of": "tokens",         or "nodes", see :class:`Known`
+      "most_nodes": 150,
       "layers": [{"index": 0, "name": "model.layers.0", "heads": 9}, ...],
       "edges": {"kept": 200000, "all": 35000000, "cutoff": 1e-4, "share": 0.97},
       "checked": [{"kind": "heads", "layer": 23, "head": 4, "position": 4, "part": 12.7,
@@ -102,7 +103,9 @@ class Known:
     notes: Sequence[str] = ()
     """Further sentences."""
     sums: float | None = None
-    """How far the tokens' parts are off the change at the worst depth, as a share of it."""
+    """How far the tokens' parts are off the change at the worst depth, as a share of it; of a
+    change of 0, of the sum of their sizes. None: what is shown is the worst sum into any node, as
+    a share of the change, or of the sum of sizes where relevances cancel."""
     checked: Sequence[Mapping[str, Any]] | None = None
     """What patching showed of nodes."""
     checked_says: Sequence[str] = ()
@@ -186,6 +189,7 @@ def pack_question(graph: FlowGraph, title: str | None, known: Known) -> tuple[di
         "options_title": known.options_title,
         "notes": list(known.notes),
         "sums": _worst(layers) if known.sums is None else known.sums,
+        "sums_of": "nodes" if known.sums is None else "tokens",
         "most_nodes": MOST_NODES,
         "layers": [{"index": x.index, "name": x.name, "heads": x.heads} for x in layers],
         "edges": about_edges,
@@ -216,7 +220,7 @@ def _promotes(promoted: Promoted | str | None) -> dict[str, Any]:
 
 
 def _worst(layers: Sequence[TargetLayer]) -> float | None:
-    """The largest completeness error; None if none is known."""
+    """The largest completeness error of all that goes into a node; None if none is known."""
     found = [one.worst for layer in layers for one in layer.convergence() if one.rows]
     worst = max(found, default=math.nan)
     return worst if math.isfinite(worst) else None

@@ -133,21 +133,21 @@ export class Data {
   }
 
   /**
-   * The token with more than half of the change at each depth, null where none has so much; equal
-   * neighbours joined: [{from, to, at}].
+   * The tokens with more than half of the change at each depth, which can be several where others
+   * work against them; equal neighbours joined: [{from, to, at, all}], `at` null unless it is one.
    */
   get held() {
     return this.once("held", () => {
       const { change } = this.page;
       const found = [];
       for (let depth = 0; depth <= this.layers; depth++) {
-        let [best, most] = [null, 0.5];
+        const all = [];
         for (let at = 0; at < this.tokens; at++) {
-          const share = change ? this.relevance(depth, at) / change : 0;
-          if (share > most) [best, most] = [at, share];
+          if (change && this.relevance(depth, at) / change > 0.5) all.push(at);
         }
-        if (found.at(-1)?.at === best) found.at(-1).to = depth;
-        else found.push({ from: depth, to: depth, at: best });
+        const last = found.at(-1);
+        if (last && String(last.all) === String(all)) last.to = depth;
+        else found.push({ from: depth, to: depth, at: all.length === 1 ? all[0] : null, all });
       }
       return found;
     });

@@ -2,7 +2,7 @@
 
 import { element, number } from "../words.js";
 import { link } from "./panel.js";
-import { nodeName, quoted, rounded, signed, word } from "./said.js";
+import { mainEdges, nodeName, quoted, rounded, signed, word } from "./said.js";
 
 const MOST_TOKENS = 100;
 
@@ -33,7 +33,7 @@ export function nodesTable(view, nodes) {
   const { data } = view;
   const { checked } = data.page;
   const rows = nodes.map((node) => {
-    const [edge] = data.edgesInto(node);
+    const [edge] = mainEdges(data, node);
     const pattern = data.throughPattern(node);
     const cells = [
       element("td", {}, link(view, node.name, nodeName(node))),

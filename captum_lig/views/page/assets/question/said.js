@@ -43,17 +43,10 @@ function ofTheChange(data, value) {
 export function nodeSentence(data, node) {
   const part = ofTheChange(data, node.value);
   if (node.head === null) return `${mlpSentence(data, node, part)}.`;
-  const [first] = data.edgesInto(node);
   const to = quoted(data, node.at);
-  if (!first) return `${nodeName(node)} brings ${part} to ${to}.`;
-  const sources = mainSources(data, node);
-  const from = sources.map((source) => quoted(data, source)).join(" and ");
-  const verb = sources.length === 1 && sources[0] === node.at ? "at" : "to";
-  const taken =
-    verb === "at"
-      ? `${nodeName(node)} brings ${part} to ${to}, which it takes from there`
-      : `${nodeName(node)} takes ${part} from ${from} to ${to}`;
-  return `${taken}${throughSentence(data.throughPattern(node), node.value)}.`;
+  const edges = mainEdges(data, node);
+  if (edges.length === 0) return `${nodeName(node)} brings ${part} to ${to}.`;
+  return `${takenSentence(data, node, part, to, edges)}${throughSentence(data.throughPattern(node), node.value)}.`;
 }
 
 function mlpSentence(data, node, part) {
@@ -66,11 +59,28 @@ function mlpSentence(data, node, part) {
   return `${said}; ${signed(token)} of it comes from what was there below, ${signed(heads)} from the heads of its layer`;
 }
 
-/** The sources that bring most of a head's part: one, or the two that it takes to 80 %. */
-function mainSources(data, node) {
-  const [first, second] = data.edgesInto(node);
-  const enough = Math.abs(first.value) >= 0.8 * Math.abs(node.value);
-  return enough || !second ? [first.source] : [first.source, second.source];
+/** `Head 2.1 takes +3 from A to B`, where A brings all of it; else how much A brings. */
+function takenSentence(data, node, part, to, edges) {
+  const name = nodeName(node);
+  const [first] = edges;
+  const brought = edges.reduce((sum, { value }) => sum + value, 0);
+  if (Math.abs(brought - node.value) <= NEARLY_ALL * Math.abs(node.value)) {
+    if (edges.length === 1 && first.source === node.at)
+      return `${name} brings ${part} to ${to}, which it takes from there`;
+    return `${name} takes ${part} from ${edges.map(({ source }) => quoted(data, source)).join(" and ")} to ${to}`;
+  }
+  const each = edges.map(({ source, value }) => `${signed(value)} from ${quoted(data, source)}`);
+  const others = `${signed(node.value - brought)} from the others`;
+  return `${name} brings ${part} to ${to}: ${each.join(", ")} and ${others}`;
+}
+
+/** What is missing or over of a head's part, where a sentence names its sources without amounts. */
+const NEARLY_ALL = 0.05;
+
+/** The edges that bring most of a head's part, of its sign: one, or the two that it takes to 80 %. */
+export function mainEdges(data, node) {
+  const edges = data.edgesInto(node).filter(({ value }) => value * node.value > 0);
+  return edges.slice(0, edges[0]?.value / node.value >= 0.8 ? 1 : 2);
 }
 
 /** `; 95 % of it through what it reads there`. */
@@ -100,7 +110,7 @@ export function depthName(data, depth) {
 }
 
 export function tokenSentence(data, at) {
-  const spans = data.held.filter((one) => one.at === at);
+  const spans = spansOf(data, at);
   const [below, above] = [data.relevance(0, at), data.relevance(data.layers, at)];
   const first = data.page.layers[0].index;
   const parts = `It brings ${ofTheChange(data, below)} ${first ? `into layer ${first}` : "into the first layer"}, and holds ${signed(above)} at the end`;
@@ -112,13 +122,34 @@ export function tokenSentence(data, at) {
   return `${quoted(data, at)} holds more than half of the change ${holds.join(" and ")}. ${parts}.`;
 }
 
+/** Depths from which to which a token holds more than half, alone or with others. */
+function spansOf(data, at) {
+  return joined(data.held, ({ all }) => all.includes(at)).filter(({ who }) => who);
+}
+
+/** Neighbours of which the same is true. */
+function joined(held, of) {
+  const found = [];
+  for (const one of held) {
+    const who = of(one);
+    if (found.at(-1)?.who === who) found.at(-1).to = one.to;
+    else found.push({ from: one.from, to: one.to, who });
+  }
+  return found;
+}
+
+function holder(data, { at, all }) {
+  if (at !== null) return quoted(data, at);
+  return all.length ? "each of several tokens" : "no one token";
+}
+
 /** Where the change is held, over all tokens; null where it goes to and fro. */
 export function heldSentence(data) {
-  const { held } = data;
+  const held = joined(data.held, (one) => holder(data, one));
   if (held.length > 4) return null;
-  const said = held.map(({ to, at }) => {
+  const said = held.map(({ to, who }) => {
     const until = to === data.layers ? "to the end" : `until layer ${data.page.layers[to].index}`;
-    return `${at === null ? "no one token" : quoted(data, at)} ${until}`;
+    return `${who} ${until}`;
   });
   return `More than half of it is held by ${said.join(", then by ")}.`;
 }
@@ -133,12 +164,18 @@ export function endSentence(data) {
 }
 
 /** How well sums converged, and what that does not say. */
-export function sumsSentence({ sums }) {
+export function sumsSentence({ sums, sums_of, change }) {
   const off =
-    sums === null
-      ? "How well sums converged is not known."
-      : `Sums converged to ${sums === 0 ? "0" : Number(sums.toPrecision(1)).toExponential(0).replace("e-", "e−")} of the change.`;
+    sums === null ? "How well sums converged is not known." : offBy(sums, sums_of, change);
   return `${off} That says that sums converged, not that the explanation is right: patching tests that.`;
+}
+
+/** Of the words' parts at the worst depth, or of what goes into the worst node. */
+function offBy(sums, of, change) {
+  const size = sums === 0 ? "0" : Number(sums.toPrecision(1)).toExponential(0).replace("e-", "e−");
+  if (of === "nodes")
+    return `What goes into a node adds up to its part, to within ${size} of the change (of the sizes of the parts where these cancel).`;
+  return `Sums converged to ${size} of ${change ? "the change" : "the sizes of the parts"}.`;
 }
 
 export function edgesSentence({ edges }) {

@@ -271,17 +271,15 @@ def agreement(check: Check) -> list[str]:
     """How far what was attributed is what patching finds, in sentences."""
     names = {"tokens": "tokens", "heads": "heads", "feed_forward": "MLPs", "attention": "attention"}
     notes: list[str] = []
-    means, apart = [], []
+    means, counts, apart = [], [], []
     for kind in check.kinds:
         one = check.correlation(kind)
         if math.isnan(one.mean):
             notes.append(f"{names[kind]}: {one.reason}, so nothing can be correlated.")
             continue
         strongest = sum(row.strongest for row in check.rows if row.node.kind == kind)
-        means.append(
-            f"{names[kind]} {one.mean:.2f} ({one.agreement:.2f}) of {strongest} and "
-            f"{one.nodes - strongest}"
-        )
+        means.append(f"{names[kind]} {one.mean:.2f} ({one.agreement:.2f})")
+        counts.append(f"over the {strongest} strongest and {one.nodes - strongest} at random")
         if one.agreement < AGREE:
             apart.append(
                 f"For {names[kind]} taking out and putting in have little to do with each other, "
@@ -289,9 +287,12 @@ def agreement(check: Check) -> list[str]:
                 f"{one.into:.2f} with putting in."
             )
     if means:
+        same = f", {counts[0]} of each" if len(set(counts)) == 1 else ""
+        if not same:  # fewer are left of one kind
+            means = [f"{mean} {over}" for mean, over in zip(means, counts, strict=True)]
         notes.append(
-            "Parts correlate with the mean of both effects (and these with each other), over so "
-            f"many of the strongest and so many at random: {', '.join(means)}."
+            f"Parts correlate with the mean of both effects (and these with each other){same}: "
+            f"{', '.join(means)}."
         )
     return [*notes, *apart]
 

@@ -8,13 +8,30 @@ what is there can be nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+__all__ = [
+    "decode_bytes",
+    "is_byte_level",
+    "join_texts",
+    "plain_tokens",
+    "spelled",
+    "token_texts",
+]
 
-__all__ = ["decode_bytes", "is_byte_level", "join_texts", "plain_tokens", "token_texts"]
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer of transformers."""
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> Any:
+        """What the vocabulary calls them."""
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> Any:
+        """The text of them."""
+
+    def get_added_vocab(self) -> Mapping[str, int]:
+        """Tokens that were added to the vocabulary."""
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -31,7 +48,7 @@ _SPECIAL = re.compile(r"<.*>|\[.*\]", re.DOTALL)
 _FRAGMENTS = re.compile(r"(?:\\x[89a-f][0-9a-f])+")
 
 
-def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+def is_byte_level(tokenizer: Tokenizer) -> bool:
     """Whether a tokenizer reads the letters of a token as bytes."""
     try:
         return bool(tokenizer.convert_tokens_to_string(["Ãł"]) == "à")
@@ -39,7 +56,7 @@ def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     r"""What tokens are called: of a byte-level vocabulary the text, else as the tokenizer writes.
 
     Bytes that are no whole character are escapes, ``\xf0\x9f``. A token without a name is
@@ -51,6 +68,18 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
         return names
     added = tokenizer.get_added_vocab()  # written as they are
     return [name if name in added else _text(name) for name in names]
+
+
+def spelled(text: str) -> str:
+    r"""How a byte-level vocabulary spells a text, in which ``\x84`` is a byte."""
+    letters = {byte: letter for letter, byte in _BYTES.items()}
+    parts = _FRAGMENTS.split(text)
+    found = [*_FRAGMENTS.findall(text), ""]
+    raw = b"".join(
+        part.encode() + bytes.fromhex(one.replace("\\x", ""))
+        for part, one in zip(parts, found, strict=True)
+    )
+    return "".join(letters[byte] for byte in raw)
 
 
 def plain_tokens(tokens: Sequence[str]) -> list[str]:

@@ -119,9 +119,9 @@ class Finder:
 
     def feed_forward(self, block: BlockCall) -> FeedForward | None:
         """Where a block's MLP gives its output, found the first time that the block is seen."""
-        kind = _kind(block)
-        if kind not in self._feed_forward:
-            self._feed_forward[kind] = find_feed_forward(block)
+        if (kind := _kind(block)) not in self._feed_forward:
+            found = find_feed_forward(block)
+            self._feed_forward.update({kind: found, _kind(block, one_token=True): found})
         return self._feed_forward[kind]
 
     def with_feed_forward(self, block: BlockCall) -> BlockCall:
@@ -146,7 +146,8 @@ class Finder:
         # What was not found may be found on another text, and one token shows nothing of a mix.
         if (sure.attention is not None or block.described) and int(block.valid.sum(-1).max()) > 1:
             found = sure.attention if block.attention is None else None
-            self._known[_kind(block)] = sure.spread, sure.per_token, found
+            known = sure.spread, sure.per_token, found
+            self._known.update({_kind(block): known, _kind(block, one_token=True): known})
         return sure
 
     def _warn_of_padding(self, call: ModelCall, calls: list[BlockCall]) -> None:
@@ -207,15 +208,22 @@ class Finder:
         return calls
 
 
-def _kind(block: BlockCall) -> tuple[Any, ...]:
-    """The block, and what its arguments are like: what is true of one call is of others like it."""
+def _kind(block: BlockCall, one_token: bool = False) -> tuple[Any, ...]:
+    """The block, and what its arguments are like: what is true of one call is of others like it.
+
+    ``one_token``: and of such calls with one token.
+    """
     batch, length, _ = block.hidden.shape
+    one_token = one_token or length == 1
 
     def kind(value: Any) -> Any:
         if isinstance(value, Tensor):
             # What is the same for all tokens does not tell whether it is one for each of them.
             by_token = value.shape[:2] in ((1, length), (batch, length))
-            same = by_token and not block.is_hidden(value) and torch.equal(value, _first(value))
+            same: bool | None = None
+            if not one_token:
+                there = by_token and not block.is_hidden(value)
+                same = there and torch.equal(value, _first(value))
             return value.dtype, value.dim(), value.dim() > 0 and len(value) == batch, same
         if isinstance(value, Mapping):
             return tuple((name, kind(item)) for name, item in value.items())

@@ -9,7 +9,7 @@ from torch import nn
 
 from captum_lig._arguments import brief, check_utf8
 from captum_lig.errors import LigError
-from captum_lig.flow.byte_level import decode_bytes, is_byte_level, token_texts
+from captum_lig.flow.byte_level import decode_bytes, is_byte_level, spelled, token_texts
 from captum_lig.flow.tokens import readable_text
 from captum_lig.pretrained.tokenizer import tokenizer_of
 
@@ -40,6 +40,10 @@ def of_one_token(
     number = tokenizer.get_vocab().get(token)  # of '##s', which is read as three tokens
     if number is not None and _is_spelled(token, number, tokenizer):
         return int(number)
+    if "\\x" in token and is_byte_level(tokenizer):  # a piece of a character, as it is shown
+        number = tokenizer.get_vocab().get(spelled(token))
+        if number is not None and token_texts(tokenizer, [number]) == [token]:
+            return int(number)
     if unknown in ids:
         raise LigError(f"token {token!r} is unknown to {type(tokenizer).__name__}.")
     spaced = "" if token.startswith(" ") else f", such as {' ' + token!r}"

@@ -128,12 +128,14 @@ def test_the_check_patches_and_is_kept(gpt2: Path) -> None:
     assert shown_values == pytest.approx([head.out, head.into], abs=abs(found.change) / 100)
     shown = " ".join(str(found).split())
     one = check.correlation("heads")
-    assert f"heads {one.mean:.2f} ({one.agreement:.2f}) of 3 and 3" in shown
+    assert "over the 3 strongest and 3 at random of each: tokens" in shown
+    assert f"heads {one.mean:.2f} ({one.agreement:.2f})" in shown
     heads = [row for row in found.check(20).rows if row.node.kind == "heads"]
     best = sum(row.strongest for row in heads)
     assert len(heads) < 2 * best  # fewer are left
     shown = " ".join(str(found).split())
-    assert re.search(rf"heads [^,]* of {best} and {len(heads) - best}\b", shown)
+    rest = f"over the {best} strongest and {len(heads) - best} at random"
+    assert re.search(rf"heads [^,]* {rest}\b", shown)
 
 
 @pytest.mark.parametrize(

@@ -114,3 +114,11 @@ def test_forms_that_a_token_is_given_in(spelled: Any, pieces: Any) -> None:
     for given in ("##ing", "[MASK]", "paris", " paris", "đ"):
         found = of_one_token(given, nn.Identity(), pieces)
         assert found == pieces.convert_tokens_to_ids(given.strip())
+
+
+def test_a_piece_of_a_character_is_given_as_it_is_shown(spelled: Any) -> None:
+    for given in ("\\x84", "\\xf0\\x9f", "\\xd7"):
+        found = of_one_token(given, nn.Identity(), spelled)
+        assert token_texts(spelled, [found]) == [given]
+    with pytest.raises(LigError, match="tokens"):
+        of_one_token("\\xf0\\x9f\\x98", nn.Identity(), spelled)

@@ -340,7 +340,7 @@ def _other_question(change: float, scores: Tensor, tokenizer: PreTrainedTokenize
     one, other = (quoted(name) for name in token_texts(tokenizer, (gains, loses)))
     return [
         "the two texts hardly change this number, so parts cancel, and shares of the change say "
-        f"little. Of the {AMONG} tokens that are likeliest after either, what they change most is "
+        f"little. Of the {AMONG} tokens that are likeliest after each, what they change most is "
         f"how the model prefers {one} to {other}, by {most:.3g}: --target {one} --foil {other}."
     ]
 

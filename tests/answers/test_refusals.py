@@ -136,7 +136,7 @@ def test_a_number_that_hardly_changes_is_told_with_what_does(gpt2: Path, answer:
     told = why(TEXT, gpt2, OTHER, target=order[place], foil=order[place + 1], dtype="float64")
     (hint,) = told.hints
     assert f"by {spread:.3g}: --target" in hint
-    assert "Of the 50 tokens that are likeliest after either, what they change most is" in hint
+    assert "Of the 50 tokens that are likeliest after each, what they change most is" in hint
     assert f'--target "{tokenizer.decode([order[-1]])}" --foil' in hint
     far = why(TEXT, gpt2, OTHER, target=order[-1], foil=order[0], dtype="float64")
     assert far.hints == []

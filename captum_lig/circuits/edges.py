@@ -195,7 +195,7 @@ class EdgeCircuits(Circuits):
             )
         change = self.value - self.baseline_value
         ends = int(edges.position.max()) + 1 if len(edges) else 0
-        rounding = rounding_of(self.question.input.call.model)
+        rounding = rounding_of(self.question.input.call.model, exact=0.0)
         rounding *= max(abs(self.value), abs(self.baseline_value))
         gap = abs(edges.change - change)
         if ends > len(self.positions) or not gap <= 1e-3 * abs(change) + rounding:

@@ -139,7 +139,8 @@ class SetBoundary(Boundary):
         together = dict(zip(points, self.select(rows).outputs(*points), strict=True))
         known = {0.0: y_start[rows], 1.0: y_end[rows]}
         pairs = [(y, known[a]) for a, y in together.items() if a in known]
-        for own in (rows[:path], rows[-path:]):  # the first rows of all: they are their indices
+        alone = [rows[:path], rows[-path:]] if len(rows) > path else [rows]
+        for own in alone:  # the first rows of all: they are their indices
             for a in (0.0, 0.5, 1.0):
                 beside = known.get(a, together.get(a))
                 if beside is not None:

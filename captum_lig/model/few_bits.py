@@ -192,10 +192,13 @@ def rounds_to_half(module: nn.Module) -> bool:
     return False
 
 
-def rounding_of(model: nn.Module) -> float:
-    """About how far a model's numbers are from those of its copy in float32, in part of them."""
+def rounding_of(model: nn.Module, exact: float) -> float:
+    """About how far a model's numbers are from those of its copy in float32, in part of them.
+
+    ``exact`` if it computes in float32 or wider.
+    """
     half = any(p.dtype in (torch.half, torch.bfloat16) for p in model.parameters())
-    return 5e-2 if half or rounds_to_half(model) else 1e-4
+    return 5e-2 if half or rounds_to_half(model) else exact
 
 
 def _plain(layer: nn.Module, own: torch.dtype) -> nn.Linear:

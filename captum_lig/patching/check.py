@@ -310,7 +310,7 @@ def check_same_question(question: TwoRuns, graph: Explanation, trace: Trace) -> 
     change, other = getattr(graph, "change", None), question.baseline_value
     if change is None or other is None:
         return
-    rounding = rounding_of(question.input.call.model)
+    rounding = rounding_of(question.input.call.model, exact=1e-4)
     wanted, size = question.value - other, max(abs(question.value), abs(other))
     if not abs(change - wanted) <= 1e-3 * abs(wanted) + rounding * size:
         raise LigError(

@@ -200,8 +200,9 @@ class SplitBlock(RunBlock):
         try:
             some = SplitBlock(self.call.of_tokens(self.few), 0, self.meter)
             module = self.call.module
-            given = some.call.tensors()
-            watch = TokenWise([*given, *module.parameters(), *module.buffers()])
+            own = [*module.parameters(), *module.buffers()]
+            tokens = filter(some.call.is_hidden, some.call.tensors())
+            watch = TokenWise(tokens, some._beside(), own)
             with torch.no_grad():
                 u, seen, output, attended = some._run_once(watch)
         except Exception as error:  # sizes that do not go together, as the block puts it

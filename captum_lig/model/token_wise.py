@@ -8,6 +8,10 @@ one's own), means that a few tokens are no proof, and the whole text has to be l
 
 The number of tokens is a prime: an axis of which it divides the size is the tokens', or holds
 them, and any other axis is not.
+
+What a block gets that is another for every token, its position or an encoding of it, may tell one
+token from all others (``position_ids == 50``). What is made of it and of no token is followed: it
+may be moved, scaled, added or given to a sine, as position encodings are, and nothing else.
 """
 
 from __future__ import annotations
@@ -60,6 +64,18 @@ FACTS = _names(
     "is_autocast_available get_default_dtype __len__"
 )
 """What says nothing of a tensor's entries."""
+CASTS = _names("float half double bfloat16 to type type_as")
+OF_POSITIONS = (
+    FACTS | ATTENTION | MOVES | VIEWS | PRODUCTS | PARTS | JOINS | CASTS
+    | _names(
+        "add radd iadd sub rsub isub mul rmul imul multiply neg cos sin contiguous clone detach "
+        "dropout stack repeat_interleave getitem zeros_like ones_like empty_like full_like"
+    )
+)  # fmt: skip
+"""What cannot tell one position from the others."""
+
+CONSTANT, POSITION, CONTENT = range(3)
+"""What a tensor was made of: of several, the last of these."""
 
 
 _unseen: ContextVar[bool] = variable("unseen", False)
@@ -74,25 +90,35 @@ class TokenWise(TorchFunctionMode):
     """Sees the calls of torch in a run of a block on :data:`FEW` tokens, in this thread alone.
 
     Args:
-        given: tensors that the run starts from: what the block gets, its parameters and buffers.
+        tokens: the vectors that the run starts from.
+        arguments: what else the block gets.
+        own: its parameters and buffers.
     """
 
-    def __init__(self, given: Iterable[Tensor]) -> None:
+    def __init__(
+        self,
+        tokens: Iterable[Tensor],
+        arguments: Iterable[Tensor] = (),
+        own: Iterable[Tensor] = (),
+    ) -> None:
         super().__init__()
         self.found: str | None = None
         """The first call that may do something else, if there was one."""
         # Kept: the number of a tensor that is gone may be another's.
-        self._known: dict[int, Tensor] = {}
-        self.knows(given)
+        self._known: dict[int, tuple[Tensor, int]] = {}
+        self.knows(own, CONSTANT)
+        for x in arguments:
+            self.knows([x], POSITION if _differs_everywhere(x) else CONSTANT)
+        self.knows(tokens)
 
     def __exit__(self, *_: object) -> None:
         # Not what is on top: torch takes modes off for a time, and may be interrupted there.
         while any(mode is self for mode in _get_current_function_mode_stack()):
             super().__exit__(None, None, None)
 
-    def knows(self, tensors: Iterable[Tensor]) -> None:
+    def knows(self, tensors: Iterable[Tensor], made_of: int = CONTENT) -> None:
         """Tensors that came from what was seen."""
-        self._known.update((id(x), x) for x in tensors)
+        self._known.update((id(x), (x, made_of)) for x in tensors)
 
     def says(self, output: object) -> bool:
         """Whether a run that gave ``output`` treats each token by itself."""
@@ -107,11 +133,16 @@ class TokenWise(TorchFunctionMode):
         came = _tensors((args, kwargs))
         shapes = [tuple(x.shape) for x in came]  # before: some calls work in place
         found = func(*args, **kwargs)
-        name = _name(func)
-        gone = next((x for x in came if id(x) not in self._known), None)
-        if gone is not None or not _by_token(name, args, kwargs, shapes, _tensors(found)):
+        name, made = _name(func), _tensors(found)
+        if any(id(x) not in self._known for x in came):
             self.found = name
-        self.knows(_tensors(found))
+            return found
+        kinds = {self._known[id(x)][1] for x in came}
+        if POSITION in kinds and not _of_positions(name, came, made):
+            self.found = name
+        if not _by_token(name, args, kwargs, shapes, made):
+            self.found = name
+        self.knows(made, max(kinds, default=CONSTANT))
         return found
 
 
@@ -129,6 +160,22 @@ def _name(func: Any) -> str:
 
 def _of_tokens(size: int) -> bool:
     return size % FEW == 0 and size > 0
+
+
+def _differs_everywhere(x: Tensor) -> bool:
+    """Whether a tensor has another entry, or other entries, for each of the tokens."""
+    if list(x.shape).count(FEW) != 1:
+        return False
+    rows = x.detach().movedim(x.shape.index(FEW), 0).reshape(FEW, -1)
+    return len(torch.unique(rows, dim=0)) == FEW
+
+
+def _of_positions(name: str, came: list[Tensor], made: list[Tensor]) -> bool:
+    """Whether a call on what differs everywhere cannot single out one token."""
+    if name in CASTS:  # to whole numbers or to truth values it can
+        whole = {x.dtype for x in made if not x.is_floating_point()}
+        return whole <= {x.dtype for x in came}
+    return name in OF_POSITIONS
 
 
 def _by_token(

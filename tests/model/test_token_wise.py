@@ -83,7 +83,7 @@ NOT_BY_TOKEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def seen(function: Callable[[Tensor, Tensor], Tensor]) -> bool:
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(size, generator=generator) for size in ((1, FEW, WIDTH), (WIDTH, WIDTH)))
-    with TokenWise([x, w]) as watch:
+    with TokenWise([x], own=[w]) as watch:
         output = function(x, w)
     return bool(watch.says(output))
 
@@ -112,9 +112,46 @@ def test_what_no_call_was_seen_of() -> None:
 def test_rows_of_a_table_of_positions() -> None:
     """A few tokens get its first rows, which say nothing of the others."""
     x, table = torch.randn(1, FEW, WIDTH), torch.randn(100, WIDTH)
-    with TokenWise([x, table]) as watch:
+    with TokenWise([x], own=[table]) as watch:
         output = x * table[:FEW]
     assert not watch.says(output)
+
+
+# What reads positions, the number of each token, shape (1, tokens).
+ENCODES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "rotary": lambda x, p: x * (0.1 * p[:, :, None].float()).cos() + x * p[..., None].sin(),
+    "frequencies": lambda x, p: x + (p[..., None].to(x) @ ELSEWHERE[None]).sin(),
+    "moved": lambda x, p: x + torch.stack([p, -p], dim=-1).repeat_interleave(WIDTH // 2, dim=-1),
+    "beside tokens": lambda x, p: torch.cat([x, p[..., None].to(x)], dim=-1).relu() > 1,
+}
+SINGLES_OUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "equal": lambda x, p: x * (p == 50)[..., None],
+    "equal, of a sum": lambda x, p: x * (2 * p[..., None] + 1).eq(101),
+    "where": lambda x, p: torch.where(p[..., None].bool(), x, -x),
+    "truth value": lambda x, p: x * (p - 50)[..., None].to(torch.bool),
+    "whole numbers": lambda x, p: x * (p[..., None].float() / 50).long(),
+    "steep": lambda x, p: x * (-100 * (p[..., None] - 50.0).square()).exp(),
+    "ramp": lambda x, p: x * (p[..., None] - 50).relu(),
+    "beside a token": lambda x, p: x * (p[..., None] > x[..., :1]),
+}
+
+
+def sees_positions(function: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    x = torch.randn(1, FEW, WIDTH, generator=torch.Generator().manual_seed(0))
+    positions = 3 * torch.arange(FEW)[None]
+    with TokenWise([x], [positions], [ELSEWHERE]) as watch:
+        output = function(x, positions)
+    return bool(watch.says(output))
+
+
+@pytest.mark.parametrize("name", ENCODES)
+def test_positions_that_are_encoded(name: str) -> None:
+    assert sees_positions(ENCODES[name])
+
+
+@pytest.mark.parametrize("name", SINGLES_OUT)
+def test_a_position_that_is_singled_out(name: str) -> None:
+    assert not sees_positions(SINGLES_OUT[name])
 
 
 def test_shown_by_a_few() -> None:
@@ -195,16 +232,28 @@ def test_tokens_mixed_before_the_attention(monkeypatch: pytest.MonkeyPatch, part
     torch.testing.assert_close(own, whole, rtol=1e-6, atol=1e-9)
 
 
+SPECIAL = 47
+
+
+def by_its_position(y: Tensor, positions: Tensor, other: Tensor) -> Tensor:
+    return torch.where(positions == SPECIAL, y + other, y)
+
+
+@pytest.mark.parametrize("told_by", ["mark", "position"])
 @pytest.mark.parametrize("part", ["key", "value"])
-def test_one_special_token(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+def test_one_special_token(monkeypatch: pytest.MonkeyPatch, part: str, told_by: str) -> None:
     """The projection of one token is another one: it is none of the few, and seen by few."""
-    length, special = 96, 47
+    length, special = 96, SPECIAL
     assert special not in torch.linspace(0, length - 1, FEW).round().long()
-    mark = torch.zeros(1, length, 1, dtype=torch.float64)
-    mark[0, special] = 1
+    positions = torch.arange(length, dtype=torch.float64)[None, :, None]
     other = torch.randn(16, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     options = random_blocks.Options(norm="rms", causal=True, window=8)
-    model, x = with_beside(part, lambda y, z, m: y + m * (z @ other), mark, options)
+    if told_by == "mark":
+        mark = (positions == special).double()
+        model, x = with_beside(part, lambda y, z, m: y + m * (z @ other), mark, options)
+    else:
+        change: Change = lambda y, z, p: by_its_position(y, p, z @ other)  # noqa: E731
+        model, x = with_beside(part, change, positions, options)
     own, whole = as_a_short_text(monkeypatch, model, x, "target_token", special + 3)
     assert whole[:, special].abs().max() > 1e-2
     torch.testing.assert_close(own, whole, rtol=1e-5, atol=1e-8)

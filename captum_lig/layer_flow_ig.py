@@ -212,7 +212,8 @@ class LayerFlowIG(GradientAttribution):  # type: ignore[misc]
             output_indices: the targets to attribute: positions among all tokens, padding counted,
                 or what they say; None for all tokens.
             tolerance: largest completeness error of a row, relative to its total; with a target,
-                of the sum at every depth, relative to the change. Rows that are not within it after
+                of the sum at every depth, relative to the change (to the sum of its parts' sizes,
+                where they cancel to less than a tenth of it). Rows that are not within it after
                 ``n_steps`` nodes are refined by panels whose errors are known; rows that do not
                 make it are named in a warning. None: the plain rule.
             max_steps: most nodes for one row.

@@ -117,7 +117,7 @@ def _question(a: Paged) -> str:
             return rather(a.model, a.favours)
         return f"Why does {a.model} say {a.favours[0]} and not {a.favours[1]}?"
     if a.continuation is not None:
-        return f"Why does {a.model} go on with {quoted(a.continuation, 80)}?"
+        return f"What speaks for the continuation {quoted(a.continuation, 80)} in {a.model}?"
     if a.target.startswith("cosine with "):
         other = a.target.removeprefix("cosine with ").rpartition(" (")[0]
         return f"Why does {a.model} find the text like {other}?"

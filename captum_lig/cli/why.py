@@ -83,7 +83,12 @@ def why(
         option("DIR|FILE", f"Folder or file to write; may be repeated. {OUT}", False),
     ] = None,
     tolerance: Annotated[
-        float, option("X", "Largest error of the sums, relative to the change.")
+        float,
+        option(
+            "X",
+            "Largest error of the sums, relative to the change, or to the parts' sizes where "
+            "they cancel.",
+        ),
     ] = 1e-2,
     format: Format = "table",
     device: Device = None,

@@ -43,6 +43,11 @@ class Shown(Opened):
     def picture(self, canvas: str) -> str:
         return str(self.tab.locator(canvas).evaluate("(canvas) => canvas.toDataURL()"))
 
+    def becomes(self, canvas: str, picture: str) -> None:
+        """Wait until a canvas shows a picture: it hears of the system's theme later."""
+        drawn = "([canvas, picture]) => document.querySelector(canvas).toDataURL() === picture"
+        self.tab.wait_for_function(drawn, arg=[canvas, picture])
+
     def place(self, column: int, token: int, columns: int) -> tuple[float, float]:
         """Where on the screen a token of a column is, from its name's row."""
         box = self.tab.locator("#marks").bounding_box()

@@ -172,9 +172,8 @@ def test_light_and_dark(show: Opener) -> None:
     drawn = light.picture("#lines")
     light.choose(theme="dark")
     assert paper(light) == paper(dark)
-    assert light.picture("#lines") == dark.picture("#lines")
+    light.becomes("#lines", dark.picture("#lines"))
     light.tab.emulate_media(color_scheme="dark")
     light.choose(theme="light dark")
     light.tab.emulate_media(color_scheme="light")
-    light.settle()
-    assert light.picture("#lines") == drawn
+    light.becomes("#lines", drawn)

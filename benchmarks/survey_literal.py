@@ -49,9 +49,9 @@ class LiteralBlock:
         self.module = module
         self.args = tuple(_without_cache(value) for value in args)
         self.kwargs = {name: _without_cache(value) for name, value in kwargs.items()}
-        self.place = self._place()
-        given = self.args[self.place] if isinstance(self.place, int) else self.kwargs[self.place]
-        self.z: Tensor = given[0].detach()
+        place = self._place()
+        self._given: Tensor = self.args[place] if isinstance(place, int) else self.kwargs[place]
+        self.z: Tensor = self._given[0].detach()
         self.heads: int | None = None
         self.projection: nn.Module | None = None
 
@@ -63,15 +63,20 @@ class LiteralBlock:
                 return place
         raise ValueError("the block gets no tokens")
 
+    def _is_tokens(self, value: Any) -> bool:
+        """A block may get them more than once: as queries, keys and values."""
+        return (
+            isinstance(value, Tensor)
+            and value.shape == self._given.shape
+            and value.data_ptr() == self._given.data_ptr()
+        )
+
     def __call__(self, z: Tensor) -> Tensor:
         """z (S, D) -> z' (S, D). With gradients: without, torch's own layers run fused."""
         asked = torch.is_grad_enabled()
         z = z if z.requires_grad else z.clone().requires_grad_(True)
-        args, kwargs = list(self.args), dict(self.kwargs)
-        if isinstance(self.place, int):
-            args[self.place] = z[None]
-        else:
-            kwargs[self.place] = z[None]
+        args = [z[None] if self._is_tokens(x) else x for x in self.args]
+        kwargs = {name: z[None] if self._is_tokens(x) else x for name, x in self.kwargs.items()}
         with torch.enable_grad():
             out = _first(self.module(*args, **kwargs))[0]
         return out if asked else out.detach()

@@ -23,8 +23,7 @@ from typer.testing import CliRunner
 import captum_lig
 from captum_lig import LayerFlowIG
 from captum_lig.cli import app
-from captum_lig.errors import LigError
-from captum_lig.pretrained.minilm import embedded_model_path
+from tests.helpers.embedded import minilm_folder
 from tests.helpers.models import tiny_llama
 
 ROOT = Path(__file__).parents[1]
@@ -45,10 +44,7 @@ def run(name: str, source: str, namespace: dict[str, Any]) -> None:
 def _somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The code runs in an empty folder, with the embedded model and no network, and leaves nothing
     behind: neither random state nor the switch of the progress bars."""
-    try:
-        embedded_model_path()
-    except LigError:
-        pytest.skip("the embedded model is not installed")
+    minilm_folder()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
     bars = logging.is_progress_bar_enabled()
@@ -90,7 +86,7 @@ def examples() -> list[doctest.DocTest]:
 def surroundings() -> dict[str, Any]:
     """What the examples of docstrings take for granted: a model, a text and its flows; a decoder,
     two texts and a number of it."""
-    folder = embedded_model_path()
+    folder = minilm_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval()
     inputs = tokenizer("The cat sat on the mat.", return_tensors="pt")

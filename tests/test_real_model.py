@@ -11,11 +11,10 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertModel
 
 from captum_lig import LayerFlowIG
-from captum_lig.errors import LigError
 from captum_lig.flow.layer_flow import LayerFlow
-from captum_lig.pretrained.minilm import embedded_model_path
 from tests.helpers import models, twin_blocks
 from tests.helpers.attributions import assert_equals_twin
+from tests.helpers.embedded import minilm_folder
 
 SENTENCES = (
     "The keys to the cabinet, which nobody had seen since the spring, are on the table because "
@@ -29,10 +28,7 @@ SENTENCES = (
 
 @pytest.fixture(scope="module")
 def minilm() -> tuple[Any, BertModel]:
-    try:
-        path = embedded_model_path()
-    except LigError:
-        pytest.skip("the embedded model is not installed")
+    path = minilm_folder()
     return AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
 
 

@@ -12,8 +12,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from captum_lig import LayerFlow, LayerFlowIG
 from captum_lig.prediction import cosine, logit
-from captum_lig.pretrained.minilm import embedded_model_path
 from tests.helpers import models
+from tests.helpers.embedded import minilm_folder
 from tests.helpers.hooked_chain import HookedChain, Sites
 from tests.helpers.laws import number_of, other_inputs
 
@@ -47,7 +47,7 @@ def test_small_models(kind: str) -> None:
 
 
 def test_minilm() -> None:
-    source = embedded_model_path()
+    source = minilm_folder()
     model = AutoModel.from_pretrained(source, dtype=torch.float64).eval()
     tokenizer = AutoTokenizer.from_pretrained(source)
     inputs = dict(tokenizer("The cat sat on the mat.", return_tensors="pt"))

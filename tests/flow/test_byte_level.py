@@ -13,7 +13,7 @@ from captum_lig.flow.byte_level import is_byte_level, join_texts, plain_tokens, 
 from captum_lig.flow.tokens import find_token, numbered_tokens, readable_token
 from captum_lig.flow.words import word_labels
 from captum_lig.prediction.words import of_one_token
-from captum_lig.pretrained.minilm import embedded_model_path
+from tests.helpers.embedded import minilm_folder
 from tests.helpers.synthetic import flows
 
 TEXT = "a 😀 שלום £ đ"
@@ -36,7 +36,7 @@ def spelled() -> Any:
 
 @pytest.fixture(scope="module")
 def pieces() -> Any:
-    return AutoTokenizer.from_pretrained(str(embedded_model_path()))
+    return AutoTokenizer.from_pretrained(str(minilm_folder()))
 
 
 def ids_of(tokenizer: Any, text: str = TEXT) -> list[int]:

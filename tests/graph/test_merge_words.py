@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_lig import FlowGraph, LigError
 from captum_lig.flow.words import merge_map, word_groups, word_labels
-from captum_lig.pretrained.minilm import embedded_model_path
+from tests.helpers.embedded import minilm_folder
 from tests.helpers.synthetic import flows, layer_flow, signed_flows, with_influence
 
 SENTENCE = "Untokenizable naïveté, didn't I say? 1,024 e\u0301tudes: x_1 = ok."
@@ -91,7 +91,7 @@ def test_what_words_are_called() -> None:
 def test_offsets_of_the_embedded_model_find_its_words() -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(embedded_model_path()))
+    tokenizer = AutoTokenizer.from_pretrained(str(minilm_folder()))
     text = "Untokenizable embeddings mattered; 1024 counterintuitive naïvetés."
     encoding = tokenizer(text, return_offsets_mapping=True)
     offsets = encoding["offset_mapping"]

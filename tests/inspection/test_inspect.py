@@ -30,9 +30,9 @@ from transformers import (
 from captum_lig import LayerFlowIG, LigError, ModelReport, inspect_model
 from captum_lig.inspection.inspect import mask_kind
 from captum_lig.paths.norm import Norm, recognise_norm
-from captum_lig.pretrained.minilm import embedded_model_path
 from captum_lig.views.model_table import model_table
 from tests.helpers import models
+from tests.helpers.embedded import minilm_folder
 
 EVERYTHING = ("attention", "mlp", "layer", "influence")
 
@@ -248,10 +248,7 @@ def test_model_is_left_as_it_was(family: str) -> None:
 
 
 def test_minilm() -> None:
-    try:
-        folder = embedded_model_path()
-    except LigError:
-        pytest.skip("the embedded model is not installed")
+    folder = minilm_folder()
     model, tokenizer = (
         AutoModel.from_pretrained(folder).eval(),
         AutoTokenizer.from_pretrained(folder),

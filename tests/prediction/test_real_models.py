@@ -21,18 +21,14 @@ from captum_lig.prediction import (
     logit,
     target_value,
 )
-from captum_lig.pretrained.minilm import embedded_model_path
 from captum_lig.pretrained.tokenizer import tokenizer_of
+from tests.helpers.embedded import minilm_folder
 from tests.helpers.readings import flows_of
 
 
 @pytest.fixture(scope="module")
 def minilm() -> Any:
-    try:
-        folder = embedded_model_path()
-    except LigError:
-        pytest.skip("the embedded model is not installed")
-    return AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModel.from_pretrained(minilm_folder(), dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,9 @@ FACTS = _names(
 )
 """What says nothing of a tensor's entries."""
 CASTS = _names("float half double bfloat16 to type type_as")
+FORMS = CASTS | _names("expand_as view_as")
+"""What takes a second tensor's shape or type alone, if it takes one."""
+LIKE = _names("zeros_like ones_like empty_like full_like")
 OF_POSITIONS = (
     FACTS | ATTENTION | MOVES | VIEWS | PRODUCTS | PARTS | JOINS | CASTS
     | _names(
@@ -137,11 +140,15 @@ class TokenWise(TorchFunctionMode):
         if any(id(x) not in self._known for x in came):
             self.found = name
             return found
-        kinds = {self._known[id(x)][1] for x in came}
+        kinds = [self._known[id(x)][1] for x in came]
         if POSITION in kinds and not _of_positions(name, came, made):
             self.found = name
         if not _by_token(name, args, kwargs, shapes, made):
             self.found = name
+        if name in LIKE:
+            kinds = []
+        elif name in FORMS:
+            kinds = kinds[:1]
         self.knows(made, max(kinds, default=CONSTANT))
         return found
 

@@ -127,6 +127,9 @@ ENCODES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 SINGLES_OUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "equal": lambda x, p: x * (p == 50)[..., None],
     "equal, of a sum": lambda x, p: x * (2 * p[..., None] + 1).eq(101),
+    "equal, in the tokens' type": lambda x, p: x * (p[..., None].to(x) == 50),
+    "equal, in the tokens' shape": lambda x, p: x * p[..., None].expand_as(x).eq(50),
+    "equal, beside zeros": lambda x, p: x * ((torch.zeros_like(x) + p[..., None]) == 50),
     "where": lambda x, p: torch.where(p[..., None].bool(), x, -x),
     "truth value": lambda x, p: x * (p - 50)[..., None].to(torch.bool),
     "whole numbers": lambda x, p: x * (p[..., None].float() / 50).long(),

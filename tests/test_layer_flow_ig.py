@@ -123,7 +123,7 @@ def test_a_repeated_first_token_does_not_move_either() -> None:
     assert bool((flow.layer_total[0, 2:] > 0).all())
 
 
-@pytest.mark.parametrize("refused", [0, 2, 4])
+@pytest.mark.parametrize("refused", [0, 1, 2])
 def test_attention_that_is_run_for_some_rows_or_texts_alone(
     refused: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,10 +40,13 @@ class Split(choose.WholeBlock, Protocol):
     def attends(self, rows: Tensor, u: Tensor) -> bool:
         """Whether its attention gives ``u (R, H, d)`` for rows of the text itself."""
 
-    def check(self, rows: Tensor, u: Tensor, output: Tensor | None = None) -> None:
+    def check(
+        self, rows: Tensor, u: Tensor, output: Tensor | None = None, attends: bool | None = None
+    ) -> None:
         """Compare attention outputs ``u (R, H, d)`` at the text with the block's own.
 
-        And ``output (R, D)``, what ``post`` makes of them, if it is used.
+        And ``output (R, D)``, what ``post`` makes of them, if it is used. ``attends`` is what
+        :meth:`attends` said of ``u``, if it was asked.
         """
 
 
@@ -77,17 +80,20 @@ def attribute_text(
     with_outputs = any(KINDS[name].needs_outputs for name in asked.boundaries)
     structure = choose.choose_structure(split, start, targets, with_outputs)
     floats = choose.floats_per_pair(split, structure, start)
-    at_once = settings.pairs_at_once(floats, split.z.element_size())
+    at_once = settings.pairs_at_once(floats, len(targets), split.z)
 
     def of_chunk(chunk: Tensor) -> Parts:
         nonlocal structure
         positions, begin = targets[chunk], start.select(chunk)
         rows = _rows(split, structure, begin, positions, at_once, with_outputs)
-        if structure.opens and not split.attends(positions, rows.u_start + rows.u_step):
-            structure = choose.run_attention(split)
-            rows = _rows(split, structure, begin, positions, at_once, with_outputs)
+        attends = None
+        if structure.opens:
+            attends = split.attends(positions, rows.u_start + rows.u_step)
+            if not attends:
+                structure, attends = choose.run_attention(split), None
+                rows = _rows(split, structure, begin, positions, at_once, with_outputs)
         output = rows.y_start + rows.y_step if with_outputs else None
-        split.check(positions, rows.u_start + rows.u_step, output)
+        split.check(positions, rows.u_start + rows.u_step, output, attends)
         found: Parts = {}
         if split.has_attention:
             found["attention_total"] = rows.attention_total
@@ -126,7 +132,7 @@ def attribute_cross(
     floats = 10 * split.query.shape[0] * len(split.states)
     if path.kind != "closed_form":
         floats += 20 * split.states.numel()
-    at_once = settings.pairs_at_once(floats, split.states.element_size())
+    at_once = settings.pairs_at_once(floats, len(targets), split.states)
     moves = (start != split.states).any(-1)
 
     def of_some(some: Tensor) -> Parts:

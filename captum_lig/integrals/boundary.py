@@ -143,6 +143,7 @@ def sweep(boundaries: Sequence[Boundary], alphas: Tensor, weights: Tensor) -> li
     left = torch.arange(len(nodes), device=device)
     while len(left):
         points = max(1, at_once // shares() // max(1, len(boundaries[0])))
+        points = -(-len(left) // -(-len(left) // points))  # in parts of about the same size
         for each in in_halves(rates, left[:points]):
             for parts, more in zip(found, each, strict=True):
                 for name, part in more.items():

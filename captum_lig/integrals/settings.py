@@ -13,6 +13,10 @@ __all__ = ["Settings"]
 
 MEMORY = 2**28
 """Bytes that the path points and targets in flight may take, if nothing else is said."""
+SEVERAL = 2
+"""A CPU takes several points at once within this part of it only: a few hundred tokens keep it as
+busy as thousands, and what little memory they take it need not ask the system for again and again.
+"""
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,17 @@ class Settings:
             return max(1, self.internal_batch_size // tokens)
         return max(1, MEMORY // (floats * like.element_size()))
 
-    def pairs_at_once(self, floats: int, size: int) -> int:
+    def pairs_at_once(self, floats: int, targets: int, like: Tensor) -> int:
         """How many pairs of a path point and a target to work on at once.
 
         Args:
             floats: about how many numbers each takes.
-            size: bytes that a number takes.
+            targets: how many targets there are.
+            like: a tensor of them.
         """
-        return self.internal_batch_size or max(1, MEMORY // (floats * size))
+        if self.internal_batch_size is not None:
+            return self.internal_batch_size
+        most = max(1, MEMORY // (floats * like.element_size()))
+        if like.device.type != "cpu":
+            return most
+        return max(min(most, targets), most // SEVERAL)

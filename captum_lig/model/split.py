@@ -42,7 +42,6 @@ class SplitBlock(RunBlock):
     def __init__(self, call: BlockCall, text: int, meter: Meter) -> None:
         super().__init__(call, text, meter)
         self._text_call: AttentionCall | None = None
-        self._own_at: tuple[Tensor, Tensor, Tensor] | None = None
         self._keys: dict[int, Tensor] = {}
 
     @cached_property
@@ -268,10 +267,8 @@ class SplitBlock(RunBlock):
         """
         if self.some is self or not self.some.by_rows:
             return self.own[rows], self.own
-        if self._own_at is None or self._own_at[0] is not rows:  # asked for twice in turn
-            found = self.attended_at(torch.cat([rows, self.few]))
-            self._own_at = rows, found[: len(rows)], found[len(rows) :]
-        return self._own_at[1:]
+        found = self.attended_at(torch.cat([rows, self.few]))
+        return found[: len(rows)], found[len(rows) :]
 
     def packed(self, count: int) -> int:
         """How long the sequences are that ``count`` tokens by themselves are packed into."""
@@ -298,13 +295,16 @@ class SplitBlock(RunBlock):
         """Whether its attention gives ``u (R, H, e)`` for the tokens ``rows (R,)`` of the text."""
         return nearly_equal(u, *self.own_at(rows))
 
-    def check(self, rows: Tensor, u: Tensor, output: Tensor | None = None) -> None:
+    def check(
+        self, rows: Tensor, u: Tensor, output: Tensor | None = None, attends: bool | None = None
+    ) -> None:
         """Check that the split block is the block: same attention output, same block output.
 
         Args:
             rows: ``(R,)`` the tokens compared (not padding).
             u: ``(R, H, e)`` what our attention arithmetic gives for them at the text itself.
             output: ``(R, D)`` what ``post`` makes of it, or None if ``post`` is not used.
+            attends: what :meth:`attends` says of ``u``, if it was asked.
 
         Raises:
             LigError: if the attention is not the softmax of scaled dot products plus a mask, or
@@ -318,7 +318,7 @@ class SplitBlock(RunBlock):
                     f"{deviation(u[:, 0], own_output, self.output):.1e})."
                 )
             return
-        if not self.attends(rows, u):
+        if not (self.attends(rows, u) if attends is None else attends):
             gap = deviation(u, *self.own_at(rows))
             raise LigError(
                 f"{self.call.describe()} does not use plain softmax attention (its output differs "

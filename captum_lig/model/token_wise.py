@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
-from torch.utils._pytree import tree_leaves
 
 from captum_lig._restore import holding, variable
 
@@ -154,7 +153,13 @@ class TokenWise(TorchFunctionMode):
 
 
 def _tensors(values: object) -> list[Tensor]:
-    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, (list, tuple)):
+        return []
+    return [x for value in values for x in _tensors(value)]
 
 
 def _name(func: Any) -> str:

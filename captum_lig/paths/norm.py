@@ -139,10 +139,16 @@ def recognise_norm(
     tables = [torch.cat(table) for table in zip(*parts, strict=True)]
     tolerance = 1e-6 if z.dtype == torch.float64 else 2e-4
     # The best, not the first: where tokens have next to no mean, LayerNorm is almost RMSNorm.
-    gaps = [
-        max(_gap(norm, z, start, table, dot_alphas, zero_alphas) for table in tables)
-        for norm in candidates
-    ]
+
+    def largest(norm: Norm) -> float:
+        gap = 0.0
+        for table in tables:
+            gap = max(gap, _gap(norm, z, start, table, dot_alphas, zero_alphas))
+            if gap > tolerance:  # it is none of them, whatever the other tables say
+                break
+        return gap
+
+    gaps = [largest(norm) for norm in candidates]
     best = min(range(len(gaps)), key=gaps.__getitem__)
     return candidates[best] if gaps[best] <= tolerance else None
 
@@ -164,4 +170,5 @@ def _gap(norm: Norm, z: Tensor, start: Tensor, table: Tensor, dots: Tensor, zero
             bias + weigh(from_zero.end, from_end),
         ]
     )
-    return float((predicted - table[3:]).abs().max() / table.abs().max().clamp_min(1e-30))
+    gap = (predicted - table[3:]).abs().max() / table.abs().max().clamp_min(1e-30)
+    return float(gap.nan_to_num(torch.inf))

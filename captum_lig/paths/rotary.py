@@ -19,7 +19,7 @@ from torch import Tensor
 
 from captum_lig.paths.memory import in_halves
 
-__all__ = ["RotaryMaps", "probes_needed"]
+__all__ = ["RotaryMaps", "contents_of", "probes_needed"]
 
 Keys = Callable[[Tensor], Tensor]
 """``(N, S, D)`` to keys less their bias ``(N, Hkv, S, d)``."""
@@ -81,7 +81,7 @@ class RotaryMaps:
         kept = (size > 1e-5 * size.max()).nonzero().squeeze(-1)
         places = torch.arange(width, device=z.device)[:, None] * width + columns
         values, entries = values[:, kept], places.flatten()[kept]
-        found = cls(values, entries, _contents(values, entries, own))
+        found = cls(values, entries, contents_of(values, entries, own))
         return found if found._holds(keys, z) else None
 
     def _holds(self, keys: Keys, z: Tensor) -> bool:
@@ -114,20 +114,43 @@ class RotaryMaps:
         return (q[..., row] * content.to(q)[..., column]) @ self.values.to(q).T
 
 
-def _contents(values: Tensor, entries: Tensor, own: Tensor) -> Tensor:
+def contents_of(values: Tensor, entries: Tensor, own: Tensor) -> Tensor:
     """``kappa (Hkv, S, d)`` of a text's tokens from their keys ``own`` at their own positions."""
     _, sources, width = own.shape
-    parts = []
-    for some in torch.arange(sources, device=own.device).split(_SOLVED_AT_ONCE):
-        maps = values.new_zeros(len(some), width**2)
-        maps[:, entries] = values[some]
-        maps = maps.view(-1, width, width)
-        at = own[:, some].double().permute(1, 2, 0)
-        solved, singular = torch.linalg.solve_ex(maps, at)
-        if bool(singular.any()):  # an entry that is 0 in every key, of pruned weights say
-            solved = torch.linalg.pinv(maps) @ at
-        parts.append(solved)
-    return torch.cat(parts).permute(2, 0, 1)
+    place = torch.full((width**2,), len(entries), device=own.device)
+    place[entries] = torch.arange(len(entries), device=own.device)
+    padded = torch.cat([values, values.new_zeros(sources, 1)], 1)
+    contents = torch.empty(own.shape, dtype=values.dtype, device=own.device)
+    for group in _mixed_together(entries, width):
+        blocks = place[group[:, :, None] * width + group[:, None]]  # (G, g, g)
+        for some in torch.arange(sources, device=own.device).split(_SOLVED_AT_ONCE):
+            maps = padded[some][:, blocks]  # (N, G, g, g)
+            at = own[:, some][..., group].double().permute(1, 2, 3, 0)
+            solved, singular = torch.linalg.solve_ex(maps, at)
+            if bool(singular.any()):  # an entry that is 0 in every key, of pruned weights say
+                solved = torch.linalg.pinv(maps) @ at
+            contents[:, some[:, None], group.flatten()] = solved.flatten(1, 2).permute(2, 0, 1)
+    return contents
+
+
+def _mixed_together(entries: Tensor, width: int) -> list[Tensor]:
+    """``(G, g)`` features that the maps mix with each other and with no others, by size ``g``.
+
+    A rotation turns pairs: then they are ``d / 2`` groups of two, solved in a fraction of the time.
+    """
+    reached = torch.eye(width, device=entries.device)
+    reached[entries // width, entries % width] = 1
+    reached = reached.maximum(reached.T)
+    while True:
+        further = ((reached @ reached) > 0).to(reached)
+        if torch.equal(further, reached):
+            break
+        reached = further
+    groups = torch.unique(reached, dim=0)
+    sizes = groups.sum(1).long()
+    return [
+        groups[sizes == size].nonzero()[:, 1].view(-1, size) for size in sizes.unique().tolist()
+    ]
 
 
 def _columns(entries: Tensor | None, width: int) -> Tensor:

@@ -105,17 +105,25 @@ class TargetTokenPath:
         start, end = self.start_logits[:, None], self.end_logits[:, None]
         k = w if self.keys is None else self.keys.at(w, len(end))
         logits = torch.addcmul(self.bias_logits[:, None], k.start, start).addcmul_(k.end, end)
-        ds = (k.d_end * end).addcmul_(k.d_start, start)
+        # Sources that do not move get no weight here, where there are no heads: at hundreds of
+        # tokens, what has heads must not be gone through more often than needed.
+        still = w.map(self._moving)
+        d_start, d_end = (
+            (still.d_start, still.d_end) if k is w else map(self._moving, (k.d_start, k.d_end))
+        )
+        ds = (d_end * end).addcmul_(d_start, start)
         mask = None if self.mask is None else self.mask[:, None]
         weights = self.row(logits, mask, heads=0)
         return PointSet(
             weights=weights,
-            ds_key=weights.capped(ds).masked_fill_(self.frozen, 0.0),
+            ds_key=weights.capped(ds),
             ds_query=None,
-            values=MixtureValues(
-                w, self.start_values, self.end_values, self.bias_values, self.frozen
-            ),
+            values=MixtureValues(still, self.start_values, self.end_values, self.bias_values),
             to_layout=(2, 0, 1),
             rows=self.rows,
-            frozen=self.frozen,
+            frozen=None,
         )
+
+    def _moving(self, weights: Tensor) -> Tensor:
+        """Weights ``(..., R or 1, S or 1)`` of the sources that move, ``(..., R, S)``; else 0."""
+        return torch.where(self.frozen, weights.new_zeros(()), weights)

@@ -155,21 +155,16 @@ class MixtureValues:
     """
 
     w: Mixture
+    """0 where the value is the target's own, ``(P, R, S)``."""
     start: Tensor
     """``(H, R, d)``"""
     end: Tensor
     """``(Hkv, S, d)``"""
     bias: Tensor
     """``(H, d)``"""
-    frozen: Tensor
-    """``(R, S)`` where the value is the target's own."""
 
     def _mix(self, p: Tensor, start: Tensor, end: Tensor) -> Tensor:
-        # Weights have no heads: at hundreds of tokens it is ``p`` that must not be gone through
-        # more often than needed.
-        nothing = p.new_zeros(())
-        start, end = (torch.where(self.frozen, nothing, w) for w in (start, end))
-        from_start = torch.einsum("hprs,prs->hpr", p, start.expand(p.shape[1:]))
+        from_start = torch.einsum("hprs,prs->hpr", p, start)
         from_end = grouped((p * end).flatten(1, 2), self.end).view(*p.shape[:3], -1)
         return torch.addcmul(from_end, from_start.unsqueeze(-1), self.start[:, None])
 

@@ -9,7 +9,7 @@ import torch
 
 from captum_lig.model.split import LONG
 from captum_lig.paths import choose
-from captum_lig.paths.rotary import RotaryMaps
+from captum_lig.paths.rotary import RotaryMaps, contents_of
 from tests.helpers import models
 from tests.helpers.attributions import attribute
 
@@ -89,6 +89,25 @@ def test_fewer_contents_do_where_the_entries_are_known(
     rows = torch.tensor([31, 2, 39])
     unturned = turned(torch.zeros(40, dtype=torch.float64), pairs, key_heads)(z[None])[0]
     torch.testing.assert_close(known.contents[:, rows], unturned[:, rows], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("groups", [[[0, 2], [1, 3]], [[0], [1, 3, 4], [2], [5]], [[0, 1, 2, 3]]])
+@pytest.mark.parametrize("singular", [False, True])
+def test_contents_are_those_of_the_whole_maps(groups: list[list[int]], singular: bool) -> None:
+    width, sources = sum(map(len, groups)), 5
+    generator = torch.Generator().manual_seed(3)
+    maps = torch.zeros(sources, width, width, dtype=torch.float64)
+    for group in groups:
+        size = sources, len(group), len(group)
+        at = torch.tensor(group)
+        maps[:, at[:, None], at] = torch.randn(size, generator=generator, dtype=torch.float64)
+    if singular:
+        maps[:, :, groups[-1][-1]] = 0  # of a content that no key has
+    entries = maps[0].flatten().nonzero().squeeze(-1)
+    own = torch.randn(2, sources, width, generator=generator, dtype=torch.float64)
+    found = contents_of(maps.flatten(1)[:, entries], entries, own)
+    expected = (torch.linalg.pinv(maps) @ own.permute(1, 2, 0)).permute(2, 0, 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
 def test_entries_that_a_few_positions_do_not_show_are_missed_and_seen() -> None:

@@ -102,7 +102,7 @@ def measure(shape: str, tokens: int, rounds: int) -> list[Cell]:
             for n_steps in (FEW, MANY):
                 work = attribution(model, tokens, baseline, boundary, n_steps)
                 works[f"{boundary} {baseline} {n_steps}"] = work
-    taken = in_turns(works, rounds, at_least=0.05, warm=tokens < LONG)
+    taken = in_turns(works, rounds, at_least=0.25, warm=tokens < LONG)
     cells = []
     for boundary in BOUND:
         one = taken[f"{boundary} pass 1"]
@@ -117,13 +117,13 @@ def measure(shape: str, tokens: int, rounds: int) -> list[Cell]:
 
 
 def run(
-    shape: Sequence[str] = DEFAULT, tokens: Sequence[int] = TOKENS, rounds: int = 5
+    shape: Sequence[str] = DEFAULT, tokens: Sequence[int] = TOKENS, rounds: int = 9
 ) -> tuple[str, list[str]]:
     """The section, and the bounds that were missed."""
     cells: list[Cell] = []
     for one in shape:
         for length in tokens:
-            found = measure(one, length, rounds if length < LONG else min(rounds, 3))
+            found = measure(one, length, rounds if length < LONG else min(rounds, 5))
             for cell in found:
                 say(cell.describe())
             cells += found
@@ -149,7 +149,7 @@ def run(
 OPTIONS = {
     "shape": {"nargs": "+", "choices": SHAPES, "default": DEFAULT},
     "tokens": {"nargs": "+", "type": int, "default": list(TOKENS)},
-    "rounds": {"type": int, "default": 5},
+    "rounds": {"type": int, "default": 9},
 }
 
 if __name__ == "__main__":

@@ -138,7 +138,6 @@ def recognise_norm(
     z, start = z[some], start[some]
     tables = [torch.cat(table) for table in zip(*parts, strict=True)]
     tolerance = 1e-6 if z.dtype == torch.float64 else 2e-4
-    # The best, not the first: where tokens have next to no mean, LayerNorm is almost RMSNorm.
 
     def largest(norm: Norm) -> float:
         gap = 0.0
@@ -148,6 +147,7 @@ def recognise_norm(
                 break
         return gap
 
+    # The best, not the first: where tokens have next to no mean, LayerNorm is almost RMSNorm.
     gaps = [largest(norm) for norm in candidates]
     best = min(range(len(gaps)), key=gaps.__getitem__)
     return candidates[best] if gaps[best] <= tolerance else None

@@ -115,7 +115,16 @@ class RotaryMaps:
 
 
 def contents_of(values: Tensor, entries: Tensor, own: Tensor) -> Tensor:
-    """``kappa (Hkv, S, d)`` of a text's tokens from their keys ``own`` at their own positions."""
+    """``kappa`` of a text's tokens from their keys at their own positions.
+
+    Args:
+        values: ``(S, E)`` entries of the positions' maps, in float64.
+        entries: ``(E,)`` which entries of a flattened map they are; all others are 0.
+        own: ``(Hkv, S, d)`` the keys, less their bias.
+
+    Returns:
+        ``(Hkv, S, d)`` in float64.
+    """
     _, sources, width = own.shape
     place = torch.full((width**2,), len(entries), device=own.device)
     place[entries] = torch.arange(len(entries), device=own.device)

@@ -107,9 +107,9 @@ class TargetTokenPath:
         logits = torch.addcmul(self.bias_logits[:, None], k.start, start).addcmul_(k.end, end)
         # Sources that do not move get no weight here, where there are no heads: at hundreds of
         # tokens, what has heads must not be gone through more often than needed.
-        still = w.map(self._moving)
+        moving = w.map(self._moving)
         d_start, d_end = (
-            (still.d_start, still.d_end) if k is w else map(self._moving, (k.d_start, k.d_end))
+            (moving.d_start, moving.d_end) if k is w else map(self._moving, (k.d_start, k.d_end))
         )
         ds = (d_end * end).addcmul_(d_start, start)
         mask = None if self.mask is None else self.mask[:, None]
@@ -118,7 +118,7 @@ class TargetTokenPath:
             weights=weights,
             ds_key=weights.capped(ds),
             ds_query=None,
-            values=MixtureValues(still, self.start_values, self.end_values, self.bias_values),
+            values=MixtureValues(moving, self.start_values, self.end_values, self.bias_values),
             to_layout=(2, 0, 1),
             rows=self.rows,
             frozen=None,

@@ -386,3 +386,19 @@ def test_the_norm_that_fits_best_is_found_where_tokens_have_next_to_no_mean() ->
         return keys, keys, keys
 
     assert recognise_norm(pre, z, [1e-5]) == Norm("rms", 1e-5)
+
+
+@pytest.mark.parametrize("spoiled", [0, 1, 2])
+def test_a_norm_has_to_fit_queries_keys_and_values(spoiled: int) -> None:
+    """And what is not a number fits nothing."""
+    z = torch.randn(9, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def pre(x: torch.Tensor, factor: float) -> tuple[torch.Tensor, ...]:
+        normed = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        tables = [normed[:, None]] * 3
+        tables[spoiled] = tables[spoiled] + factor * x.square()[:, None]
+        return tuple(tables)
+
+    assert recognise_norm(lambda x: pre(x, 0.0), z, [1e-5]) == Norm("rms", 1e-5)
+    assert recognise_norm(lambda x: pre(x, 0.1), z, [1e-5]) is None
+    assert recognise_norm(lambda x: pre(x, torch.nan), z, [1e-5]) is None

@@ -19,10 +19,18 @@ from typing import Any, TypeVar
 from weakref import finalize
 
 import torch
+import torch.utils.checkpoint
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from typing_extensions import ParamSpec
 
-__all__ = ["changing", "holding", "restoring", "restoring_context", "variable"]
+__all__ = [
+    "changing",
+    "close_interrupted",
+    "holding",
+    "restoring",
+    "restoring_context",
+    "variable",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -86,12 +94,13 @@ class _Restored:
         self.notes: list[Undo] = []
         self._values = [(one, one.get()) for one in _variables]
         self._grad, self._modes = torch.is_grad_enabled(), _get_current_function_mode_stack()
+        self._batched, self._saved = _in_batched_gradients(), _hooks_on_saved_tensors()
 
     def __enter__(self) -> None:
         _notes.set(self.notes)
 
     def __exit__(self, _: object, __: object, traceback: TracebackType | None) -> None:
-        _close_interrupted(traceback)
+        close_interrupted(traceback)
         for undo in reversed(self.notes):
             undo()
         if torch.is_grad_enabled() != self._grad:
@@ -101,12 +110,36 @@ class _Restored:
                 _pop_mode()
             for mode in self._modes:
                 _push_mode(mode)
+        if traceback is not None and not self._batched:
+            _leave_batched_gradients()
+        while _hooks_on_saved_tensors() not in (self._saved, None):
+            torch._C._autograd._pop_saved_tensors_default_hooks()
         for one, value in self._values:
             if one.get() is not value:
                 one.set(value)
 
 
-def _close_interrupted(traceback: TracebackType | None) -> None:
+def _in_batched_gradients() -> bool:
+    """Whether ``torch.autograd.grad(..., is_grads_batched=True)`` runs in this thread."""
+    inside: bool = torch._C._dispatch_tls_is_dispatch_key_included("VmapMode")
+    return inside
+
+
+def _leave_batched_gradients() -> None:
+    # Where an inference_mode was left since, the key of _in_batched_gradients is gone. The count is
+    # not: it is had by counting only, and later calls go by it.
+    while torch._C._vmapmode_increment_nesting() > 1:
+        torch._C._vmapmode_decrement_nesting()
+        torch._C._vmapmode_decrement_nesting()
+    torch._C._vmapmode_decrement_nesting()
+
+
+def _hooks_on_saved_tensors() -> object:
+    """The last pair of those that are on in this thread; torch's checkpoints work by them."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
+def close_interrupted(traceback: TracebackType | None) -> None:
     """End the generators of contexts that were interrupted as they were entered or left.
 
     Ours and torch's. They would end when the traceback is dropped, at any time, in the middle of
@@ -115,12 +148,17 @@ def _close_interrupted(traceback: TracebackType | None) -> None:
     every = [frame for frame, _ in walk_tb(traceback)]
     ours = dropwhile(lambda frame: _package(frame) != "captum_lig", every)
     for frame in reversed(list(ours)):  # what the user has opened is the user's
-        if frame.f_code.co_filename != contextlib.__file__:
+        file, values = frame.f_code.co_filename, list(frame.f_locals.values())
+        if file == torch.utils.checkpoint.__file__:  # its context is a plain generator
+            generators = values
+        elif file == contextlib.__file__:  # an ExitStack's are under other names
+            generators = [getattr(getattr(x, "__self__", x), "gen", None) for x in values]
+        else:
             continue
-        for value in list(frame.f_locals.values()):  # an ExitStack's are under other names
-            generator = getattr(getattr(value, "__self__", value), "gen", None)
+        for generator in generators:
             if isinstance(generator, GeneratorType):
-                generator.close()
+                with contextlib.suppress(RuntimeError):  # torch's, of counts that are put back next
+                    generator.close()
         stack = frame.f_locals.get("self")
         if isinstance(stack, contextlib.ExitStack) and frame.f_code.co_name != "__init__":
             stack.close()
@@ -160,7 +198,7 @@ class _RestoringContext(AbstractContextManager[R]):
     def __exit__(self, *error: Any) -> bool | None:
         with self._restored, self._restored:
             # The manager hands the user's error on without raising it: nothing else would end them.
-            _close_interrupted(error[2])
+            close_interrupted(error[2])
             left = self._manager.__exit__(*error)
         self._dropped.detach()
         return left

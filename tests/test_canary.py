@@ -98,6 +98,11 @@ BORROWED = (
         "hooks on all modules, while a function given to SetToSetIG runs for the first time",
     ),
     Borrowed(
+        "torch._functorch",
+        "eager_transforms",
+        "levels of forward mode are put back after an interrupt",
+    ),
+    Borrowed(
         "torch.utils.checkpoint",
         "checkpoint",
         "capped logits and sinks on long texts: weights of some rows at a time",
@@ -180,6 +185,36 @@ def test_versions_of_tensors() -> None:
     assert getattr(x, "_version", None) == 1, "that weights were written to is not seen any more"
 
 
+def test_what_torch_counts() -> None:
+    """It is put back after an interrupt: no call may leave torch inside of something."""
+    c, func = import_module("torch._C"), import_module("torch._functorch.eager_transforms")
+    forward_ad = vars(import_module("torch.autograd.forward_ad"))
+    inside: list[tuple[int, int, int]] = []
+
+    def look(x: torch.Tensor) -> torch.Tensor:
+        depth = c._functorch.get_dynamic_layer_stack_depth()
+        inside.append((depth, func.JVP_NESTING, forward_ad["_current_level"]))
+        return x
+
+    look(torch.ones(1))
+    torch.func.jvp(look, (torch.ones(1),), (torch.ones(1),))
+    assert inside == [(0, 0, -1), (1, 1, 0)], "torch.func.jvp counts its levels elsewhere"
+    c._functorch.pop_dynamic_layer_stack_and_undo_to_depth(0)
+    with pytest.raises(RuntimeError):  # there is none
+        c._exit_dual_level(level=0)
+    assert not c._dispatch_tls_is_dispatch_key_included("VmapMode")
+    c._vmapmode_increment_nesting()
+    assert c._dispatch_tls_is_dispatch_key_included("VmapMode")
+    c._vmapmode_decrement_nesting()
+    top = c._autograd._top_saved_tensors_default_hooks
+    with torch.autograd.graph.saved_tensors_hooks(abs, abs):
+        assert top(False) == (abs, abs)
+        c._autograd._pop_saved_tensors_default_hooks()
+        assert top(False) is None
+        c._autograd._push_saved_tensors_default_hooks(abs, abs)
+    assert top(False) is None
+
+
 def test_multi_head_attention_calls_what_is_exchanged() -> None:
     """``model/sdpa.py`` runs torch's code with two other names in it."""
     names = functional.multi_head_attention_forward.__code__.co_names
@@ -214,7 +249,7 @@ def test_families_name_their_eager_function() -> None:
 
 PUBLIC = {
     "captum": {"captum.attr"},
-    "torch": {"torch", "torch.nn", "torch.nn.utils.rnn", "torch.overrides"},
+    "torch": {"torch", "torch.nn", "torch.autograd", "torch.nn.utils.rnn", "torch.overrides"},
     "transformers": {"transformers"},
 }
 """Modules that are documented: their names without an underscore are promised."""

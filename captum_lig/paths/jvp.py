@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch import eager_transforms
+from torch.autograd import forward_ad
 
+from captum_lig._restore import changing, close_interrupted
 from captum_lig.errors import LigError, out_of_memory
 
 __all__ = ["jvp", "jvp_of_many"]
@@ -36,7 +41,8 @@ def jvp(
     """
     if forward_mode:
         try:
-            value, rate = torch.func.jvp(function, at, tangents)[:2]
+            with _ForwardMode():
+                value, rate = torch.func.jvp(function, at, tangents)[:2]
             return _detached(value), _detached(rate)
         except RuntimeError as error:  # NotImplementedError is one
             if out_of_memory(error):
@@ -87,7 +93,8 @@ def jvp_of_many(function: Callable[..., Tensor], at: Tensors, tangents: Tensors)
     if turns > 1:
         points = tuple(x.repeat_interleave(copies, 0) for x in at)
         try:
-            found: Tensor = torch.func.vmap(along)(*map(by_turns, tangents)).detach()
+            with _ForwardMode():
+                found: Tensor = torch.func.vmap(along)(*map(by_turns, tangents)).detach()
             by_row: Tensor = found.unflatten(1, (count, copies))
             return by_row.transpose(0, 1).flatten(1, 2)[:, :many]
         except RuntimeError as error:
@@ -113,6 +120,49 @@ def _shared_pass(count: int, many: int) -> tuple[int, int]:
 
     copies = min(range(1, many + 1), key=work)
     return copies, -(-many // copies)
+
+
+class _ForwardMode(changing):
+    """Leaves torch's levels of forward mode as they were, wherever what is inside is interrupted.
+
+    torch counts them for the whole process, in Python and in C++, and what comes between two of the
+    counts makes all later derivatives of the process wrong or impossible.
+    """
+
+    def __init__(self) -> None:
+        self._depth = torch._C._functorch.get_dynamic_layer_stack_depth()
+        self._nesting, self._level = eager_transforms.JVP_NESTING, forward_ad._current_level
+        self._outer = sys.exc_info()[1]
+        self._ended = False
+        super().__init__(self._put_back)
+
+    def __exit__(self, *error: Any) -> None:
+        raised = self._raised(error[1])
+        self._ended = not raised
+        for one in reversed(raised):
+            close_interrupted(one.__traceback__)
+        super().__exit__(*error)
+        # An interrupt on the way into a level, or out of it, lets the way out of this one or of the
+        # next fail, with an error in its place.
+        if len(raised) > 1 and (interrupts := [e for e in raised if not isinstance(e, Exception)]):
+            raise interrupts[0]
+
+    def _raised(self, error: BaseException | None) -> list[BaseException]:
+        """In here, the last first: an error, and what it took the place of."""
+        found: list[BaseException] = []
+        while error is not None and error is not self._outer:
+            found.append(error)
+            error = error.__context__
+        return found
+
+    def _put_back(self) -> None:
+        if self._ended:
+            return
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(self._depth)
+        eager_transforms.JVP_NESTING = self._nesting
+        with contextlib.suppress(RuntimeError):  # no level is left
+            torch._C._exit_dual_level(level=self._level + 1)
+        forward_ad._current_level = self._level
 
 
 def _by_two_backward_passes(

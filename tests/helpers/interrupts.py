@@ -22,14 +22,24 @@ AROUND = {
         str(TORCH / name)
         for name in (
             "overrides.py",
+            "amp/autocast_mode.py",
+            "utils/checkpoint.py",
             "utils/hooks.py",
             "utils/_contextlib.py",
+            "autograd/forward_ad.py",
             "autograd/grad_mode.py",
+            "autograd/graph.py",
+            "_functorch/apis.py",
+            "_functorch/eager_transforms.py",
+            "_functorch/predispatch.py",  # of torch 2.8 and later
+            "_functorch/vmap.py",
+            "_vmap_internals.py",
             "nn/attention/__init__.py",
         )
     ),
 }
-"""Files of Python and torch that enter and leave contexts, and put on hooks and take them off."""
+"""Files of Python and torch that enter and leave contexts, count what they are inside of, put hooks
+on and take them off."""
 
 Spot = tuple[str, int, str, int]
 """A line that is about to run, by file and number, and the line that called its function."""
@@ -44,7 +54,7 @@ def _watched(frame: FrameType) -> bool:
     return file.startswith(PACKAGE) or file in AROUND
 
 
-def _inside(frame: FrameType) -> bool:
+def inside(frame: FrameType) -> bool:
     """Whether the package is what runs: torch enters and leaves contexts for others, too."""
     at: FrameType | None = frame
     while at is not None:
@@ -69,7 +79,7 @@ def traced(do: Callable[[], Any], at_line: Callable[[FrameType], None]) -> None:
         return local
 
     def each(frame: FrameType, event: str, _: Any) -> Any:
-        return local if event == "call" and _watched(frame) and _inside(frame) else None
+        return local if event == "call" and _watched(frame) and inside(frame) else None
 
     before = sys.gettrace()
     sys.settrace(each)

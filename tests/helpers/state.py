@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._dynamo import eval_frame
+from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.modules import module as modules
@@ -75,6 +76,23 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     return state
 
 
+def _level_is_open() -> bool:
+    """Whether torch's forward mode is in use, whatever Python has counted."""
+    try:
+        torch._C._enter_dual_level()
+    except RuntimeError:  # levels are not nested
+        return True
+    torch._C._exit_dual_level(level=0)
+    return False
+
+
+def _batched_gradients() -> int:
+    """How many calls of ``grad(..., is_grads_batched=True)`` torch takes this thread to be in."""
+    inside: int = torch._C._vmapmode_increment_nesting()
+    torch._C._vmapmode_decrement_nesting()
+    return inside - 1
+
+
 def _of_config(config: Any) -> dict[str, Any]:
     found = {k: copy.deepcopy(v) for k, v in vars(config).items() if not hasattr(v, "to_dict")}
     found["_attn_implementation"] = config._attn_implementation
@@ -96,8 +114,11 @@ def global_state() -> dict[str, Any]:
         "anomaly mode": torch.is_anomaly_enabled(),
         "function modes": _get_current_function_mode_stack(),
         "dispatch modes": _get_current_dispatch_mode_stack(),
-        "levels of torch.func": torch._C._functorch.peek_interpreter_stack() is not None,
-        "forward mode": forward_ad._current_level,
+        "levels of torch.func": torch._C._functorch.get_dynamic_layer_stack_depth(),
+        "forward mode": (forward_ad._current_level, _level_is_open()),
+        "torch.func.jvp in itself": eager_transforms.JVP_NESTING,
+        "batched gradients": _batched_gradients(),
+        "hooks on saved tensors": torch._C._autograd._top_saved_tensors_default_hooks(False),
         "forward mode is on": torch._C._is_fwd_grad_enabled(),
         "torch's random state": torch.get_rng_state().tolist(),
         "numpy's random state": str(np.random.get_state()),

@@ -135,8 +135,12 @@ def _leave_batched_gradients() -> None:
 
 
 def _hooks_on_saved_tensors() -> object:
-    """The last pair of those that are on in this thread; torch's checkpoints work by them."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+    """The last pair of those that are on in this thread; torch's checkpoints work by them.
+
+    None, too, of a torch that does not say it (2.6).
+    """
+    last = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return last and last(False)
 
 
 def close_interrupted(traceback: TracebackType | None) -> None:

@@ -206,12 +206,22 @@ def test_what_torch_counts() -> None:
     c._vmapmode_increment_nesting()
     assert c._dispatch_tls_is_dispatch_key_included("VmapMode")
     c._vmapmode_decrement_nesting()
-    top = c._autograd._top_saved_tensors_default_hooks
+
+
+def test_hooks_on_saved_tensors() -> None:
+    """They are taken off after an interrupt, where torch says which ones are on."""
+    autograd = import_module("torch._C")._autograd
+    top = getattr(autograd, "_top_saved_tensors_default_hooks", None)
+    if top is None:
+        assert torch.__version__.startswith(("2.6", "2.7")), (
+            "checkpoints that are interrupted leave hooks on"
+        )
+        pytest.skip("this torch does not say it")
     with torch.autograd.graph.saved_tensors_hooks(abs, abs):
         assert top(False) == (abs, abs)
-        c._autograd._pop_saved_tensors_default_hooks()
+        autograd._pop_saved_tensors_default_hooks()
         assert top(False) is None
-        c._autograd._push_saved_tensors_default_hooks(abs, abs)
+        autograd._push_saved_tensors_default_hooks(abs, abs)
     assert top(False) is None
 
 

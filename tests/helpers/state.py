@@ -44,6 +44,9 @@ HOOKS = (
 DEFAULTS = (None, False, frozenset(), AttentionCall.eager)
 """Of the variables of a context: as good as not set."""
 
+SAYS_HOOKS = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
+"""Whether torch says which hooks on saved tensors are on: 2.6 does not."""
+
 OF_ALL_MODULES = (
     "_global_forward_hooks",
     "_global_forward_pre_hooks",
@@ -86,6 +89,10 @@ def _level_is_open() -> bool:
     return False
 
 
+def _hooks_on_saved_tensors() -> Any:
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) if SAYS_HOOKS else None
+
+
 def _batched_gradients() -> int:
     """How many calls of ``grad(..., is_grads_batched=True)`` torch takes this thread to be in."""
     inside: int = torch._C._vmapmode_increment_nesting()
@@ -118,7 +125,7 @@ def global_state() -> dict[str, Any]:
         "forward mode": (forward_ad._current_level, _level_is_open()),
         "torch.func.jvp in itself": eager_transforms.JVP_NESTING,
         "batched gradients": _batched_gradients(),
-        "hooks on saved tensors": torch._C._autograd._top_saved_tensors_default_hooks(False),
+        "hooks on saved tensors": _hooks_on_saved_tensors(),
         "forward mode is on": torch._C._is_fwd_grad_enabled(),
         "torch's random state": torch.get_rng_state().tolist(),
         "numpy's random state": str(np.random.get_state()),

@@ -41,6 +41,7 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 SMOKE = (
     "tests/test_canary.py",
     "tests/test_installed.py",
+    "tests/test_interrupts.py::test_where_torch_counts",
     "tests/test_layer_flow_calls.py",
     "tests/test_layer_flow_ig.py",
     "tests/test_set_to_set_captum.py",

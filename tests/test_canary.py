@@ -194,12 +194,16 @@ def test_what_torch_counts() -> None:
     def look(x: torch.Tensor) -> torch.Tensor:
         depth = c._functorch.get_dynamic_layer_stack_depth()
         inside.append((depth, func.JVP_NESTING, forward_ad["_current_level"]))
+        if depth:
+            assert c._functorch.peek_interpreter_stack().key().name == "Jvp"
         return x
 
     look(torch.ones(1))
     torch.func.jvp(look, (torch.ones(1),), (torch.ones(1),))
     assert inside == [(0, 0, -1), (1, 1, 0)], "torch.func.jvp counts its levels elsewhere"
-    c._functorch.pop_dynamic_layer_stack_and_undo_to_depth(0)
+    for name in ("Jvp", "Vmap", "Grad"):
+        assert hasattr(c._functorch.TransformType, name)
+        assert hasattr(c._functorch, f"_{name.lower()}_decrement_nesting")
     with pytest.raises(RuntimeError):  # there is none
         c._exit_dual_level(level=0)
     assert not c._dispatch_tls_is_dispatch_key_included("VmapMode")

@@ -158,7 +158,10 @@ class _ForwardMode(changing):
     def _put_back(self) -> None:
         if self._ended:
             return
-        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(self._depth)
+        levels = torch._C._functorch
+        while levels.get_dynamic_layer_stack_depth() > self._depth:
+            kind = levels.peek_interpreter_stack().key().name  # "Jvp", "Vmap", "Grad"
+            getattr(levels, f"_{kind.lower()}_decrement_nesting")()
         eager_transforms.JVP_NESTING = self._nesting
         with contextlib.suppress(RuntimeError):  # no level is left
             torch._C._exit_dual_level(level=self._level + 1)

@@ -147,6 +147,54 @@ def test_where_torch_counts(
     assert torch.equal(run(), expected)
 
 
+class NoForwardMode(torch.autograd.Function):
+    """Doubles. Has a backward pass and no forward mode."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return 2 * grads[0]
+
+
+def test_while_the_user_handles_another_interrupt() -> None:
+    """An error in forward mode has the user's interrupt as its context. That one is not raised."""
+    point, direction = torch.ones(3), torch.arange(3.0)
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        value, rate = jvp(NoForwardMode.apply, (point,), (direction,))
+    assert torch.equal(value, 2 * point)
+    assert torch.allclose(rate, 2 * direction)
+
+
+@pytest.mark.skipif(not SAYS_HOOKS, reason="this torch does not say which hooks are on")
+def test_under_the_users_hooks_on_saved_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of an interrupted checkpoint end, the user's stay."""
+    monkeypatch.setattr(attention_call, "LARGE", 16)
+    packed = 0
+
+    def pack(x: Tensor) -> Tensor:
+        nonlocal packed
+        packed += 1
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        before = snapshot(nn.Linear(1, 1))
+        hooking = torch.autograd.graph.__file__
+        found = [moments for spot, moments in spots(attributed).items() if spot[0] == hooking]
+        for moment in {moment for moments in found for moment in (moments[0], moments[-1])}:
+            where = interrupted(attributed, moment, KeyboardInterrupt)
+            assert where is not None
+            assert not before.changes(), where
+        earlier = packed
+        torch.ones(1, requires_grad=True).exp()
+        assert packed > earlier
+    assert len(found) > 10
+
+
 class Raising(TorchFunctionMode):
     """The user's own mode: raises at one of the functions of torch that are called."""
 

@@ -6,7 +6,8 @@ Calls take turns: set to set, lengths (a padded batch), a number's graph, patchi
 circuits, and files that are saved and opened, on texts of varied lengths drawn at random. Every
 minute the same calls run on a fixed input, and have to give the same bits; then a line says what
 the process holds. ``--out`` gets the lines as JSON. At the end the slopes over the last half, with
-intervals of 95 %, are held against the bounds.
+intervals of 95 %, are held against the bounds. safetensors does not free the two numbers that say
+where in its file a tensor lies: what a tensor leaves is measured first, without this package.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from typing import Any, TextIO
 
 import psutil
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from scipy.stats import linregress, t
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -43,7 +46,7 @@ from captum_lig.patching import effects
 
 TITLE = "An hour of calls"
 MIB = 2**20
-PER_HOUR = {"resident": 16 * MIB, "allocated": 16 * MIB, "objects": 2000}
+PER_HOUR = {"own": 16 * MIB, "allocated": 16 * MIB, "objects": 2000}
 """Most growth in an hour, as the upper end of the interval; a run makes thousands of calls."""
 CONSTANT = ("files", "threads")
 """What is the same at the end as in the middle."""
@@ -61,6 +64,8 @@ class Line:
     """Bytes of its own in memory, after malloc has given back the pages that it keeps free. Pages
     of mapped files (libraries, weights) are not among them, where the system counts these: it drops
     them and reads them again as it likes."""
+    left: int
+    """Bytes of them that safetensors has left behind."""
     allocated: int
     """Bytes of them that malloc has given out (0 where it cannot be asked)."""
     objects: int
@@ -69,6 +74,11 @@ class Line:
     threads: int
     bits: str
     """SHA-256 of what the fixed inputs gave."""
+
+    @property
+    def own(self) -> int:
+        """Bytes in memory without those that safetensors has left behind."""
+        return self.resident - self.left
 
 
 class _Allocated(ctypes.Structure):
@@ -106,11 +116,32 @@ def resident(process: psutil.Process) -> int:
     return int(found.rss - getattr(found, "shared", 0))
 
 
+def left_by_safetensors(folder: Path) -> float:
+    """Bytes that stay behind for each tensor that safetensors reads for torch."""
+    block = 32  # of Python's small objects; a whole number takes one
+    many = {f"tensor {n}": torch.zeros(64) for n in range(200)}
+    file = folder / "many.safetensors"
+    save_file(many, file)
+
+    def read(times: int) -> int:
+        for _ in range(times):
+            with safe_open(file, "pt") as opened:
+                for name in many:
+                    opened.get_tensor(name)
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    before = read(10)
+    return max(0, read(100) - before) * block / (100 * len(many))
+
+
 class Calls:
     """The calls; each takes a generator of random numbers and gives tensors."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.read = 0
+        """Tensors that were read from safetensors files."""
         _, self.encoder = load(None)
         torch.manual_seed(0)
         config = GPT2Config(vocab_size=1000, n_embd=64, n_layer=2, n_head=4, bos_token_id=1)
@@ -153,12 +184,14 @@ class Calls:
         for end in ("json", "safetensors"):
             opened = FlowGraph.load(graph.save(self.folder / f"graph.{end}"))
             found.append(opened.relevance().tokens)
+        self.read += tensors(self.folder / "graph.safetensors")
         ids = text(generator)
         flows = of_layers(LayerFlowIG(self.decoder).attribute(ids, n_steps=4))
         names = [str(token) for token in ids[0].tolist()]
         for end in ("json", "safetensors"):
             file = save_flows(Explanation(flows, names), self.folder / f"flows.{end}")
             found += [x for flow in load_flows(file).flows for x in flow.tensors.values()]
+        self.read += tensors(self.folder / "flows.safetensors")
         return found
 
     def patching(self, generator: torch.Generator) -> list[Tensor]:
@@ -176,6 +209,12 @@ class Calls:
         ids = text(generator)
         flows = LayerFlowIG(self.decoder).attribute(ids, other(ids, generator), (-1, 5))
         return FlowGraph(flows)
+
+
+def tensors(file: Path) -> int:
+    """How many a file holds."""
+    with safe_open(file, "pt") as opened:
+        return len(opened.keys())
 
 
 def of_layers(flows: LayerFlow | Flows) -> list[LayerFlow]:
@@ -219,6 +258,9 @@ def soak(minutes: float, out: TextIO | None) -> list[Line]:
     generator = torch.Generator().manual_seed(1)
     with tempfile.TemporaryDirectory() as folder:
         calls = Calls(Path(folder))
+        calls.bits()  # what is loaded once and kept
+        each = left_by_safetensors(Path(folder))
+        calls.read = 0
         began = time.monotonic()
         while True:
             # The hash first: what it leaves for the collector is counted each time.
@@ -229,6 +271,7 @@ def soak(minutes: float, out: TextIO | None) -> list[Line]:
                 minutes=(time.monotonic() - began) / 60,
                 calls=done,
                 resident=resident(process),
+                left=round(each * calls.read),
                 allocated=allocated(),
                 objects=len(gc.get_objects()),
                 files=process.num_fds(),
@@ -249,11 +292,13 @@ def soak(minutes: float, out: TextIO | None) -> list[Line]:
                 done += 1
 
 
-HEADER = ["minute", "calls", "resident", "allocated", "objects", "files", "threads", "bits"]
+LABELS = {"left": "left by safetensors", "own": "resident without that"}
+HEADER = ["minute", "calls", "resident", LABELS["left"], "allocated"]
+HEADER += ["objects", "files", "threads", "bits"]
 
 
 def row(line: Line) -> list[str]:
-    sizes = [f"{size / MIB:.1f} MiB" for size in (line.resident, line.allocated)]
+    sizes = [f"{size / MIB:.1f} MiB" for size in (line.resident, line.left, line.allocated)]
     counts = [f"{line.objects:,}", str(line.files), str(line.threads), line.bits[:8]]
     return [f"{line.minutes:.1f}", f"{line.calls:,}", *sizes, *counts]
 
@@ -271,13 +316,18 @@ def judged(lines: Sequence[Line]) -> tuple[list[list[str]], list[str]]:
     """Rows of what grew in the last half, and the bounds that were missed."""
     half = lines[len(lines) // 2 :]
     rows, missed = [], []
+    for name in ("resident", "left"):
+        grows, around = slope(half, name)
+        said = f"{grows / MIB:+.1f} ± {around / MIB:.1f} MiB"
+        rows.append([LABELS.get(name, name), said, ""])
     for name, most in PER_HOUR.items():
+        label = LABELS.get(name, name)
         grows, around = slope(half, name)
         unit, of = (" MiB", MIB) if most >= MIB else ("", 1)
         said = f"{grows / of:+.1f} ± {around / of:.1f}{unit}"
-        rows.append([name, said, f"{most / of:,.0f}{unit}"])
+        rows.append([label, said, f"{most / of:,.0f}{unit}"])
         if not grows + around <= most:
-            missed.append(f"{name}: {said} an hour (at most {most / of:,.0f}{unit})")
+            missed.append(f"{label}: {said} an hour (at most {most / of:,.0f}{unit})")
     for name in CONSTANT:
         first, last = getattr(half[0], name), getattr(half[-1], name)
         rows.append([name, f"{last - first:+d}", "0"])
